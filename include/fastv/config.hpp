@@ -1,0 +1,295 @@
+// fastv: the user's settings, what can be wrong with them, and the one place where they are checked.
+#pragma once
+
+#include <cstdio>
+
+#include "element.hpp"
+#include "view.hpp"
+
+namespace fastv {
+
+// ---- settings -----------------------------------------------------------------------------------
+
+enum class ScoreRows {
+  last,   // the last prompt token's row: what the authors' released code ranks by (default)
+  all,    // mean over every row of the prompt: the wording of the paper, section 4.1
+  listed  // mean over Config::listed_rows
+};
+
+enum class Selection {
+  top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
+  random,  // every subset equally likely, drawn from Config::seed; looks at no score
+  uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
+};
+
+enum class Quota {
+  per_span,  // every span keeps its own share (default)
+  pooled     // all spans compete for one count
+};
+
+inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
+
+struct Config {
+  std::size_t filtering_layer = 2;    // K: layers that run on the whole prompt (paper, section 4.1)
+  double filtering_ratio = 0.5;       // R: share of the visual tokens that is dropped, in [0, 1]
+  std::size_t keep_count = by_ratio;  // visual tokens kept in the whole prompt; by_ratio: R decides
+  ScoreRows score_rows = ScoreRows::last;
+  Span<const Index> listed_rows = {};  // prompt positions, for ScoreRows::listed; read during each call
+  Selection selection = Selection::top_k;
+  Quota quota = Quota::per_span;
+  std::uint64_t seed = 0;  // for Selection::random
+};
+
+// ---- what can go wrong --------------------------------------------------------------------------
+
+enum class Errc : unsigned char {
+  ok,
+  // settings
+  filtering_layer_past_end,  // K is not below the number of layers
+  no_attention_yet,          // K = 0 with a rule that ranks by attention
+  ratio_not_a_number,
+  ratio_out_of_range,  // R outside [0, 1]
+  count_above_visual,  // keep_count above the number of visual tokens
+  listed_rows_empty,
+  listed_row_past_end,
+  // the prompt
+  no_layers,
+  no_tokens,
+  too_many_tokens,  // above max_tokens
+  span_empty,
+  span_past_end,
+  spans_unsorted,
+  spans_overlap,
+  span_columns,       // columns do not divide the span's count
+  last_token_visual,  // the last prompt token asks the question: it must not compete
+  // evidence
+  null_data,
+  no_heads,
+  no_rows,
+  no_dim,
+  heads_not_divisible,  // query heads / KV heads is not whole
+  negative_stride,
+  overlapping_stride,
+  row_not_in_evidence,  // a row to score by is not among the rows handed over
+  rows_above_keys,      // more query rows than keys
+  bad_scale,
+  bad_soft_cap,
+  bias_size,
+  scores_size,       // not one score per visual token
+  evidence_missing,  // top_k without scores
+  all_scores_nan,
+  infinite_score,
+  // applying
+  index_past_end,
+  indices_unsorted,
+  rows_differ,     // source and destination rows differ in size
+  room_too_small,  // an output span is too short
+  // memory
+  out_of_memory
+};
+
+// One sentence, ready to print.
+struct Message {
+  char text[256];
+  const char* c_str() const noexcept { return text; }
+};
+
+// An Errc and the numbers its sentence names. True where nothing went wrong.
+struct [[nodiscard]] Status {
+  Errc code = Errc::ok;
+  const char* what = "";  // the argument at fault
+  long long value = 0;    // its value
+  long long limit = 0;    // what it had to respect
+  long long place = 0;    // where: number of the span, of the row, of the token
+  double real = 0;        // its value, if it is not a whole number
+
+  explicit operator bool() const noexcept { return code == Errc::ok; }
+  Message message() const noexcept;
+};
+
+// A value, or the Status that says why there is none. Read the value only where the result is true.
+template <class T>
+struct [[nodiscard]] Result {
+  T value{};
+  Status status{};
+
+  explicit operator bool() const noexcept { return static_cast<bool>(status); }
+  const T& operator*() const noexcept { return value; }
+  const T* operator->() const noexcept { return &value; }
+  Errc code() const noexcept { return status.code; }
+  Message message() const noexcept { return status.message(); }
+};
+
+inline Message Status::message() const noexcept {
+  Message message{};
+  const auto say = [&](const char* format, auto... numbers) {
+    std::snprintf(message.text, sizeof(message.text), format, numbers...);
+  };
+  switch (code) {
+    case Errc::ok: say("%s", "no error"); break;
+    case Errc::filtering_layer_past_end:
+      say("filtering_layer is %lld but the model has %lld layers: use at most %lld, so that one layer is left to run "
+          "on the shorter sequence",
+          value, limit, limit - 1);
+      break;
+    case Errc::no_attention_yet:
+      say("filtering_layer is %lld, where no layer has attended yet: use Selection::random or Selection::uniform, or a "
+          "filtering_layer of at least 1",
+          value);
+      break;
+    case Errc::ratio_not_a_number: say("%s", "filtering_ratio is not a number: use a share from 0 to 1"); break;
+    case Errc::ratio_out_of_range:
+      say("filtering_ratio is %g but must lie between 0 (drop none) and 1 (drop every visual token)", real);
+      break;
+    case Errc::count_above_visual:
+      say("keep_count is %lld but the prompt has %lld visual tokens: use at most %lld", value, limit, limit);
+      break;
+    case Errc::listed_rows_empty:
+      say("%s", "score_rows is listed but listed_rows is empty: list at least one prompt position");
+      break;
+    case Errc::listed_row_past_end:
+      say("listed_rows[%lld] is %lld but the prompt has %lld tokens: use positions below that", place, value, limit);
+      break;
+    case Errc::no_layers: say("%s", "the model has 0 layers: state at least 1"); break;
+    case Errc::no_tokens: say("%s", "the prompt has 0 tokens: hand over at least 1"); break;
+    case Errc::too_many_tokens: say("the prompt has %lld tokens but at most %lld are supported", value, limit); break;
+    case Errc::span_empty: say("visual span %lld has 0 tokens: leave it out", place); break;
+    case Errc::span_past_end:
+      say("visual span %lld ends before position %lld but the prompt has %lld tokens: shorten the span", place, value,
+          limit);
+      break;
+    case Errc::spans_unsorted:
+      say("visual span %lld starts at position %lld, before the span ahead of it, which starts at %lld: sort the spans",
+          place, value, limit);
+      break;
+    case Errc::spans_overlap:
+      say("visual span %lld starts at position %lld but the span ahead of it reaches up to %lld: make them disjoint",
+          place, value, limit);
+      break;
+    case Errc::span_columns:
+      say("visual span %lld has %lld columns, which do not divide its %lld tokens into rows: use 0 where the grid is "
+          "unknown",
+          place, value, limit);
+      break;
+    case Errc::last_token_visual:
+      say("the last prompt token (position %lld) is in visual span %lld, but it asks the question and cannot be "
+          "dropped: end the span before it",
+          value, place);
+      break;
+    case Errc::null_data: say("the pointer to %s is null: hand over its data", what); break;
+    case Errc::no_heads: say("%s has 0 heads: state at least 1", what); break;
+    case Errc::no_rows: say("%s has 0 rows: hand over at least the last prompt token's", what); break;
+    case Errc::no_dim: say("%s has head dimension 0: state at least 1", what); break;
+    case Errc::heads_not_divisible:
+      say("%lld query heads cannot be shared evenly by %lld KV heads: the first must be a multiple of the second",
+          value, limit);
+      break;
+    case Errc::negative_stride:
+      say("the %s is %lld but strides must not be negative: reverse the view", what, value);
+      break;
+    case Errc::overlapping_stride:
+      say("the %s is %lld, so that entries of %lld overlap: use at least %lld", what, value, limit, limit);
+      break;
+    case Errc::row_not_in_evidence:
+      say("the row of prompt position %lld is to be scored by, but the evidence starts at position %lld: hand over "
+          "more query rows or change score_rows",
+          value, limit);
+      break;
+    case Errc::rows_above_keys:
+      say("%s has %lld rows but only %lld keys: rows are the last positions of the prompt", what, value, limit);
+      break;
+    case Errc::bad_scale:
+      say("scale is %g but must be positive and finite, such as 1 / sqrt(head dimension)", real);
+      break;
+    case Errc::bad_soft_cap: say("soft_cap is %g but must be positive and finite, or 0 for none", real); break;
+    case Errc::bias_size:
+      say("the bias row has %lld entries for %lld keys: give one each, or none", value, limit);
+      break;
+    case Errc::scores_size: say("%lld scores were given for %lld visual tokens: give one each", value, limit); break;
+    case Errc::evidence_missing:
+      say("%s", "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
+      break;
+    case Errc::all_scores_nan:
+      say("all %lld visual scores are NaN: check the attention or the queries and keys of layer K-1", value);
+      break;
+    case Errc::infinite_score:
+      say("the score of visual token %lld is infinite: attention is at most 1, so check its source", place);
+      break;
+    case Errc::index_past_end:
+      say("kept index %lld is %lld but there are %lld rows: use the tensor the indices were made for", place, value,
+          limit);
+      break;
+    case Errc::indices_unsorted:
+      say("kept index %lld is %lld, not above the one ahead of it, %lld: keep them ascending", place, value, limit);
+      break;
+    case Errc::rows_differ:
+      say("%s is %lld at the source but %lld at the destination: make them equal", what, value, limit);
+      break;
+    case Errc::room_too_small: say("%s has room for %lld entries but needs %lld", what, value, limit); break;
+    case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
+  }
+  return message;
+}
+
+// ---- checks -------------------------------------------------------------------------------------
+
+namespace detail {
+
+inline long long number(std::size_t value) noexcept {
+  constexpr unsigned long long most = 0x7fffffffffffffffull;
+  return static_cast<long long>(value > most ? most : value);
+}
+
+inline Status fail(Errc code, const char* what = "", long long value = 0, long long limit = 0,
+                   long long place = 0) noexcept {
+  return {code, what, value, limit, place, 0};
+}
+inline Status fail_real(Errc code, double real) noexcept { return {code, "", 0, 0, 0, real}; }
+
+}  // namespace detail
+
+// Settings that are wrong whatever the prompt.
+inline Status check(const Config& config) noexcept {
+  using detail::fail;
+  if (detail::is_nan(config.filtering_ratio)) return fail(Errc::ratio_not_a_number);
+  if (!(config.filtering_ratio >= 0 && config.filtering_ratio <= 1))
+    return detail::fail_real(Errc::ratio_out_of_range, config.filtering_ratio);
+  if (config.filtering_layer == 0 && config.selection == Selection::top_k) return fail(Errc::no_attention_yet);
+  if (config.selection == Selection::top_k && config.score_rows == ScoreRows::listed) {
+    if (config.listed_rows.empty()) return fail(Errc::listed_rows_empty);
+    if (config.listed_rows.data() == nullptr) return fail(Errc::null_data, "listed_rows");
+  }
+  return {};
+}
+
+// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt.
+inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  using detail::fail;
+  using detail::number;
+  if (tokens == 0) return fail(Errc::no_tokens);
+  if (tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(tokens), number(max_tokens));
+  if (!visual.empty() && visual.data() == nullptr) return fail(Errc::null_data, "visual spans");
+  for (std::size_t i = 0; i < visual.size(); ++i) {
+    const TokenSpan& span = visual[i];
+    const long long place = number(i);
+    if (span.count == 0) return fail(Errc::span_empty, "", 0, 0, place);
+    if (span.first >= tokens || span.count > tokens - span.first) {
+      const std::size_t end =
+          span.count > max_tokens || span.first > max_tokens ? static_cast<std::size_t>(-1) : span.first + span.count;
+      return fail(Errc::span_past_end, "", number(end), number(tokens), place);
+    }
+    if (i > 0) {
+      const TokenSpan& before = visual[i - 1];
+      if (span.first < before.first)
+        return fail(Errc::spans_unsorted, "", number(span.first), number(before.first), place);
+      if (span.first < before.first + before.count)
+        return fail(Errc::spans_overlap, "", number(span.first), number(before.first + before.count), place);
+    }
+    if (span.columns != 0 && span.count % span.columns != 0)
+      return fail(Errc::span_columns, "", number(span.columns), number(span.count), place);
+    if (span.first + span.count == tokens) return fail(Errc::last_token_visual, "", number(tokens - 1), 0, place);
+  }
+  return {};
+}
+
+}  // namespace fastv

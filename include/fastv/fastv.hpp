@@ -1,0 +1,16 @@
+// fastv: FastV (Chen et al., ECCV 2024, arXiv 2403.06764) for C++ inference engines. Include this.
+//
+// After decoder layer K, score every visual token by the attention it receives, keep the best, and run
+// the remaining layers and all of decoding on the shorter sequence. See README.md.
+#pragma once
+
+#include "apply.hpp"
+#include "config.hpp"
+#include "cost.hpp"
+#include "element.hpp"
+#include "plan.hpp"
+#include "pruner.hpp"
+#include "score.hpp"
+#include "select.hpp"
+#include "version.hpp"
+#include "view.hpp"

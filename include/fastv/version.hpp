@@ -1,0 +1,6 @@
+// fastv: the one place that states the version. CMake and the packaging read these three lines.
+#pragma once
+
+#define FASTV_VERSION_MAJOR 0
+#define FASTV_VERSION_MINOR 1
+#define FASTV_VERSION_PATCH 0
