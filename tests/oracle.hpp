@@ -9,10 +9,20 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <ostream>
 #include <string>
 #include <vector>
 
 #include "fastv/fastv.hpp"
+
+namespace fastv {
+// What gtest shows of an Errc.
+inline void PrintTo(Errc code, std::ostream* out) {
+  Status status;
+  status.code = code;
+  *out << "Errc " << static_cast<int>(code) << " (" << status.message().c_str() << ')';
+}
+}  // namespace fastv
 
 namespace oracle {
 
@@ -77,9 +87,11 @@ inline std::int64_t rank_of(double value) {
 inline float nan_float() { return float_of_bits(0x7fc00000u); }
 inline float infinity() { return float_of_bits(0x7f800000u); }
 
-// The definition of IEEE 754 binary16, read out of the standard. Finite values only.
+// The definition of IEEE 754 binary16, read out of the standard.
 inline double value_of(fastv::half h) {
   const int exponent = (h.bits >> 10) & 31, mantissa = h.bits & 1023;
+  if (exponent == 31 && mantissa != 0) return static_cast<double>(nan_float());
+  if (exponent == 31) return (h.bits & 0x8000) != 0 ? -HUGE_VAL : HUGE_VAL;
   const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
   return (h.bits & 0x8000) != 0 ? -magnitude : magnitude;
 }

@@ -13,13 +13,6 @@ namespace {
 
 using namespace fastv;
 
-template <class Allocating>
-std::size_t allocations_in(Allocating allocating) {
-  const std::size_t before = counted_new::allocations;
-  allocating();
-  return counted_new::allocations - before;
-}
-
 // ---- one prompt with all four kinds of evidence -------------------------------------------------
 
 // Grouped attention of the last row over `tokens` tokens, as queries and keys and as probabilities.
@@ -268,6 +261,14 @@ TEST(PruneErrors, ANaNOrInfinityInTheTensorsMakesAllScoresNaN) {
 }
 
 // ---- memory -------------------------------------------------------------------------------------
+
+template <class Allocating>
+std::size_t allocations_in(Allocating allocating) {
+  llava();  // made once, and not while counting
+  const std::size_t before = counted_new::allocations;
+  allocating();
+  return counted_new::allocations - before;
+}
 
 TEST(Memory, TheCounterCounts) {
   EXPECT_EQ(allocations_in([] { ::operator delete(::operator new(4)); }), 1u);

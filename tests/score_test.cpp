@@ -129,7 +129,7 @@ TYPED_TEST(QueryKeyTypes, EqualDenseAttentionInEveryLayoutAndGrouping) {
   oracle::Rng rng(10);
   const std::vector<TokenSpan> visual = {{2, 9}, {11, 3}, {17, 8}};
   for (const auto& [heads, kv_heads] : {std::pair<std::size_t, std::size_t>{1, 1}, {4, 4}, {8, 2}, {6, 3}, {4, 1}})
-    for (const std::size_t dim : {1u, 7u, 32u, 33u, 80u, 128u})
+    for (const std::size_t dim : {1u, 5u, 7u, 32u, 33u, 51u, 80u, 100u, 128u})
       for (const KvLayout layout : {KvLayout::token_major, KvLayout::head_major})
         for (const std::size_t rows : {1u, 5u, 29u}) {
           SCOPED_TRACE(testing::Message() << heads << "/" << kv_heads << " heads of " << dim << ", " << rows
@@ -227,6 +227,60 @@ TEST(QueryKeyScores, ExtremeElementsOfOneTokenMakeEveryScoreNaN) {
       }
 }
 
+// Keys whose elements are any bits of their 16-bit type, not the tame ones above.
+template <class K>
+void expect_dense_attention_for_any_bits(std::uint64_t seed, std::uint16_t exponents) {
+  oracle::Rng rng(seed);
+  for (const std::size_t dim : {1u, 16u, 37u, 64u, 100u}) {
+    auto a = random_attention(rng, 4, 2, 1, 23, dim);
+    Tensors<float, K> tensors(a, KvLayout::token_major);
+    for (std::size_t j = 0; j < 23; ++j)
+      for (std::size_t h = 0; h < 2; ++h)
+        for (std::size_t d = 0; d < dim; ++d) {
+          K& element = tensors.key[(j * 2 + h) * dim + d];
+          element.bits = static_cast<std::uint16_t>(rng.next()) & static_cast<std::uint16_t>(0x83ff | exponents);
+          a.key[(h * 23 + j) * dim + d] = oracle::value_of(element);
+        }
+    expect_scores_of_attention<float>(tensors, a, {{3, 15}});
+  }
+}
+
+TEST(QueryKeyScores, HalfKeysOfAnyBitsEqualDenseAttention) {
+  expect_dense_attention_for_any_bits<half>(24, 0x3c00);  // up to 2, denormals included
+  expect_dense_attention_for_any_bits<half>(25, 0x0000);  // denormals alone
+}
+
+TEST(QueryKeyScores, TheLargestHalfIsNotTakenForInfinity) {
+  for (const std::size_t dim : {1u, 31u, 64u}) {
+    oracle::Rng rng(26);
+    auto a = random_attention(rng, 2, 1, 1, 9, dim);
+    Tensors<half, half> tensors(a, KvLayout::token_major);
+    a.key[4 * dim] = 65504;
+    tensors.key[4 * dim].bits = 0x7bff;
+    a.query[0] = a.query[dim] = 0x1p-14;
+    tensors.query[0].bits = tensors.query[dim].bits = 0x0400;
+    expect_scores_of_attention<float>(tensors, a, {{1, 7}});
+  }
+}
+
+TEST(QueryKeyScores, AnInfiniteHalfHidesOrSpoilsAsItDoesInDouble) {
+  for (const std::uint16_t bits : std::vector<std::uint16_t>{0xfc00, 0x7c00, 0x7e00, 0xfe00})
+    for (const std::size_t place : {0u, 30u, 31u, 32u, 36u}) {
+      oracle::Rng rng(27);
+      auto a = random_attention(rng, 2, 1, 1, 9, 37);
+      std::fill(a.query.begin(), a.query.end(), 0.5);
+      Tensors<half, half> tensors(a, KvLayout::token_major);
+      tensors.key[4 * 37 + place].bits = bits;
+      a.key[4 * 37 + place] = oracle::value_of(half{bits});
+      SCOPED_TRACE(testing::Message() << "bits " << bits << " at " << place);
+      if (bits == 0xfc00) {  // -infinity times a positive query hides the key, and only that
+        expect_scores_of_attention<float>(tensors, a, {{1, 7}});
+      } else {
+        for (const float score : scores_of<float>({}, tensors.view, {{1, 7}})) ASSERT_TRUE(oracle::is_nan(score));
+      }
+    }
+}
+
 TEST(QueryKeyScores, KeysBehindTheRowAreNotEvenRead) {
   oracle::Rng rng(19);
   auto a = random_attention(rng, 2, 2, 6, 6, 8);
@@ -273,9 +327,9 @@ TYPED_TEST_SUITE(ProbabilityTypes, Elements, );  // the comma is for clang -Wped
 
 TYPED_TEST(ProbabilityTypes, EqualTheMeanInEveryAxisOrderWithGapsAnywhere) {
   oracle::Rng rng(22);
-  const std::vector<TokenSpan> visual = {{1, 4}, {6, 1}, {7, 5}};
+  const std::vector<TokenSpan> visual = {{1, 4}, {6, 1}, {7, 77}};
   for (int draw = 0; draw < 60; ++draw) {
-    const std::size_t heads = rng.between(1, 5), keys = 15, rows = rng.chance(0.5) ? keys : rng.between(1, 4);
+    const std::size_t heads = rng.between(1, 5), keys = 90, rows = rng.chance(0.5) ? keys : rng.between(1, 4);
     const std::size_t extents[3] = {heads, rows, keys};
     std::size_t order[3] = {0, 1, 2};  // innermost last
     for (std::size_t i = 2; i > 0; --i) std::swap(order[i], order[rng.below(i + 1)]);
@@ -301,9 +355,9 @@ TYPED_TEST(ProbabilityTypes, EqualTheMeanInEveryAxisOrderWithGapsAnywhere) {
       return oracle::mean_scores(p, heads, rows, keys, positions, visual);
     };
     Config config;
-    expect_near(scores_of<float>(config, view, visual), expected({14}), 1e-6);
-    expect_near(scores_of<double>(config, view, visual), expected({14}), 1e-15);
-    const std::vector<Index> listed = {14, static_cast<Index>(keys - rows)};
+    expect_near(scores_of<float>(config, view, visual), expected({89}), 1e-6);
+    expect_near(scores_of<double>(config, view, visual), expected({89}), 1e-15);
+    const std::vector<Index> listed = {89, static_cast<Index>(keys - rows)};
     config.score_rows = ScoreRows::listed;
     config.listed_rows = listed;
     expect_near(scores_of<double>(config, view, visual), expected(listed), 1e-15);

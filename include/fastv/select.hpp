@@ -61,11 +61,12 @@ void select_top_k(const Score* scores, std::size_t n, std::size_t count, Index* 
   if (count == 0) return;
   const auto cut = detail::find_cut(scores, n, count);
   std::size_t ties = count - cut.above, k = 0;  // places left for tokens that equal the cut
-  for (std::size_t i = 0; i < n && k < count; ++i) {
+  for (std::size_t i = 0; k < count; ++i) {     // without branches on the scores: they cannot be predicted
     const auto key = detail::order_key(scores[i]);
-    if (key < cut.key || (key == cut.key && ties == 0)) continue;
-    if (key == cut.key) --ties;
-    kept[k++] = static_cast<Index>(i);
+    const std::size_t tie = static_cast<std::size_t>(key == cut.key) & static_cast<std::size_t>(ties != 0);
+    kept[k] = static_cast<Index>(i);
+    k += static_cast<std::size_t>(key > cut.key) | tie;
+    ties -= tie;
   }
 }
 
@@ -124,10 +125,13 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
   if (config.selection == Selection::top_k) {
     if (scores.size() != total) return {{}, fail(Errc::scores_size, "", number(scores.size()), number(total))};
     if (total > 0 && scores.data() == nullptr) return {{}, fail(Errc::null_data, "scores")};
+    std::size_t infinite = 0;
     for (std::size_t i = 0; i < total; ++i) {
-      if (detail::is_infinite(scores[i])) return {{}, fail(Errc::infinite_score, "", 0, 0, number(i))};
+      infinite += detail::is_infinite(scores[i]) ? 1u : 0u;
       selected.nan_scores += detail::is_nan(scores[i]) ? 1u : 0u;
     }
+    for (std::size_t i = 0; infinite > 0; ++i)
+      if (detail::is_infinite(scores[i])) return {{}, fail(Errc::infinite_score, "", 0, 0, number(i))};
     if (total > 0 && selected.nan_scores == total) return {{}, fail(Errc::all_scores_nan, "", number(total))};
   }
   if (config.quota == Quota::per_span) {

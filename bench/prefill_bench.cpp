@@ -1,0 +1,96 @@
+// Prefill of the whole reference decoder with FastV (K = 2) beside the same prefill without it, in one run.
+//
+// time_ratio:  pruned time / unpruned time, medians of alternating runs
+// flops_ratio: what the cost model says it should be
+// of_theory:   flops_ratio / time_ratio; 1 means that every saved multiply-add is saved time
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "decoder.hpp"
+#include "random_weights.hpp"
+
+namespace {
+
+using namespace reference;
+
+// 35 system and instruction tokens, one LLaVA-1.5 picture, 20 tokens of question.
+constexpr std::size_t tokens = 631;
+const std::vector<fastv::TokenSpan> visual = {{35, 576, 24}};
+constexpr fastv::ModelShape shape{12, 1024, 16, 16, 64, 2816, 3, 1000};
+constexpr int repetitions = 5;
+
+double seconds_of_prefill(const Decoder& decoder, const Matrix& prompt, const PrefillOptions& options, Matrix& logits) {
+  Sequence sequence;
+  const auto start = std::chrono::steady_clock::now();
+  const Matrix hidden = decoder.prefill(prompt, sequence, options);
+  logits = decoder.logits(hidden.bottomRows(1), sequence);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void BM_Prefill(benchmark::State& state) {
+  static const Decoder decoder({shape, 1e-5f, 10000}, RandomWeights(1));
+  static const Matrix prompt = RandomWeights(2).matrix("prompt", tokens, static_cast<Eigen::Index>(shape.hidden));
+
+  fastv::Config config;
+  config.filtering_ratio = static_cast<double>(state.range(0)) / 100;
+  fastv::Pruner<> pruner(config);
+  const auto plan = pruner.plan({tokens, shape.layers, visual});
+  fastv::Config keep_all = config;
+  keep_all.filtering_ratio = 0;
+  const auto whole = fastv::make_plan(keep_all, {tokens, shape.layers, visual});
+  PrefillOptions options;
+  options.pruner = &pruner;
+  options.visual = visual;
+
+  // Correctness first: the same logits as hiding the dropped tokens' keys.
+  Matrix logits, masked, unpruned;
+  PrefillOptions slow = options;
+  slow.mode = Mode::mask;
+  (void)seconds_of_prefill(decoder, prompt, options, logits);
+  (void)seconds_of_prefill(decoder, prompt, slow, masked);
+  if ((logits - masked).cwiseAbs().maxCoeff() > 1e-3f) {
+    state.SkipWithError("the pruned prefill's logits differ from the masked one's");
+    return;
+  }
+
+  std::vector<double> pruned_times, whole_times;
+  for (auto _ : state) {
+    whole_times.push_back(seconds_of_prefill(decoder, prompt, {}, unpruned));
+    pruned_times.push_back(seconds_of_prefill(decoder, prompt, options, logits));
+    state.SetIterationTime(pruned_times.back());
+    std::fprintf(stderr, "\rR = %d%%: run %zu of %d ", static_cast<int>(state.range(0)), pruned_times.size(),
+                 repetitions);
+  }
+  std::fprintf(stderr, "\r                          \r");
+  const double flops_ratio = fastv::prefill_flops(shape, *plan) / fastv::prefill_flops(shape, *whole);
+  const double time_ratio = median(pruned_times) / median(whole_times);
+  state.counters["tokens_kept"] = static_cast<double>(plan->kept());
+  state.counters["unpruned_ms"] = 1e3 * median(whole_times);
+  state.counters["pruned_ms"] = 1e3 * median(pruned_times);
+  state.counters["gflops_per_s"] = fastv::prefill_flops(shape, *whole) / median(whole_times) / 1e9;
+  state.counters["flops_ratio"] = flops_ratio;
+  state.counters["time_ratio"] = time_ratio;
+  state.counters["kv_ratio"] =
+      static_cast<double>(fastv::kv_bytes(shape, *plan, 4)) / static_cast<double>(fastv::kv_bytes(shape, *whole, 4));
+  state.counters["of_theory"] = flops_ratio / time_ratio;
+}
+BENCHMARK(BM_Prefill)
+    ->ArgName("R")
+    ->Arg(50)
+    ->Arg(75)
+    ->Arg(90)
+    ->Iterations(repetitions)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+
+}  // namespace
+
+BENCHMARK_MAIN();

@@ -1,0 +1,237 @@
+// Timing for the benches: a kernel, its physical limit and its rivals run in turn, so that whatever else
+// the machine is doing hits all of them alike, and their medians are compared.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
+#include <benchmark/benchmark.h>
+
+namespace bench {
+
+// ---- memory outside the cache -------------------------------------------------------------------
+
+// Bytes of last-level cache that one core can use. Linux's own listing comes first: inside a virtual
+// machine sysconf() may add up the caches of the whole socket.
+inline std::size_t cache_bytes() {
+  std::ifstream listing("/sys/devices/system/cpu/cpu0/cache/index3/size");
+  std::size_t kibibytes = 0;
+  char unit = 0;
+  if (listing >> kibibytes >> unit && unit == 'K' && kibibytes > 0) return kibibytes * 1024;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (size > 0) return static_cast<std::size_t>(size);
+#endif
+  return std::size_t{64} << 20;
+}
+
+// Copies of one tensor, more than two last-level caches of them. Every call of next() hands out the copy
+// that was used longest ago, so its reader finds nothing of it in the cache.
+class Ring {
+ public:
+  Ring(const void* tensor, std::size_t bytes) : bytes_(bytes), stride_((bytes + 63) / 64 * 64) {
+    const std::size_t room = std::min(2 * cache_bytes() + cache_bytes() / 4, std::size_t{1} << 30);
+    count_ = room / stride_ + 2;
+    unsigned char* memory = arena(count_ * stride_);
+    for (std::size_t i = 0; i < count_; ++i) std::memcpy(memory + i * stride_, tensor, bytes);
+    memory_ = memory;
+  }
+  template <class T>
+  explicit Ring(const std::vector<T>& tensor) : Ring(tensor.data(), tensor.size() * sizeof(T)) {}
+
+  std::size_t bytes() const { return bytes_; }
+  unsigned char* next() { return memory_ + (turn_++ % count_) * stride_; }
+
+ private:
+  // One stretch of memory for all rings, since only one lives at a time; page faults are paid once.
+  static unsigned char* arena(std::size_t bytes) {
+    struct Free {
+      void operator()(unsigned char* memory) const { ::operator delete (memory, std::align_val_t{64}); }
+    };
+    static std::unique_ptr<unsigned char, Free> memory;
+    static std::size_t size = 0;
+    if (bytes > size) {
+      memory.reset();
+      memory.reset(static_cast<unsigned char*>(::operator new (bytes, std::align_val_t{64})));
+      size = bytes;
+    }
+    return memory.get();
+  }
+
+  std::size_t bytes_, stride_, count_ = 0, turn_ = 0;
+  unsigned char* memory_ = nullptr;
+};
+
+// ---- limits -------------------------------------------------------------------------------------
+
+// Reads `bytes` bytes as fast as one core can: two streams (the hardware prefetches each on its own),
+// summed in enough lanes for any vector unit.
+inline std::uint32_t read_bytes(const unsigned char* data, std::size_t bytes) {
+  constexpr std::size_t lanes = 64, block = lanes * sizeof(std::uint32_t);
+  std::uint32_t sums[lanes] = {}, words[lanes];
+  const std::size_t half = bytes / (2 * block) * block;
+  for (std::size_t i = 0; i < half; i += block)
+    for (const unsigned char* stream : {data + i, data + half + i}) {
+      std::memcpy(words, stream, block);
+      for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += words[lane];
+    }
+  for (std::size_t i = 2 * half; i < bytes; i += block) {
+    const std::size_t rest = std::min(block, bytes - i);
+    std::memset(words, 0, block);
+    std::memcpy(words, data + i, rest);
+    for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += words[lane];
+  }
+  std::uint32_t sum = 0;
+  for (const std::uint32_t lane : sums) sum += lane;
+  return sum;
+}
+
+// The same for rows that lie `stride` bytes apart: one stream.
+inline std::uint32_t read_rows(const unsigned char* data, std::size_t rows, std::size_t row_bytes, std::size_t stride) {
+  constexpr std::size_t lanes = 64, block = lanes * sizeof(std::uint32_t);
+  std::uint32_t sums[lanes] = {}, words[lanes];
+  for (std::size_t row = 0; row < rows; ++row)
+    for (std::size_t i = 0; i + block <= row_bytes; i += block) {
+      std::memcpy(words, data + row * stride + i, block);
+      for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += words[lane];
+    }
+  std::uint32_t sum = 0;
+  for (const std::uint32_t lane : sums) sum += lane;
+  return sum;
+}
+
+// ---- progress -----------------------------------------------------------------------------------
+
+// A line on stderr after two seconds of silence, wiped when the run is over.
+class Progress {
+ public:
+  static Progress& get() {
+    static Progress progress;
+    return progress;
+  }
+  // quiet_between: Google Benchmark prints nothing until the end (random interleaving).
+  void begin(bool quiet_between) { quiet_between_ = quiet_between; }
+  void started(const char* task) {
+    task_ = task;
+    ++runs_;
+    if (!quiet_between_) last_ = Clock::now();
+  }
+  void tick() {
+    const auto now = Clock::now();
+    if (now - last_ < std::chrono::seconds(2)) return;
+    last_ = now;
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    std::fprintf(stderr, "\r%-100s\r%.0f s, run %zu: %s", "", seconds, runs_, task_);
+    std::fflush(stderr);
+    shown_ = true;
+  }
+  void wipe() {
+    if (shown_) std::fprintf(stderr, "\r%-100s\r", "");
+    shown_ = false;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now(), last_ = start_;
+  const char* task_ = "";
+  std::size_t runs_ = 0;
+  bool quiet_between_ = false, shown_ = false;
+};
+
+// ---- measuring ----------------------------------------------------------------------------------
+
+// Runs the candidates in turn, forwards and backwards, as many rounds as the benchmark has iterations.
+// Reports the median time of the first as the benchmark's time, and for each other candidate a counter
+// (its median time) / (the first one's). The benchmark needs UseManualTime() and Iterations(rounds).
+struct Candidate {
+  const char* counter;        // "of_limit", "vs_rival"; of the first candidate unused
+  std::function<void()> run;  // one run
+};
+
+inline void compare(benchmark::State& state, const char* name, const std::vector<Candidate>& candidates) {
+  using Clock = std::chrono::steady_clock;
+  Progress::get().started(name);
+  std::vector<std::vector<double>> seconds(candidates.size());
+  const auto rounds = static_cast<std::size_t>(state.max_iterations);
+  while (state.KeepRunningBatch(state.max_iterations)) {
+    state.PauseTiming();  // so that the CPU column, too, is the first candidate's
+    for (std::size_t round = 0; round < rounds; ++round) {
+      for (std::size_t i = 0; i < candidates.size(); ++i) {
+        const std::size_t which = round % 2 == 0 ? i : candidates.size() - 1 - i;
+        if (which == 0) state.ResumeTiming();
+        const auto begin = Clock::now();
+        candidates[which].run();
+        const auto end = Clock::now();
+        if (which == 0) state.PauseTiming();
+        seconds[which].push_back(std::chrono::duration<double>(end - begin).count());
+      }
+      Progress::get().tick();
+    }
+    state.ResumeTiming();
+    std::vector<double> medians;
+    for (std::vector<double>& times : seconds) {
+      const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+      std::nth_element(times.begin(), middle, times.end());
+      medians.push_back(*middle);
+    }
+    state.SetIterationTime(medians[0] * static_cast<double>(rounds));
+    for (std::size_t i = 1; i < candidates.size(); ++i) state.counters[candidates[i].counter] = medians[i] / medians[0];
+  }
+}
+
+// ---- context ------------------------------------------------------------------------------------
+
+inline std::string processor() {
+  std::ifstream listing("/proc/cpuinfo");
+  for (std::string line; std::getline(listing, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  return "unknown";
+}
+
+inline std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("g++ ") + __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+// The instruction sets that the compiler was allowed to use.
+inline std::string instruction_sets() {
+  std::string sets;
+#if defined(__AVX512F__)
+  sets += " AVX-512";
+#endif
+#if defined(__AVX2__)
+  sets += " AVX2";
+#endif
+#if defined(__FMA__)
+  sets += " FMA";
+#endif
+#if defined(__F16C__)
+  sets += " F16C";
+#endif
+#if defined(__FAST_MATH__)
+  sets += " (fast-math)";
+#endif
+  return sets.empty() ? "baseline" : sets.substr(1);
+}
+
+}  // namespace bench
