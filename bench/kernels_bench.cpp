@@ -98,7 +98,8 @@ std::vector<fastv::Index> random_kept() {
   fastv::Config config = settings();
   config.selection = fastv::Selection::random;
   std::vector<fastv::Index> kept(tokens), quotas(1);
-  const auto selected = fastv::select<float>(config, {}, images, tokens, kept, quotas);
+  std::vector<std::uint32_t> marks(fastv::visual_tokens(images));
+  const auto selected = fastv::select<float>(config, {}, images, tokens, kept, quotas, marks);
   kept.resize(selected->count);
   return kept;
 }
@@ -282,8 +283,9 @@ void BM_Select(benchmark::State& state, const std::string& name, std::size_t n) 
   const fastv::Config config = settings();
   const fastv::TokenSpan span{0, n};
   std::vector<fastv::Index> kept(n + 1), quotas(1);
+  std::vector<std::uint32_t> marks(n);
   const auto select = [&](const std::vector<float>& scores) {  // the last token asks the question
-    return fastv::select<float>(config, {scores.data(), n}, {&span, 1}, n + 1, kept, quotas);
+    return fastv::select<float>(config, {scores.data(), n}, {&span, 1}, n + 1, kept, quotas, marks);
   };
   SortingSelect rival;
   for (const std::vector<float>& scores : sets) {

@@ -43,11 +43,9 @@ void BM_Prefill(benchmark::State& state) {
   config.filtering_ratio = static_cast<double>(state.range(0)) / 100;
   fastv::Pruner<> pruner(config);
   const auto plan = pruner.plan({tokens, shape.layers, visual});
-  fastv::Config keep_all = config;
-  keep_all.filtering_ratio = 0;
-  const auto whole = fastv::make_plan(keep_all, {tokens, shape.layers, visual});
+  const auto whole = fastv::make_plan(fastv::Span<const fastv::Config>(), {tokens, shape.layers, visual});
   PrefillOptions options;
-  options.pruner = &pruner;
+  options.stages = {&pruner};
   options.visual = visual;
 
   // Correctness first: the same logits as hiding the dropped tokens' keys.

@@ -56,7 +56,8 @@ Config with_rows(Span<const Index> rows) {
 }
 Status selected(Span<const float> scores, std::size_t room = 8) {
   Index kept[8], quotas[1];
-  return select<float>({}, scores, visual, 6, Span<Index>(kept, room), quotas).status;
+  std::uint32_t marks[3];
+  return select<float>({}, scores, visual, 6, Span<Index>(kept, room), quotas, marks).status;
 }
 
 unsigned char bytes[64];
@@ -161,7 +162,7 @@ std::vector<Case> cases() {
       {Errc::rows_differ, {"planes", "1 at", "2 at"}, gathered({0}, {bytes, 8, 4, 4, 2, 32})},
       {Errc::room_too_small, {"destination", "1 ", "needs 2"}, gathered({0, 1}, {bytes, 1, 4, 4})},
       {Errc::room_too_small, {"kept indices", "2 ", "needs 5"}, selected({numbers, 3}, 2)},
-      {Errc::room_too_small, {"quotas", "0 ", "needs 1"}, span_quotas({}, visual, {})},
+      {Errc::room_too_small, {"quotas", "0 ", "needs 1"}, picture_quotas({}, visual, {})},
       {Errc::room_too_small, {"scratch", "0 ", "needs"}, scored({}, sound(), 3, 0)},
       {Errc::room_too_small, {"scores", "2 ", "needs 3"}, scored({}, sound(), 2)},
       {Errc::room_too_small, {"scores", "2 ", "needs 3"}, scored({}, probabilities(numbers, 2, 1, 8), 2)},
@@ -171,10 +172,93 @@ std::vector<Case> cases() {
   };
 }
 
+// What only a serving engine can get wrong.
+std::vector<Case> serving_cases() {
+  Config share, half_window, window, pooled_first, wide;
+  share.uniform_share = -0.5;
+  half_window.window_rows = 4;
+  window.window_rows = window.window_columns = 2;
+  pooled_first.quota = Quota::pooled;
+  static Index quotas[4], table[] = {0, 1};
+  static TokenSpan room[4];
+  static std::uint32_t marks[3];
+  static Index kept[8];
+  static float floats[256];
+  static SoftmaxPart parts[6];
+  const auto schedule = [&](std::vector<Config> stages, std::vector<std::size_t> layers) {
+    for (std::size_t i = 0; i < layers.size(); ++i) stages[i].filtering_layer = layers[i];
+    static const TokenSpan two[] = {{1, 3}, {5, 3}};
+    return make_plan(stages, {10, 16, two}, room, quotas).status;
+  };
+  const auto batch = [&](std::size_t second_first, std::size_t second_tokens) {
+    const Request requests[] = {{Config{}, visual, 0, 6}, {Config{}, visual, second_first, 6}};
+    BatchPruner<> pruner;
+    const KeptBatch all = pruner.prune(requests, [&](std::size_t i) {
+      return Scores<float>{{numbers, 3}, i == 0 ? 6 : second_tokens};
+    });
+    return all ? all.statuses[1] : all.status;
+  };
+  const auto paged = [&](std::size_t block_tokens, std::size_t blocks) {
+    auto e = sound();
+    e.pages.block_table = Span<const Index>(table, blocks);
+    e.pages.block_tokens = block_tokens;
+    e.pages.block_stride = 64;
+    return check(e);
+  };
+  const auto turned = [&](std::size_t dim, std::size_t frequencies) {
+    return unrotate(head_vectors(numbers, 1, 2, dim, KvLayout::head_major), Rope{{numbers, frequencies}, {quotas, 2}},
+                    Span<float>(floats));
+  };
+  const LayerTime falling[] = {{10, 2.0}, {20, 1.0}};
+  const ModelShape small{4, 8, 2, 2, 4, 16};
+  return {
+      {Errc::share_out_of_range, {"-0.5"}, check(share)},
+      {Errc::window_incomplete, {"4 rows", "0 columns"}, check(half_window)},
+      {Errc::window_needs_columns,
+       {"span 0 "},
+       select<float>(window, {numbers, 3}, visual, 6, kept, quotas, marks).status},
+      {Errc::stages_unsorted, {"stage 1 ", "layer 2 ", "has 3"}, schedule({Config{}, Config{}}, {3, 2})},
+      {Errc::too_many_stages, {"9 stages", "most 8"}, schedule(std::vector<Config>(9), {})},
+      {Errc::counts_unknown, {"stage 1 "}, schedule({pooled_first, Config{}}, {1, 2})},
+      {Errc::span_continues_nothing, {"span 0 "}, plan_with({}, {{5, 3, 0, true}})},
+      {Errc::span_original, {"span 0 ", "2 original", "3 it"}, plan_with({}, {{5, 3, 0, false, 2}})},
+      {Errc::sequences_overlap, {"sequence 1 ", "row 5 ", "to 6"}, batch(5, 6)},
+      {Errc::tokens_differ, {"7 tokens", "has 6"}, batch(6, 7)},
+      {Errc::heads_above_total, {"2 heads", "is 1:"}, broken([](auto& e) { e.heads_total = 1; })},
+      {Errc::chunk_not_divisor, {"3 elements", "key, 4"}, broken([](auto& e) { e.pages.chunk = 3; })},
+      {Errc::norms_size,
+       {"5 value", "6 are"},
+       [] {
+         auto e = sound();
+         e.value_norms = Span<const float>(numbers, 5);
+         return scored({}, e);
+       }()},
+      {Errc::odd_dim, {"is 3 "}, turned(3, 1)},
+      {Errc::rope_size, {"frequencies", "3 entries", "needs 2"}, turned(4, 3)},
+      {Errc::shard_ranks,
+       {"6 softmax", "rank 0 of 4"},
+       merge_shards(Span<const SoftmaxPart>(parts), 4, 0, {}, Span<float>(floats, 0))},
+      {Errc::no_block_tokens, {"key", "0 tokens"}, paged(0, 2)},
+      {Errc::block_table_short, {"2 blocks", "3 are"}, paged(3, 2)},
+      {Errc::bad_times,
+       {"2 layer", "entry 1"},
+       settings_under({Budget::Of::seconds, 1, 2, 0, falling}, small, {10, 4, visual}).status},
+      {Errc::budget_too_small,
+       {"is 1e-09 ", "costs "},
+       settings_under({Budget::Of::flops_ratio, 1e-9}, small, {10, 4, visual}).status},
+  };
+}
+
+std::vector<Case> all_cases() {
+  std::vector<Case> all = cases();
+  for (const Case& c : serving_cases()) all.push_back(c);
+  return all;
+}
+
 // ---- tests --------------------------------------------------------------------------------------
 
 TEST(Errc, EachConditionGivesItsOwnCodeAndASentenceThatNamesItsNumbers) {
-  for (const Case& c : cases()) {
+  for (const Case& c : all_cases()) {
     const std::string sentence = c.status.message().c_str();
     EXPECT_FALSE(c.status);
     EXPECT_EQ(c.status.code, c.code);
@@ -185,7 +269,7 @@ TEST(Errc, EachConditionGivesItsOwnCodeAndASentenceThatNamesItsNumbers) {
 
 TEST(Errc, TheTableAboveLeavesNoneOut) {
   std::set<int> raised;
-  for (const Case& c : cases()) raised.insert(static_cast<int>(c.code));
+  for (const Case& c : all_cases()) raised.insert(static_cast<int>(c.code));
   for (int code = 1; code <= static_cast<int>(last_errc); ++code)
     EXPECT_EQ(raised.count(code), 1u) << "no test raises Errc " << code;
 }
@@ -226,7 +310,7 @@ TEST(Config, DefaultsAreThePapersK2R50OnTheLastRow) {
   EXPECT_EQ(config.keep_count, by_ratio);
   EXPECT_EQ(config.score_rows, ScoreRows::last);
   EXPECT_EQ(config.selection, Selection::top_k);
-  EXPECT_EQ(config.quota, Quota::per_span);
+  EXPECT_EQ(config.quota, Quota::per_picture);
   static_assert(std::is_aggregate<Config>::value, "designated initialisers work under C++20");
 }
 

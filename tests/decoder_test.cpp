@@ -36,7 +36,7 @@ Outcome run(const Decoder& decoder, const Matrix& prompt, const fastv::Config* c
   Outcome result;
   fastv::Pruner<> pruner(config == nullptr ? fastv::Config{} : *config);
   PrefillOptions options;
-  options.pruner = config == nullptr ? nullptr : &pruner;
+  if (config != nullptr) options.stages = {&pruner};
   options.visual = std::move(visual);
   options.mode = mode;
   options.on_kept = [&](const fastv::Kept& kept) { result.kept.assign(kept.begin(), kept.end()); };
@@ -91,7 +91,7 @@ TEST(Decoder, several_spans_and_every_rule_equal_the_masked_run) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(9));
   const std::vector<fastv::TokenSpan> visual = {{0, 8}, {11, 9, 3}, {20, 12, 4}};
   for (const auto selection : {fastv::Selection::top_k, fastv::Selection::random, fastv::Selection::uniform})
-    for (const auto quota : {fastv::Quota::per_span, fastv::Quota::pooled})
+    for (const auto quota : {fastv::Quota::per_picture, fastv::Quota::pooled})
       for (const auto rows : {fastv::ScoreRows::last, fastv::ScoreRows::all}) {
         fastv::Config config = config_of(2, 0.6);
         config.selection = selection;
@@ -175,7 +175,7 @@ TEST(Cost, multiply_adds_of_the_decoder_are_counted_exactly) {
       const auto plan = fastv::make_plan(prune ? config : keep_all, {31, 5, visual});
       ASSERT_TRUE(plan);
       PrefillOptions options;
-      options.pruner = prune ? &pruner : nullptr;
+      if (prune) options.stages = {&pruner};
       options.visual = visual;
       Sequence sequence;
       const Matrix hidden = decoder.prefill(random_prompt(31, 1), sequence, options);

@@ -66,7 +66,7 @@ struct Case {
   PrefillOptions options(fastv::Pruner<>& pruner, Mode mode = Mode::once,
                          EvidenceKind evidence = EvidenceKind::query_key) const {
     PrefillOptions o;
-    o.pruner = &pruner;
+    o.stages = {&pruner};
     o.visual = visual;
     o.mode = mode;
     o.evidence = evidence;
@@ -204,6 +204,7 @@ void check_base(const Case& c, const Decoder& decoder, Verdict& verdict) {
   Sequence sequence;
   Matrix prompt = c.prompt;
   const auto ours = generate(decoder, prompt, 1, options, sequence);  // with the hook, on the prefill alone
+  sequence = Sequence{};
   const auto all = generate(decoder, prompt, tokens.size(), {}, sequence, [&](const Step& step) {
     verdict.near("base", step.logits, row_of_matrix(golden, t++), value_tolerance);
     return true;

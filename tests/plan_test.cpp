@@ -63,7 +63,7 @@ TEST(KeptOf, RatioZeroKeepsAllAndOneKeepsNone) {
   }
 }
 
-// ---- kept_visual, span_quotas -------------------------------------------------------------------
+// ---- kept_visual, picture_quotas -------------------------------------------------------------------
 
 const std::vector<TokenSpan> three_pictures = {{2, 5}, {10, 5}, {20, 5}};
 
@@ -81,7 +81,7 @@ TEST(SpanQuotas, ByRatioRoundsEverySpanOnItsOwn) {
   Config config;
   config.filtering_ratio = 0.75;
   Index quotas[3];
-  ASSERT_TRUE(span_quotas(config, spans, quotas));
+  ASSERT_TRUE(picture_quotas(config, spans, quotas));
   EXPECT_EQ(std::vector<Index>(quotas, quotas + 3), (std::vector<Index>{4, 4, 0}));
 }
 
@@ -90,10 +90,10 @@ TEST(SpanQuotas, ByCountGiveTheRestToTheLargestRemainders) {
   Config config;
   config.keep_count = 7;  // 3.5, 2.1, 1.4
   Index quotas[3];
-  ASSERT_TRUE(span_quotas(config, spans, quotas));
+  ASSERT_TRUE(picture_quotas(config, spans, quotas));
   EXPECT_EQ(std::vector<Index>(quotas, quotas + 3), (std::vector<Index>{4, 2, 1}));
   config.keep_count = 5;  // 2.5, 1.5, 1: of equal remainders the earlier span's
-  ASSERT_TRUE(span_quotas(config, spans, quotas));
+  ASSERT_TRUE(picture_quotas(config, spans, quotas));
   EXPECT_EQ(std::vector<Index>(quotas, quotas + 3), (std::vector<Index>{3, 1, 1}));
 }
 
@@ -107,7 +107,7 @@ TEST(SpanQuotas, EqualHamiltonsMethodAndSumExactly) {
     Config config;
     config.keep_count = rng.between(0, layout.visual_tokens());
     std::vector<Index> quotas(layout.visual.size());
-    ASSERT_TRUE(span_quotas(config, layout.visual, quotas));
+    ASSERT_TRUE(picture_quotas(config, layout.visual, quotas));
     const auto expected = oracle::quotas(lengths, config.keep_count);
     ASSERT_TRUE(std::equal(quotas.begin(), quotas.end(), expected.begin(), expected.end())) << "draw " << i;
     ASSERT_EQ(std::accumulate(quotas.begin(), quotas.end(), std::size_t{0}), config.keep_count);
@@ -120,7 +120,7 @@ TEST(SpanQuotas, ProductsOfTheLargestPromptDoNotOverflow) {
   Config config;
   config.keep_count = max_tokens - 1;
   Index quotas[2];
-  ASSERT_TRUE(span_quotas(config, spans, quotas));
+  ASSERT_TRUE(picture_quotas(config, spans, quotas));
   EXPECT_EQ(quotas[0], max_tokens / 2);
   EXPECT_EQ(quotas[1], max_tokens / 2);
 }
@@ -134,7 +134,7 @@ TEST(Plan, LlavaGeometryLayerByLayer) {
   const auto plan = make_plan(config, {631, 32, visual});
   ASSERT_TRUE(plan);
   EXPECT_EQ(plan->visual, 576u);
-  EXPECT_EQ(plan->kept_visual, 288u);
+  EXPECT_EQ(plan->kept_visual(), 288u);
   EXPECT_EQ(plan->kept(), 343u);
   for (std::size_t layer = 0; layer < 32; ++layer) {
     const std::size_t expected = layer < 3 ? 631 : 343;
@@ -146,7 +146,7 @@ TEST(Plan, LlavaGeometryLayerByLayer) {
 
 TEST(Plan, TheNextPositionCountsTheDroppedTokens) {
   const TokenSpan visual[] = {{5, 36}};
-  const auto plan = make_plan({}, {52, 4, visual});
+  const auto plan = make_plan(Config{}, {52, 4, visual});
   EXPECT_EQ(plan->next_position(), 52u);
   EXPECT_EQ(plan->next_position(7), 59u);
 }
@@ -190,9 +190,9 @@ TEST(Plan, KeptCountIsTheSumOfTheQuotas) {
     const auto plan = make_plan(config, {layout.tokens, 4, layout.visual});
     ASSERT_TRUE(plan) << plan.message().c_str();
     std::vector<Index> quotas(layout.visual.size());
-    ASSERT_TRUE(span_quotas(config, layout.visual, quotas));
-    ASSERT_EQ(plan->kept_visual, std::accumulate(quotas.begin(), quotas.end(), std::size_t{0}));
-    ASSERT_EQ(plan->kept(), layout.tokens - layout.visual_tokens() + plan->kept_visual);
+    ASSERT_TRUE(picture_quotas(config, layout.visual, quotas));
+    ASSERT_EQ(plan->kept_visual(), std::accumulate(quotas.begin(), quotas.end(), std::size_t{0}));
+    ASSERT_EQ(plan->kept(), layout.tokens - layout.visual_tokens() + plan->kept_visual());
   }
 }
 

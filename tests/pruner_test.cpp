@@ -276,7 +276,7 @@ TEST(Memory, TheCounterCounts) {
 }
 
 TEST(Memory, NothingIsAllocatedAfterTheFirstPruneOfASize) {
-  for (const Quota quota : {Quota::per_span, Quota::pooled}) {
+  for (const Quota quota : {Quota::per_picture, Quota::pooled}) {
     Config config;
     config.quota = quota;
     Pruner<> pruner(config);
@@ -315,16 +315,17 @@ TEST(Memory, RulesThatLookAtNoScoreNeedNoRoomForLogits) {
 
 TEST(Memory, FreeFunctionsAndErrorsAllocateNothing) {
   std::vector<Index> kept(631), quotas(1), positions(631);
-  EXPECT_EQ(
-      allocations_in([&] {
-        const auto selected = select<double>(Config{}, {llava().scores.data(), 576}, llava().visual, 631, kept, quotas);
-        EXPECT_TRUE(selected);
-        EXPECT_TRUE(compact({kept.data(), selected->count}, Span<Index>(positions)));
-        EXPECT_FALSE(Pruner<>().prune(NoEvidence{0}, {}));
-        EXPECT_STRNE(Pruner<>().prune(NoEvidence{0}, {}).message().c_str(), "");
-        EXPECT_TRUE(make_plan(Config{}, {631, 32, llava().visual}));
-      }),
-      0u);
+  std::vector<std::uint64_t> marks(576);
+  EXPECT_EQ(allocations_in([&] {
+              const auto selected =
+                  select<double>(Config{}, {llava().scores.data(), 576}, llava().visual, 631, kept, quotas, marks);
+              EXPECT_TRUE(selected);
+              EXPECT_TRUE(compact({kept.data(), selected->count}, Span<Index>(positions)));
+              EXPECT_FALSE(Pruner<>().prune(NoEvidence{0}, {}));
+              EXPECT_STRNE(Pruner<>().prune(NoEvidence{0}, {}).message().c_str(), "");
+              EXPECT_TRUE(make_plan(Config{}, {631, 32, llava().visual}));
+            }),
+            0u);
 }
 
 TEST(Memory, RunningOutOfItIsAnErrorAndNotTheEnd) {

@@ -13,22 +13,33 @@ namespace {
 using namespace fastv;
 using oracle::nan_float;
 
+// The numbers of the marked tokens.
+template <class Mark>
+std::vector<Index> marked(const std::vector<Mark>& marks) {
+  std::vector<Index> kept;
+  for (std::size_t i = 0; i < marks.size(); ++i)
+    if (marks[i] == detail::chosen<Mark>) kept.push_back(static_cast<Index>(i));
+  return kept;
+}
 template <class Score>
 std::vector<Index> top_k(const std::vector<Score>& scores, std::size_t count) {
-  std::vector<Index> kept(count, Index(-1));
-  select_top_k(scores.data(), scores.size(), count, kept.data());
-  return kept;
+  std::vector<detail::Word<Score>> marks;
+  for (const Score score : scores) marks.push_back(detail::order_key(score));
+  mark_top<detail::Word<Score>>(count, [&](auto take) {
+    for (auto& mark : marks) take(mark);
+  });
+  return marked(marks);
 }
 std::vector<Index> uniform(std::size_t n, std::size_t columns, std::size_t count) {
-  std::vector<Index> kept(count, Index(-1));
-  select_uniform(n, columns, count, kept.data());
-  return kept;
+  std::vector<std::uint32_t> marks(n);
+  mark_uniform(marks.data(), n, columns, count);
+  return marked(marks);
 }
 std::vector<Index> random_subset(std::size_t n, std::size_t count, std::uint64_t seed) {
-  std::vector<Index> kept(count, Index(-1));
+  std::vector<std::uint32_t> marks(n);
   detail::Random random(seed);
-  select_random(n, count, random, kept.data());
-  return kept;
+  mark_random(marks.data(), n, count, random);
+  return marked(marks);
 }
 bool strictly_ascending_below(const std::vector<Index>& kept, std::size_t n) {
   for (std::size_t i = 0; i < kept.size(); ++i)
@@ -46,7 +57,8 @@ Outcome select_from(const Config& config, const std::vector<Score>& scores, cons
   Outcome out;
   out.kept.assign(layout.tokens, Index(-1));
   std::vector<Index> quotas(layout.visual.size());
-  const auto selected = select<Score>(config, scores, layout.visual, layout.tokens, out.kept, quotas);
+  std::vector<detail::Word<Score>> marks(layout.visual_tokens());
+  const auto selected = select<Score>(config, scores, layout.visual, layout.tokens, out.kept, quotas, marks);
   out.status = selected.status;
   out.nan_scores = selected->nan_scores;
   out.kept.resize(selected->count);
@@ -327,7 +339,7 @@ TEST(Select, RandomShapesKeepWhatTheOracleKeepsAndAlwaysExactlyThePlan) {
     const std::size_t total = layout.visual_tokens();
     Config config;
     config.selection = static_cast<Selection>(rng.below(3));
-    config.quota = rng.chance(0.5) ? Quota::pooled : Quota::per_span;
+    config.quota = rng.chance(0.5) ? Quota::pooled : Quota::per_picture;
     config.filtering_ratio = rng.chance(0.3) ? static_cast<double>(rng.below(5)) / 4 : rng.real();
     if (rng.chance(0.4)) config.keep_count = rng.between(0, total);
     config.seed = rng.next();
@@ -347,7 +359,7 @@ TEST(Select, RandomShapesKeepWhatTheOracleKeepsAndAlwaysExactlyThePlan) {
       ASSERT_EQ(kept.count(text), 1u) << "text token " << text << " was dropped";
     if (config.selection != Selection::top_k) continue;
     ASSERT_EQ(selected.kept, oracle::whole_prompt(layout.tokens, layout.visual,
-                                                  expected_choice(config, scores, layout, plan->kept_visual)));
+                                                  expected_choice(config, scores, layout, plan->kept_visual())));
     ASSERT_EQ(selected.nan_scores, static_cast<std::size_t>(std::count_if(scores.begin(), scores.end(),
                                                                           [](float s) { return oracle::is_nan(s); })));
   }
@@ -362,7 +374,7 @@ TEST(Select, RatioZeroIsTheIdentityAndRatioOneKeepsTheText) {
     std::vector<float> scores(layout.visual_tokens());
     for (float& score : scores) score = static_cast<float>(rng.real());
     for (const Selection rule : {Selection::top_k, Selection::random, Selection::uniform})
-      for (const Quota quota : {Quota::per_span, Quota::pooled}) {
+      for (const Quota quota : {Quota::per_picture, Quota::pooled}) {
         Config config;
         config.selection = rule;
         config.quota = quota;
@@ -388,11 +400,12 @@ TEST(Select, ScalingTheScoresByAPowerOfTwoChangesNothing) {
 TEST(Select, WritesNothingBehindThePlannedLength) {
   const oracle::Layout layout{12, {{1, 4}, {6, 4}}};
   const std::vector<float> scores = {9, 8, 7, 6, 1, 4, 2, 3};
-  for (const Quota quota : {Quota::per_span, Quota::pooled}) {
+  for (const Quota quota : {Quota::per_picture, Quota::pooled}) {
     Config config;
     config.quota = quota;
     std::vector<Index> kept(12, Index{77}), quotas(2);
-    ASSERT_TRUE(select<float>(config, scores, layout.visual, 12, kept, quotas));
+    std::vector<std::uint32_t> marks(8);
+    ASSERT_TRUE(select<float>(config, scores, layout.visual, 12, kept, quotas, marks));
     EXPECT_EQ(std::vector<Index>(kept.begin() + 8, kept.end()), std::vector<Index>(4, Index{77}));
   }
 }

@@ -64,14 +64,11 @@ struct Sequence {
   struct LayerCache {
     Matrix keys, values;      // [capacity, G c], the first `length` rows in use
     Eigen::Index length = 0;  // layers below K: n + t; layers from K on: m + t
+    RowVector mask;           // mask mode: -infinity for keys this layer does not see, 0 for the others; may be shorter
   };
   std::vector<LayerCache> layers;
   std::int64_t next_position = 0;  // position id of the next token, the same in every layer
   std::uint64_t macs = 0;          // multiply-adds spent so far
-
-  // Mask mode: layers from `masked_from` on do not see these keys (-infinity, or 0 where they do).
-  std::size_t masked_from = std::numeric_limits<std::size_t>::max();
-  RowVector mask;
 };
 
 enum class Mode {
@@ -80,19 +77,29 @@ enum class Mode {
   re_rank  // no cache: every decoding step runs the whole sequence again and prunes it anew, by the newest token's row
 };
 
-enum class EvidenceKind { query_key, probabilities };
+// What a stage scores by; see fastv/scorers.hpp.
+enum class EvidenceKind {
+  query_key,       // the last rows' queries and the keys in the cache (default)
+  probabilities,   // the attention map
+  rope_free,       // queries and keys with their rotation undone
+  value_weighted,  // probabilities times the length of the value
+  text_raters,     // the mean over those text rows behind the pictures that are relevant to them
+  keys_only        // the keys' lengths: no query at all
+};
 
 // What to prune, and what to look at on the way. Every field may stay as it is: no pruning, no looking.
 struct PrefillOptions {
-  fastv::Pruner<float>* pruner = nullptr;
-  std::vector<fastv::TokenSpan> visual = {};
+  std::vector<fastv::Pruner<float>*> stages = {};  // filtering layers ascending
+  std::vector<fastv::TokenSpan> visual = {};       // positions within this prompt
   Mode mode = Mode::once;
   EvidenceKind evidence = EvidenceKind::query_key;
+  // Chunked prefill: rows run at a time, 0 for all. The layers below each stage run for every chunk before the stage.
+  Eigen::Index chunk = 0;
   // Called after each layer with its output [t, d], before any pruning.
   std::function<void(std::size_t layer, const Matrix& hidden)> on_hidden = {};
   // Called with each layer's attention probabilities [H, t, keys].
   std::function<void(std::size_t layer, const fastv::Probabilities<float>&)> on_attention = {};
-  // Called once with what the pruner kept.
+  // Called after each stage with what its pruner kept.
   std::function<void(const fastv::Kept&)> on_kept = {};
 };
 
@@ -142,35 +149,38 @@ class Decoder {
     return out;
   }
 
-  // Runs a prompt [n, d] into an empty sequence. Returns the last layer's output: [m, d] once pruned, [n, d] else.
+  // Runs a prompt [n, d] behind what the sequence already holds (a new one, or earlier turns). Returns the last layer's
+  // output: [m, d] once pruned, [n, d] else.
   Matrix prefill(Matrix hidden, Sequence& sequence, const PrefillOptions& options = {}) const {
-    sequence = Sequence{};
     sequence.layers.resize(layers_.size());
     std::vector<std::int64_t> positions(static_cast<std::size_t>(hidden.rows()));
-    std::iota(positions.begin(), positions.end(), std::int64_t{0});
-    sequence.next_position = hidden.rows();
+    std::iota(positions.begin(), positions.end(), sequence.next_position);
+    sequence.next_position += hidden.rows();
+    check_plan(options, hidden);
 
-    const std::size_t prune_before =
-        options.pruner == nullptr ? layers_.size() : planned(*options.pruner, options, hidden);
+    std::vector<fastv::TokenSpan> visual = options.visual;
     LayerRun run;
-    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-      if (options.pruner != nullptr && options.pruner->due(layer)) {  // `layer` layers have run
-        const fastv::Kept kept = prune(*options.pruner, options, sequence, layer, run);
-        if (options.on_kept) options.on_kept(kept);
-        if (options.mode == Mode::mask) {
-          hide_dropped(kept, layer, sequence);
-        } else {
-          require(fastv::compact_rows(kept, hidden));
-          require(fastv::compact(kept, fastv::Span<std::int64_t>(positions)));
-          positions.resize(kept.size());
+    for (std::size_t begin = 0; begin < layers_.size();) {
+      std::size_t end = layers_.size();  // of the layers that run before the next stage
+      for (fastv::Pruner<float>* pruner : options.stages) {
+        if (pruner->due(begin)) {  // `begin` layers have run
+          const fastv::Kept kept = prune(*pruner, options, visual, hidden, sequence, begin, run);
+          if (options.on_kept) options.on_kept(kept);
+          if (options.mode == Mode::mask) {
+            hide_dropped(kept, hidden.rows(), begin, sequence);
+          } else {
+            require(fastv::compact_rows(kept, hidden));
+            require(fastv::compact(kept, fastv::Span<std::int64_t>(positions)));
+            positions.resize(kept.size());
+            const auto left = fastv::remaining(kept.indices, std::vector<fastv::TokenSpan>(visual), visual);
+            require(left.status);
+            visual.resize(*left);
+          }
         }
+        if (pruner->config().filtering_layer > begin) end = (std::min)(end, pruner->config().filtering_layer);
       }
-      run.keep_map =
-          options.on_attention || (layer + 1 == prune_before && options.evidence == EvidenceKind::probabilities);
-      run_layer(layer, hidden, positions, sequence, run);
-      if (options.on_attention)
-        options.on_attention(layer, map_view(run, hidden.rows(), sequence.layers[layer].length));
-      if (options.on_hidden) options.on_hidden(layer, hidden);
+      run_layers(begin, end, hidden, positions, sequence, options, run);
+      begin = end;
     }
     return hidden;
   }
@@ -197,7 +207,7 @@ class Decoder {
     Matrix query_bias, key_bias, value_bias;  // [1, H c], [1, G c], [1, G c]; zero where the model has none
   };
 
-  // What scoring needs of the layer that has just run.
+  // What scoring needs of the layer that has just run, on the rows of its last chunk.
   struct LayerRun {
     bool keep_map = false;
     Matrix query;  // [t, H c], after RoPE
@@ -208,10 +218,33 @@ class Decoder {
     if (!status) throw std::runtime_error(std::string("fastv: ") + status.message().c_str());
   }
 
-  // K, after the settings have been checked against this model.
-  std::size_t planned(const fastv::Pruner<float>& pruner, const PrefillOptions& options, const Matrix& hidden) const {
-    require(pruner.plan({static_cast<std::size_t>(hidden.rows()), layers_.size(), options.visual}).status);
-    return pruner.config().filtering_layer;
+  // The settings against this model and this prompt, before anything runs.
+  void check_plan(const PrefillOptions& options, const Matrix& hidden) const {
+    std::vector<fastv::Config> schedule;
+    for (const fastv::Pruner<float>* pruner : options.stages) schedule.push_back(pruner->config());
+    std::vector<fastv::TokenSpan> scratch(options.visual.size());
+    std::vector<fastv::Index> quotas(options.visual.size());
+    require(fastv::make_plan(schedule, {static_cast<std::size_t>(hidden.rows()), layers_.size(), options.visual},
+                             scratch, quotas)
+                .status);
+  }
+
+  // Layers begin .. end - 1 on every row of hidden, a chunk of rows after the other.
+  void run_layers(std::size_t begin, std::size_t end, Matrix& hidden, const std::vector<std::int64_t>& positions,
+                  Sequence& sequence, const PrefillOptions& options, LayerRun& run) const {
+    const Eigen::Index chunk = options.chunk == 0 ? hidden.rows() : options.chunk;
+    for (Eigen::Index first = 0; first < hidden.rows(); first += chunk) {
+      const Eigen::Index rows = (std::min)(chunk, hidden.rows() - first);
+      Matrix part = hidden.middleRows(first, rows);  // [t, d]
+      const std::vector<std::int64_t> part_positions(positions.begin() + first, positions.begin() + first + rows);
+      for (std::size_t layer = begin; layer < end; ++layer) {
+        run.keep_map = options.on_attention || (layer + 1 == end && options.evidence == EvidenceKind::probabilities);
+        run_layer(layer, part, part_positions, sequence, run);
+        if (options.on_attention) options.on_attention(layer, map_view(run, rows, sequence.layers[layer].length));
+        if (options.on_hidden) options.on_hidden(layer, part);
+      }
+      hidden.middleRows(first, rows) = part;
+    }
   }
 
   // x w^T, counted.
@@ -266,7 +299,7 @@ class Decoder {
       Matrix p = multiply(run.query.middleCols(head * c, c), k, sequence) * scale();  // [t, keys]
       constexpr float hidden_key = -std::numeric_limits<float>::infinity();
       for (Eigen::Index i = 0; i < t; ++i) p.row(i).tail(t - 1 - i).setConstant(hidden_key);  // causal
-      if (index >= sequence.masked_from) p.leftCols(sequence.mask.cols()).rowwise() += sequence.mask;
+      if (cache.mask.cols() > 0) p.leftCols(cache.mask.cols()).rowwise() += cache.mask;       // mask mode
       softmax_rows(p);
       out.middleCols(head * c, c) = multiply(p, v.transpose(), sequence);
       if (run.keep_map) run.map.middleRows(head * t, t) = p;
@@ -281,26 +314,106 @@ class Decoder {
                                 static_cast<std::size_t>(keys));
   }
 
-  // Before `layer` runs, by the attention of the layer ahead of it.
-  fastv::Kept prune(fastv::Pruner<float>& pruner, const PrefillOptions& options, const Sequence& sequence,
+  // Before `layer` runs, by the attention of the layer ahead of it on this prompt's rows, whose output is `hidden`.
+  fastv::Kept prune(fastv::Pruner<float>& pruner, const PrefillOptions& options,
+                    const std::vector<fastv::TokenSpan>& visual, const Matrix& hidden, const Sequence& sequence,
                     std::size_t layer, const LayerRun& run) const {
-    const auto tokens = static_cast<std::size_t>(sequence.next_position);
-    const fastv::Kept kept = [&] {
-      if (layer == 0) return pruner.prune(fastv::NoEvidence{tokens}, options.visual);
-      if (options.evidence == EvidenceKind::probabilities)
-        return pruner.prune(map_view(run, run.query.rows(), sequence.next_position), options.visual);
-      return pruner.prune(fastv::query_key(run.query, sequence.layers[layer - 1].keys, tokens, config_.shape.heads,
-                                           config_.shape.kv_heads, scale()),
-                          options.visual);
-    }();
+    const auto tokens = static_cast<std::size_t>(hidden.rows());
+    if (layer == 0) return checked(pruner.prune(fastv::NoEvidence{tokens}, visual));
+    const Sequence::LayerCache& cache = sequence.layers[layer - 1];
+    const auto past = static_cast<std::size_t>(cache.length) - tokens;  // keys of earlier turns
+    if (options.evidence == EvidenceKind::probabilities) {
+      auto evidence = map_view(run, run.query.rows(), cache.length);
+      evidence.past = past;
+      return checked(pruner.prune(evidence, visual));
+    }
+
+    auto evidence =
+        fastv::query_key(run.query, cache.keys, past + tokens, config_.shape.heads, config_.shape.kv_heads, scale());
+    evidence.past = past;
+    RowVector mask = RowVector::Zero(cache.mask.cols() > 0 ? cache.length : 0);  // of an earlier stage in mask mode
+    mask.head(cache.mask.cols()) = cache.mask;
+    evidence.bias = {mask.data(), static_cast<std::size_t>(mask.size())};
+    switch (options.evidence) {
+      case EvidenceKind::query_key:
+      case EvidenceKind::probabilities: break;
+      case EvidenceKind::keys_only:
+        return checked(pruner.prune(fastv::KeysOnly<float>{fastv::keys_of(evidence), past}, visual));
+      case EvidenceKind::rope_free: return prune_rope_free(pruner, evidence, visual, run);
+      case EvidenceKind::value_weighted: {
+        std::vector<float> norms(config_.shape.kv_heads * fastv::visual_tokens(visual));
+        fastv::HeadVectors<float> values = fastv::keys_of(evidence);
+        values.data = cache.values.data();
+        require(fastv::value_norms(values, visual, fastv::Span<float>(norms), past));
+        evidence.value_norms = norms;
+        return checked(pruner.prune(evidence, visual));
+      }
+      case EvidenceKind::text_raters: return prune_by_raters(pruner, evidence, visual, hidden);
+    }
+    return checked(pruner.prune(evidence, visual));
+  }
+
+  // The caches of a prompt without earlier turns and with positions 0, 1, 2, ... as prefill() gives them.
+  fastv::Kept prune_rope_free(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& rotated,
+                              const std::vector<fastv::TokenSpan>& visual, const LayerRun& run) const {
+    const std::size_t c = config_.shape.head_dim, heads = config_.shape.heads, rows = rotated.rows;
+    std::vector<float> frequencies(c / 2);
+    for (std::size_t i = 0; i < c / 2; ++i)
+      frequencies[i] = 1.0f / std::pow(config_.rope_theta, static_cast<float>(2 * i) / static_cast<float>(c));
+    std::vector<fastv::Index> positions(rotated.keys);
+    std::iota(positions.begin(), positions.end(), fastv::Index{0});
+    std::vector<float> keys(rotated.kv_heads * rotated.keys * c), queries(heads * rows * c);
+    require(fastv::unrotate(fastv::keys_of(rotated), fastv::Rope{frequencies, positions}, fastv::Span<float>(keys)));
+    const fastv::Span<const fastv::Index> last(positions.data() + (rotated.keys - rows), rows);
+    require(fastv::unrotate(fastv::head_vectors(run.query.data(), heads, rows, c, fastv::KvLayout::token_major),
+                            fastv::Rope{frequencies, last}, fastv::Span<float>(queries)));
+    fastv::QueryKey<float> evidence = rotated;
+    evidence.query = queries.data();  // [H, rows, c]
+    evidence.query_head_stride = static_cast<std::ptrdiff_t>(rows * c);
+    evidence.query_row_stride = static_cast<std::ptrdiff_t>(c);
+    evidence.key = keys.data();  // [G, keys, c]
+    evidence.key_head_stride = static_cast<std::ptrdiff_t>(rotated.keys * c);
+    evidence.key_token_stride = static_cast<std::ptrdiff_t>(c);
+    return checked(pruner.prune(evidence, visual));
+  }
+
+  fastv::Kept prune_by_raters(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& evidence,
+                              const std::vector<fastv::TokenSpan>& visual, const Matrix& hidden) const {
+    const auto tokens = static_cast<std::size_t>(hidden.rows()), width = static_cast<std::size_t>(hidden.cols());
+    const std::size_t behind = visual.empty() ? 0 : visual.back().first + visual.back().count;
+    std::vector<fastv::Index> rows(tokens - behind);
+    std::vector<float> room(2 * rows.size());
+    if (!visual.empty()) {
+      const auto raters =
+          fastv::text_raters(hidden.data(), tokens, width, width, visual, {behind, tokens - behind}, rows, room);
+      require(raters.status);
+      rows.resize(*raters);
+    }
+    fastv::Config config = pruner.config();
+    config.score_rows = fastv::ScoreRows::listed;
+    config.listed_rows = rows;
+    std::vector<float> scores(fastv::visual_tokens(visual)), scratch(fastv::score_scratch(evidence));
+    require(fastv::score<float>(config, evidence, visual, fastv::Span<float>(scores), fastv::Span<float>(scratch)));
+    return checked(pruner.prune(fastv::Scores<float>{scores, tokens}, visual));
+  }
+
+  static fastv::Kept checked(const fastv::Kept& kept) {
     require(kept.status);
     return kept;
   }
 
-  static void hide_dropped(const fastv::Kept& kept, std::size_t layer, Sequence& sequence) {
-    sequence.masked_from = layer;
-    sequence.mask = RowVector::Constant(sequence.next_position, -std::numeric_limits<float>::infinity());
-    for (const fastv::Index index : kept) sequence.mask[index] = 0;
+  // Layers from `layer` on do not see the dropped ones of this prompt's `rows` keys.
+  static void hide_dropped(const fastv::Kept& kept, Eigen::Index rows, std::size_t layer, Sequence& sequence) {
+    for (; layer < sequence.layers.size(); ++layer) {
+      Sequence::LayerCache& cache = sequence.layers[layer];
+      // A stage behind the first finds this prompt's mask in place; the layer itself has not run yet.
+      const Eigen::Index past = cache.length;
+      RowVector mask = RowVector::Zero(past + rows);
+      mask.head((std::min)(past, cache.mask.cols())) = cache.mask.head((std::min)(past, cache.mask.cols()));
+      mask.tail(rows).setConstant(-std::numeric_limits<float>::infinity());
+      for (const fastv::Index index : kept) mask[past + index] = 0;
+      cache.mask = mask;
+    }
   }
 
   DecoderConfig config_;
@@ -333,6 +446,7 @@ inline std::vector<int> generate(const Decoder& decoder, Matrix prompt, std::siz
     if (on_step && !on_step({tokens.back(), logits, sequence})) break;
     if (tokens.size() == steps) break;
     if (options.mode == Mode::re_rank) {
+      sequence = Sequence{};
       prompt.conservativeResize(prompt.rows() + 1, prompt.cols());
       prompt.bottomRows(1) = decoder.embed({tokens.back()});
       hidden = decoder.prefill(prompt, sequence, options);

@@ -23,6 +23,14 @@ struct Prompt {
   std::size_t tokens() const { return static_cast<std::size_t>(embeddings.rows()); }
 };
 
+// How to prune: the stage's settings, and what it scores by.
+struct Pruning {
+  Pruning(const fastv::Config& settings, reference::EvidenceKind scored_by = reference::EvidenceKind::query_key)
+      : config(settings), evidence(scored_by) {}
+  fastv::Config config;
+  reference::EvidenceKind evidence;
+};
+
 struct Answer {
   std::string text;
   fastv::Plan plan;                // tokens and KV length of every layer
@@ -66,17 +74,17 @@ class Assistant {
   }
   // The same without pruning: every layer runs on every token.
   fastv::Plan whole_plan(const Prompt& prompt) const {
-    return {prompt.tokens(), shape().layers, shape().layers, prompt.visual.count, prompt.visual.count};
+    return *fastv::make_plan(fastv::Span<const fastv::Config>(),
+                             {prompt.tokens(), shape().layers, {&prompt.visual, 1}});
   }
 
   // Greedy decoding until the model says it is done, or for max_words.
-  Answer answer(const Prompt& prompt, const std::optional<fastv::Config>& pruning = {},
-                std::size_t max_words = 16) const {
+  Answer answer(const Prompt& prompt, const std::optional<Pruning>& pruning = {}, std::size_t max_words = 16) const {
     Answer answer;
-    answer.plan = pruning ? require(plan(prompt, *pruning)) : whole_plan(prompt);
+    answer.plan = pruning ? require(plan(prompt, pruning->config)) : whole_plan(prompt);
     std::optional<fastv::Pruner<float>> pruner;
-    if (pruning) pruner.emplace(*pruning);
-    reference::PrefillOptions options = pruned_by(pruner, prompt);
+    if (pruning) pruner.emplace(pruning->config);
+    reference::PrefillOptions options = pruned_by(pruner, pruning, prompt);
     if (!pruning) {
       for (std::size_t i = 0; i < prompt.visual.count; ++i) answer.kept.push_back(static_cast<fastv::Index>(i));
     }
@@ -112,10 +120,10 @@ class Assistant {
   }
 
   // From the prompt's embeddings to the first word, once: seconds.
-  double prefill_seconds(const Prompt& prompt, const std::optional<fastv::Config>& pruning = {}) const {
+  double prefill_seconds(const Prompt& prompt, const std::optional<Pruning>& pruning = {}) const {
     std::optional<fastv::Pruner<float>> pruner;
-    if (pruning) pruner.emplace(*pruning);
-    const reference::PrefillOptions options = pruned_by(pruner, prompt);
+    if (pruning) pruner.emplace(pruning->config);
+    const reference::PrefillOptions options = pruned_by(pruner, pruning, prompt);
     reference::Sequence sequence;
     const auto start = std::chrono::steady_clock::now();
     const Matrix hidden = decoder_.prefill(prompt.embeddings, sequence, options);
@@ -152,10 +160,13 @@ class Assistant {
     return *plan;
   }
 
-  static reference::PrefillOptions pruned_by(std::optional<fastv::Pruner<float>>& pruner, const Prompt& prompt) {
+  static reference::PrefillOptions pruned_by(std::optional<fastv::Pruner<float>>& pruner,
+                                             const std::optional<Pruning>& pruning, const Prompt& prompt) {
     reference::PrefillOptions options;
     options.visual = {prompt.visual};
-    if (pruner) options.pruner = &*pruner;
+    if (!pruner) return options;
+    options.stages = {&*pruner};
+    options.evidence = pruning->evidence;
     return options;
   }
 

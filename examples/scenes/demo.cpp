@@ -184,8 +184,8 @@ std::string layers_text(const fastv::Plan& plan) {
                                               : "layers " + std::to_string(first) + "-" + std::to_string(end - 1);
     return name + ": " + std::to_string(plan.tokens_in_layer(first));
   };
-  const std::size_t k = plan.filtering_layer;
-  if (k == 0 || k >= plan.layers) return range(0, plan.layers);
+  const std::size_t k = plan.stages == 0 ? 0 : plan.stage[0].filtering_layer;
+  if (k == 0) return range(0, plan.layers);
   return range(0, k) + ", " + range(k, plan.layers);
 }
 
@@ -248,7 +248,7 @@ void print_report(const std::string& question, const Answer& full, const Answer&
   const int width = static_cast<int>((std::max)(full.text.size(), pruned.text.size())) + 3;
   std::printf("%-13s%-*s%zu visual tokens\n", "all tokens", width, full.text.c_str(), full.plan.visual);
   std::printf("%-13s%-*s%zu of them from layer %zu on (%s)\n\n", name_of(pruning).c_str(), width, pruned.text.c_str(),
-              pruned.plan.kept_visual, pruned.plan.filtering_layer, settings_text(pruning).c_str());
+              pruned.plan.kept_visual(), pruning.filtering_layer, settings_text(pruning).c_str());
   std::vector<std::size_t> widths;
   for (std::size_t i = 0; i < table_heads.size(); ++i) {
     std::size_t widest = table_heads[i].size();
@@ -303,9 +303,9 @@ scenes::Figure figure(const Assistant& assistant, const Prompt& prompt, const sc
 
   const double visual = static_cast<double>(count), text = static_cast<double>(prompt.tokens()) - visual;
   out.answers = {{"all " + std::to_string(full.plan.visual) + " visual tokens:", full.text},
-                 {name_of(pruning) + ", " + std::to_string(pruned.plan.kept_visual) + " of them:", pruned.text}};
-  out.kept_caption = std::to_string(pruned.plan.kept_visual) + " of " + std::to_string(pruned.plan.visual) + " kept (" +
-                     settings_text(pruning) + "); the others are faded.";
+                 {name_of(pruning) + ", " + std::to_string(pruned.plan.kept_visual()) + " of them:", pruned.text}};
+  out.kept_caption = std::to_string(pruned.plan.kept_visual()) + " of " + std::to_string(pruned.plan.visual) +
+                     " kept (" + settings_text(pruning) + "); the others are faded.";
   out.score_caption = score_caption(pruning, scored);
   out.share_caption = "Of the last prompt token, without pruning. " + format("%.0f%%", 100 * visual / (visual + text)) +
                       " of the tokens are visual; from layer " + std::to_string(k) + " on each gets " +

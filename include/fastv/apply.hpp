@@ -1,8 +1,8 @@
-// fastv: kept indices -> shorter tensors. Everything is moved as bytes, one memmove per run of
-// neighbouring kept rows, so half precision and block-quantised caches need no special case.
+// fastv: kept indices -> shorter tensors. Everything is moved as bytes, one memmove per run of neighbouring kept
+// rows, so half precision and block-quantised caches need no special case.
 #pragma once
 
-#include "score.hpp"
+#include "kernel.hpp"
 
 namespace fastv {
 
@@ -40,11 +40,11 @@ inline unsigned char* row_at(const Rows& rows, std::size_t plane, std::size_t ro
          static_cast<std::ptrdiff_t>(row) * rows.row_stride;
 }
 
-// Moves rows whose indices and strides have been checked. from and to may be the same tensor: indices
-// ascend, so a row is read before it is overwritten.
+// Moves rows whose indices and strides have been checked. from and to may be the same tensor: indices ascend, so a
+// row is read before it is overwritten.
 inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) noexcept {
-  // Short rows are over before the hardware has seen where they lead, so the ones to come are asked for by
-  // hand; long ones it follows by itself.
+  // Short rows are over before the hardware has seen where they lead, so the ones to come are asked for by hand; long
+  // ones it follows by itself.
   constexpr std::size_t ahead = 16;
   const bool hint = from.row_bytes >= 64 && from.row_bytes <= 1024;
   const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
@@ -66,10 +66,10 @@ inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) 
 
 }  // namespace detail
 
-// Moves the kept rows of every plane to its front, in place and in order; row i then holds what row
-// kept[i] held, and rows past kept.size() are left as they were. Nothing is touched if an error is
-// returned. O(bytes kept). Hidden states, position ids (one axis or several), KV caches in both layouts:
-// see rows(), position_axes() and kv_rows() in view.hpp.
+// Moves the kept rows of every plane to its front, in place and in order; row i then holds what row kept[i] held, and
+// rows past kept.size() are left as they were. Nothing is touched if an error is returned. O(bytes kept). Hidden
+// states, position ids (one axis or several), KV caches in both layouts: see rows(), position_axes() and kv_rows() in
+// view.hpp.
 inline Status compact(Span<const Index> kept, const Rows& rows) noexcept {
   if (Status status = detail::check_rows(rows); !status) return status;
   if (Status status = detail::check_indices(kept, rows.count); !status) return status;
@@ -100,15 +100,132 @@ Status compact(Span<const Index> kept, Span<T> values) noexcept {
   return compact(kept, rows(values.data(), values.size()));
 }
 
-// A mask [rows, columns] of `element_bytes` bytes an entry, rows row_stride bytes apart, over the whole
-// prompt on both axes: keeps the kept rows and of each the kept columns, in place. The rows stay
-// row_stride bytes apart. O(kept^2).
+// A mask [rows, columns] of `element_bytes` bytes an entry, rows row_stride bytes apart, over the whole prompt on
+// both axes: keeps the kept rows and of each the kept columns, in place. The rows stay row_stride bytes apart.
+// O(kept^2).
 inline Status compact_mask(Span<const Index> kept, void* data, std::size_t tokens, std::size_t element_bytes,
                            std::ptrdiff_t row_stride) noexcept {
   const auto bytes = static_cast<std::ptrdiff_t>(element_bytes);
   const Rows whole{data, tokens, tokens * element_bytes, row_stride};
   if (Status status = compact(kept, whole); !status) return status;
   return compact(kept, Rows{data, tokens, element_bytes, bytes, kept.size(), row_stride});
+}
+
+// ---- paged caches
+// -------------------------------------------------------------------------------
+
+// What a paged compact() leaves: the blocks the kept tokens are in, in order, and those that are free again. Both are
+// parts of the block table that was handed in, which compact() has reordered.
+struct Blocks {
+  Span<const Index> used, freed;
+};
+
+namespace detail {
+
+inline unsigned char* page_row(const PagedRows& pages, Index block, std::size_t plane, std::size_t row) noexcept {
+  return static_cast<unsigned char*>(pages.data) + static_cast<std::ptrdiff_t>(block) * pages.block_stride +
+         static_cast<std::ptrdiff_t>(plane) * pages.plane_stride + static_cast<std::ptrdiff_t>(row) * pages.row_stride;
+}
+
+inline Status check_pages(const PagedRows& pages) noexcept {
+  if (pages.block_tokens == 0) return fail(Errc::no_block_tokens, "the cache");
+  const std::size_t needed = (pages.count + pages.block_tokens - 1) / pages.block_tokens;
+  if (pages.block_table.size() < needed)
+    return fail(Errc::block_table_short, "", number(pages.block_table.size()), number(needed));
+  if (needed > 0 && pages.block_table.data() == nullptr) return fail(Errc::null_data, "the block table");
+  if (pages.data == nullptr && needed > 0) return fail(Errc::null_data, "rows");
+  return check_strides({{"row stride", pages.row_stride, pages.block_tokens},
+                        {"plane stride", pages.plane_stride, pages.planes},
+                        {"block stride", pages.block_stride, pages.block_table.size()}},
+                       pages.row_bytes);
+}
+
+}  // namespace detail
+
+// Compacts a sequence's cache within its own blocks: the kept tokens of every `block_tokens` move into the block that
+// holds the first of them, so that a token which already stands at its row stays there, and a block that is kept
+// whole only changes its place in the table.
+//
+// caches: every tensor that shares the block table, such as K and V of each layer of the group (the layers from K on;
+// those below keep a longer table of their own). block_table of all of them must be the same memory; it is reordered:
+// first the blocks in use, then the freed ones. Nothing is touched if an error is returned. O(bytes moved + kept).
+inline Result<Blocks> compact(Span<const Index> kept, Span<const PagedRows> caches) noexcept {
+  using detail::fail;
+  using detail::number;
+  if (caches.empty()) return {};
+  const PagedRows& shared = caches[0];
+  for (const PagedRows& cache : caches) {
+    if (Status status = detail::check_pages(cache); !status) return {{}, status};
+    if (cache.block_table.data() != shared.block_table.data() || cache.block_tokens != shared.block_tokens ||
+        cache.count != shared.count)
+      return {
+          {},
+          fail(Errc::rows_differ, "the block table, or the tokens in it,", number(shared.count), number(cache.count))};
+  }
+  if (Status status = detail::check_indices(kept, shared.count); !status) return {{}, status};
+
+  const std::size_t size = shared.block_tokens, used = (kept.size() + size - 1) / size;
+  const Span<Index> table = shared.block_table;
+  for (const PagedRows& cache : caches)
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      const std::size_t row = i % size, source_row = kept[i] % size;
+      const Index block = table[kept[i - row] / size], source = table[kept[i] / size];
+      if (block == source && row == source_row) continue;
+      for (std::size_t plane = 0; plane < cache.planes; ++plane)
+        std::memmove(detail::page_row(cache, block, plane, row), detail::page_row(cache, source, plane, source_row),
+                     cache.row_bytes);
+    }
+  // The blocks that were moved into go to the front. Their old places ascend and none lies before its new one, so
+  // that what is swapped back is never asked for again.
+  for (std::size_t b = 0; b < used; ++b) {
+    Index& from = table[kept[b * size] / size];
+    const Index block = from;
+    from = table[b];
+    table[b] = block;
+  }
+  return {{{table.data(), used}, {table.data() + used, table.size() - used}}, {}};
+}
+
+// ---- positions and masks
+// ------------------------------------------------------------------------
+
+// Position id of the first decoded token where the caller has position ids of its own: the greatest of all axes and
+// tokens, plus one (Qwen2-VL's rule for M-RoPE; n for plain ids 0 .. n - 1). Ask before compacting the ids; kept
+// tokens keep theirs. positions: [axes, count], any order. O(axes * count).
+template <class T>
+T next_position(Span<const T> positions) noexcept {
+  T most = -1;
+  for (const T position : positions) most = position > most ? position : most;
+  return static_cast<T>(most + 1);
+}
+
+// For re-ranking while decoding: every token stays in the cache, and each step hides those that its own ranking does
+// not keep. An additive bias row over the whole cache: 0 where a key is seen, `hidden` (-infinity, or the most
+// negative value the kernel likes) where it is not. Keys past the prompt (decoded tokens) are always seen. O(keys).
+inline Status keep_bias(Span<const Index> kept, std::size_t tokens, Span<float> bias, float hidden) noexcept {
+  if (Status status = detail::check_indices(kept, tokens); !status) return status;
+  if (bias.size() < tokens)
+    return detail::fail(Errc::room_too_small, "the bias row", detail::number(bias.size()), detail::number(tokens));
+  for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = i < tokens ? hidden : 0.0f;
+  for (const Index index : kept) bias[index] = 0;
+  return {};
+}
+
+// The same as a bitmap, bit i % 32 of word i / 32: 1 where a key is seen. Bits past the keys are 1.
+inline Status keep_bitmap(Span<const Index> kept, std::size_t tokens, Span<std::uint32_t> bitmap) noexcept {
+  if (Status status = detail::check_indices(kept, tokens); !status) return status;
+  if (bitmap.size() < (tokens + 31) / 32)
+    return detail::fail(Errc::room_too_small, "the bitmap", detail::number(bitmap.size()),
+                        detail::number((tokens + 31) / 32));
+  for (std::uint32_t& word : bitmap) word = ~std::uint32_t{0};
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < tokens; ++i) {
+    if (next < kept.size() && kept[next] == i)
+      ++next;
+    else
+      bitmap[i / 32] &= ~(std::uint32_t{1} << (i % 32));
+  }
+  return {};
 }
 
 }  // namespace fastv

@@ -8,39 +8,68 @@
 
 namespace fastv {
 
-// ---- settings -----------------------------------------------------------------------------------
+// ---- settings
+// -----------------------------------------------------------------------------------
 
 enum class ScoreRows {
-  last,   // the last prompt token's row: what the authors' released code ranks by (default)
-  all,    // mean over every row of the prompt: the wording of the paper, section 4.1
+  last,   // the last prompt token's row: what the authors' released code ranks by
+          // (default)
+  all,    // mean over every row of the prompt: the wording of the paper,
+          // section 4.1
   listed  // mean over Config::listed_rows
 };
 
 enum class Selection {
-  top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
-  random,  // every subset equally likely, drawn from Config::seed; looks at no score
-  uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
+  top_k,   // the highest scores; of equal scores the earlier token; NaN is the
+           // lowest (default)
+  random,  // every subset equally likely, drawn from Config::seed; looks at no
+           // score
+  uniform  // evenly spaced (in both directions where TokenSpan::columns is
+           // given); looks at no score
 };
 
 enum class Quota {
-  per_span,  // every span keeps its own share (default)
-  pooled     // all spans compete for one count
+  per_picture,  // every picture keeps its own share (default)
+  pooled        // all pictures compete for one count
+};
+
+enum class Rounding {
+  half_even,  // the authors' llava-hf code (default)
+  up          // ceil(L (1 - R)): the rule of TensorRT-Edge-LLM's visual pruner
+};
+
+enum class RatioOf {
+  remaining,  // R is the share of what earlier stages left (default; the same as
+              // original in the first stage)
+  original    // R is the share of the picture's tokens before any stage
 };
 
 inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
+// One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
-  std::size_t filtering_layer = 2;    // K: layers that run on the whole prompt (paper, section 4.1)
-  double filtering_ratio = 0.5;       // R: share of the visual tokens that is dropped, in [0, 1]
+  std::size_t filtering_layer = 2;  // K: layers that run before this stage (paper, section 4.1)
+  double filtering_ratio = 0.5;     // R: share of the visual tokens that is dropped, in [0, 1]
+  RatioOf ratio_of = RatioOf::remaining;
+  Rounding rounding = Rounding::half_even;
   std::size_t keep_count = by_ratio;  // visual tokens kept in the whole prompt; by_ratio: R decides
+  Quota quota = Quota::per_picture;
+  std::size_t min_per_picture = 0;  // tokens every picture keeps where the budget allows
+
   ScoreRows score_rows = ScoreRows::last;
+  Span<const Index> prior_rows = {};   // not empty: corrected for what these rows attend to; see prior_corrected()
   Span<const Index> listed_rows = {};  // prompt positions, for ScoreRows::listed; read during each call
+
   Selection selection = Selection::top_k;
-  Quota quota = Quota::per_span;
-  std::uint64_t seed = 0;  // for Selection::random
+  std::uint64_t seed = 0;          // for Selection::random
+  double uniform_share = 0;        // top_k: this share of the count goes to an even grid, in [0, 1]
+  std::size_t window_rows = 0;     // top_k: every window of this many rows and
+                                   // columns of the grid keeps its
+  std::size_t window_columns = 0;  //   share of the count; 0: the whole picture is one window
 };
 
-// ---- what can go wrong --------------------------------------------------------------------------
+// ---- what can go wrong
+// --------------------------------------------------------------------------
 
 enum class Errc : unsigned char {
   ok,
@@ -52,6 +81,13 @@ enum class Errc : unsigned char {
   count_above_visual,  // keep_count above the number of visual tokens
   listed_rows_empty,
   listed_row_past_end,
+  share_out_of_range,    // uniform_share outside [0, 1], or NaN
+  window_incomplete,     // only one of window_rows and window_columns
+  window_needs_columns,  // windows on a picture whose grid is unknown
+  stages_unsorted,       // filtering layers of a schedule do not ascend
+  too_many_stages,       // above max_stages
+  counts_unknown,        // a stage per picture behind a pooled one: its counts depend
+                         // on scores
   // the prompt
   no_layers,
   no_tokens,
@@ -60,8 +96,11 @@ enum class Errc : unsigned char {
   span_past_end,
   spans_unsorted,
   spans_overlap,
-  span_columns,       // columns do not divide the span's count
-  last_token_visual,  // the last prompt token asks the question: it must not compete
+  span_columns,            // columns do not divide the picture's tokens
+  span_continues_nothing,  // the first span continues a picture
+  span_original,           // fewer original tokens than there are
+  last_token_visual,       // the last prompt token asks the question: it must not
+                           // compete
   // evidence
   null_data,
   no_heads,
@@ -70,10 +109,18 @@ enum class Errc : unsigned char {
   heads_not_divisible,  // query heads / KV heads is not whole
   negative_stride,
   overlapping_stride,
+  sequences_overlap,    // sequences of a batch are not in order and disjoint
+  tokens_differ,        // evidence of another length than the sequence
   row_not_in_evidence,  // a row to score by is not among the rows handed over
   rows_above_keys,      // more query rows than keys
   bad_scale,
   bad_soft_cap,
+  heads_above_total,  // more heads than all ranks have
+  chunk_not_divisor,  // dim is not whole chunks
+  norms_size,         // not one value norm per KV head and visual token
+  odd_dim,            // RoPE turns pairs
+  rope_size,          // a table of Rope has the wrong length
+  shard_ranks,        // parts that do not divide among the ranks
   bias_size,
   scores_size,       // not one score per visual token
   evidence_missing,  // top_k without scores
@@ -82,8 +129,14 @@ enum class Errc : unsigned char {
   // applying
   index_past_end,
   indices_unsorted,
-  rows_differ,     // source and destination rows differ in size
-  room_too_small,  // an output span is too short
+  rows_differ,        // source and destination rows differ in size
+  room_too_small,     // an output span is too short
+  no_block_tokens,    // blocks of 0 tokens
+  block_table_short,  // fewer blocks than the tokens need
+  // planning
+  bad_times,         // a table of layer times that does not ascend or has fewer than
+                     // two entries
+  budget_too_small,  // even the least plan is above the budget
   // memory
   out_of_memory
 };
@@ -102,6 +155,7 @@ struct [[nodiscard]] Status {
   long long limit = 0;    // what it had to respect
   long long place = 0;    // where: number of the span, of the row, of the token
   double real = 0;        // its value, if it is not a whole number
+  double least = 0;       // what it had to reach, if that is not a whole number
 
   explicit operator bool() const noexcept { return code == Errc::ok; }
   Message message() const noexcept;
@@ -150,6 +204,31 @@ inline Message Status::message() const noexcept {
     case Errc::listed_row_past_end:
       say("listed_rows[%lld] is %lld but the prompt has %lld tokens: use positions below that", place, value, limit);
       break;
+    case Errc::share_out_of_range: say("uniform_share is %g but must lie between 0 and 1", real); break;
+    case Errc::window_incomplete:
+      say("the window has %lld rows and %lld columns: set both, or neither for none", value, limit);
+      break;
+    case Errc::window_needs_columns:
+      say("windows are asked for but the grid of visual span %lld is unknown: set its columns", place);
+      break;
+    case Errc::stages_unsorted:
+      say("stage %lld has filtering_layer %lld but the stage ahead of it has %lld: sort the stages and keep one a "
+          "layer",
+          place, value, limit);
+      break;
+    case Errc::too_many_stages: say("the schedule has %lld stages but at most %lld are supported", value, limit); break;
+    case Errc::counts_unknown:
+      say("stage %lld gives every picture its own share, but the stage ahead of it pools them, so that the counts "
+          "depend on scores: pool this stage too",
+          place);
+      break;
+    case Errc::span_continues_nothing:
+      say("visual span %lld continues a picture but no span is ahead of it: clear its flag", place);
+      break;
+    case Errc::span_original:
+      say("visual span %lld has %lld original tokens, fewer than the %lld it has now: use remaining() or 0", place,
+          value, limit);
+      break;
     case Errc::no_layers: say("%s", "the model has 0 layers: state at least 1"); break;
     case Errc::no_tokens: say("%s", "the prompt has 0 tokens: hand over at least 1"); break;
     case Errc::too_many_tokens: say("the prompt has %lld tokens but at most %lld are supported", value, limit); break;
@@ -190,6 +269,14 @@ inline Message Status::message() const noexcept {
     case Errc::overlapping_stride:
       say("the %s is %lld, so that entries of %lld overlap: use at least %lld", what, value, limit, limit);
       break;
+    case Errc::sequences_overlap:
+      say("sequence %lld of the batch starts at row %lld but the one ahead of it reaches up to %lld: sort them and "
+          "keep them disjoint",
+          place, value, limit);
+      break;
+    case Errc::tokens_differ:
+      say("the evidence is of %lld tokens but the sequence has %lld: hand over its own", value, limit);
+      break;
     case Errc::row_not_in_evidence:
       say("the row of prompt position %lld is to be scored by, but the evidence starts at position %lld: hand over "
           "more query rows or change score_rows",
@@ -204,6 +291,20 @@ inline Message Status::message() const noexcept {
     case Errc::bad_soft_cap: say("soft_cap is %g but must be positive and finite, or 0 for none", real); break;
     case Errc::bias_size:
       say("the bias row has %lld entries for %lld keys: give one each, or none", value, limit);
+      break;
+    case Errc::heads_above_total:
+      say("%s has %lld heads but heads_total is %lld: it counts the heads of all ranks", what, value, limit);
+      break;
+    case Errc::chunk_not_divisor:
+      say("chunks of %lld elements do not divide the head dimension of %s, %lld", value, what, limit);
+      break;
+    case Errc::norms_size:
+      say("%lld value norms were given but %lld are needed: one per KV head and visual token", value, limit);
+      break;
+    case Errc::odd_dim: say("the head dimension is %lld but RoPE turns pairs: it must be even", value); break;
+    case Errc::rope_size: say("Rope::%s has %lld entries but needs %lld", what, value, limit); break;
+    case Errc::shard_ranks:
+      say("%lld softmax parts cannot be those of rank %lld of %lld: gather one per head and rank", value, place, limit);
       break;
     case Errc::scores_size: say("%lld scores were given for %lld visual tokens: give one each", value, limit); break;
     case Errc::evidence_missing:
@@ -226,12 +327,26 @@ inline Message Status::message() const noexcept {
       say("%s is %lld at the source but %lld at the destination: make them equal", what, value, limit);
       break;
     case Errc::room_too_small: say("%s has room for %lld entries but needs %lld", what, value, limit); break;
+    case Errc::no_block_tokens: say("blocks of %s hold 0 tokens: state at least 1", what); break;
+    case Errc::block_table_short:
+      say("the block table has %lld blocks but %lld are needed: hand over the whole table of the sequence", value,
+          limit);
+      break;
+    case Errc::bad_times:
+      say("the table of %lld layer times is wrong at entry %lld: give at least two, with tokens and seconds ascending",
+          value, place);
+      break;
+    case Errc::budget_too_small:
+      say("the budget is %g but even a prefill without visual tokens behind the first layers costs %g: raise it", real,
+          least);
+      break;
     case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
   }
   return message;
 }
 
-// ---- checks -------------------------------------------------------------------------------------
+// ---- checks
+// -------------------------------------------------------------------------------------
 
 namespace detail {
 
@@ -242,9 +357,9 @@ inline long long number(std::size_t value) noexcept {
 
 inline Status fail(Errc code, const char* what = "", long long value = 0, long long limit = 0,
                    long long place = 0) noexcept {
-  return {code, what, value, limit, place, 0};
+  return {code, what, value, limit, place, 0, 0};
 }
-inline Status fail_real(Errc code, double real) noexcept { return {code, "", 0, 0, 0, real}; }
+inline Status fail_real(Errc code, double real) noexcept { return {code, "", 0, 0, 0, real, 0}; }
 
 }  // namespace detail
 
@@ -255,6 +370,10 @@ inline Status check(const Config& config) noexcept {
   if (!(config.filtering_ratio >= 0 && config.filtering_ratio <= 1))
     return detail::fail_real(Errc::ratio_out_of_range, config.filtering_ratio);
   if (config.filtering_layer == 0 && config.selection == Selection::top_k) return fail(Errc::no_attention_yet);
+  if (detail::is_nan(config.uniform_share) || !(config.uniform_share >= 0 && config.uniform_share <= 1))
+    return detail::fail_real(Errc::share_out_of_range, config.uniform_share);
+  if ((config.window_rows == 0) != (config.window_columns == 0))
+    return fail(Errc::window_incomplete, "", detail::number(config.window_rows), detail::number(config.window_columns));
   if (config.selection == Selection::top_k && config.score_rows == ScoreRows::listed) {
     if (config.listed_rows.empty()) return fail(Errc::listed_rows_empty);
     if (config.listed_rows.data() == nullptr) return fail(Errc::null_data, "listed_rows");
@@ -285,8 +404,15 @@ inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
       if (span.first < before.first + before.count)
         return fail(Errc::spans_overlap, "", number(span.first), number(before.first + before.count), place);
     }
-    if (span.columns != 0 && span.count % span.columns != 0)
-      return fail(Errc::span_columns, "", number(span.columns), number(span.count), place);
+    if (span.continues && i == 0) return fail(Errc::span_continues_nothing, "", 0, 0, place);
+    if (span.original != 0 && span.original < span.count)
+      return fail(Errc::span_original, "", number(span.original), number(span.count), place);
+    if (!span.continues) {
+      std::size_t count = span.count;
+      for (std::size_t j = i + 1; j < visual.size() && visual[j].continues; ++j) count += visual[j].count;
+      if (span.columns != 0 && count % span.columns != 0)
+        return fail(Errc::span_columns, "", number(span.columns), number(count), place);
+    }
     if (span.first + span.count == tokens) return fail(Errc::last_token_visual, "", number(tokens - 1), 0, place);
   }
   return {};

@@ -7,8 +7,8 @@
 
 namespace fastv {
 
-// A matrix whose rows are tokens, in either storage order: row-major rows are moved whole, column-major
-// ones element by element (every column is a plane).
+// A matrix whose rows are tokens, in either storage order: row-major rows are moved whole, column-major ones element
+// by element (every column is a plane).
 template <class Derived>
 Rows rows(Eigen::PlainObjectBase<Derived>& matrix) noexcept {
   using Scalar = typename Derived::Scalar;

@@ -6,8 +6,8 @@
 
 namespace fastv {
 
-// Storage types, defined by their bits, so that Eigen::half, ggml_fp16_t, at::Half, __half and their
-// bfloat16 brothers map onto them without a copy (cast the pointer).
+// Storage types, defined by their bits, so that Eigen::half, ggml_fp16_t, at::Half, __half and their bfloat16
+// brothers map onto them without a copy (cast the pointer).
 struct half {  // IEEE 754 binary16
   std::uint16_t bits;
 };
@@ -25,8 +25,8 @@ inline To bit_cast(const From& from) noexcept {
   return to;
 }
 
-// Floats are classified and compared by their bits: -ffast-math lets a compiler assume that NaN and
-// infinities do not exist, and then drops the tests for them.
+// Floats are classified and compared by their bits: -ffast-math lets a compiler assume that NaN and infinities do not
+// exist, and then drops the tests for them.
 template <class T>
 struct FloatBits;
 template <>
@@ -60,8 +60,8 @@ inline T nan_value() noexcept {
   return bit_cast<T>(FloatBits<T>::quiet_nan);
 }
 
-// An unsigned integer that orders like the float: greater float, greater key. NaN has key 0, below all
-// others, and -0 has the key of +0.
+// An unsigned integer that orders like the float: greater float, greater key. NaN has key 0, below all others, and -0
+// has the key of +0.
 template <class T>
 inline Word<T> order_key(T value) noexcept {
   constexpr Word<T> sign = FloatBits<T>::sign;
@@ -72,8 +72,8 @@ inline Word<T> order_key(T value) noexcept {
 
 }  // namespace detail
 
-// Exact for every value, NaN and infinities included (denormals need a thread that does not flush them
-// to zero). No branch and no table, so loops over it vectorise without F16C.
+// Exact for every value, NaN and infinities included (denormals need a thread that does not flush them to zero). No
+// branch and no table, so loops over it vectorise without F16C.
 inline float to_float(half value) noexcept {
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value.bits & 0x7fffu) << 13;
   // Re-bias the exponent from 15 to 127 by a product, which also normalises denormals.

@@ -6,7 +6,7 @@
 
 #include "apply.hpp"
 #include "plan.hpp"
-#include "score.hpp"
+#include "scorers.hpp"
 #include "select.hpp"
 
 namespace fastv {
@@ -39,6 +39,7 @@ class Buffer {
     return {};
   }
   Span<T> first(std::size_t size) const noexcept { return {data_, size}; }
+  T& operator[](std::size_t i) const noexcept { return data_[i]; }
   // The entries that hold a result.
   void use(std::size_t size) noexcept { used_ = size; }
   Span<T> used() const noexcept { return {data_, used_}; }
@@ -54,6 +55,45 @@ class Buffer {
   std::size_t size_ = 0;
   std::size_t used_ = 0;
 };
+
+// Room for the intermediate values of one sequence.
+template <class Score>
+struct Workspace {
+  Span<Score> scores, prior;  // [visual tokens]; prior only where the settings ask for a correction
+  Span<Word<Score>> marks;    // [visual tokens]
+  Span<Index> quotas;         // [spans]
+  Span<float> scratch;        // score_scratch(evidence)
+};
+
+template <class Score, class Evidence, class ParallelFor>
+Status score_all(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
+                 const Workspace<Score>& work, const ParallelFor& parallel_for) noexcept {
+  if (Status status = score<Score>(config, evidence, visual, work.scores, work.scratch, parallel_for); !status)
+    return status;
+  if (config.prior_rows.empty()) return {};
+  const RowSet prior(ScoreRows::listed, config.prior_rows, prompt_tokens(evidence));
+  if (Status status = score<Score>(prior, evidence, visual, work.prior, work.scratch, parallel_for); !status)
+    return status;
+  prior_corrected(work.scores, Span<const Score>(work.prior.data(), work.prior.size()));
+  return {};
+}
+template <class Score, class ParallelFor>
+Status score_all(const Config&, const NoEvidence&, Span<const TokenSpan>, const Workspace<Score>&,
+                 const ParallelFor&) noexcept {
+  return fail(Errc::evidence_missing);
+}
+
+// Scores, if the rule looks at scores, and selects. kept: room for every token that stays.
+template <class Score, class Evidence, class ParallelFor>
+Result<Selected> prune_one(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
+                           const Workspace<Score>& work, Span<Index> kept, const ParallelFor& parallel_for) noexcept {
+  const bool scored = config.selection == Selection::top_k && work.scores.size() > 0;
+  if (scored) {
+    if (Status status = score_all(config, evidence, visual, work, parallel_for); !status) return {{}, status};
+  }
+  const Span<const Score> scores{work.scores.data(), scored ? work.scores.size() : 0};
+  return select<Score>(config, scores, visual, prompt_tokens(evidence), kept, work.quotas, work.marks);
+}
 
 }  // namespace detail
 
@@ -74,9 +114,10 @@ struct [[nodiscard]] Kept {
 
 // Scores the visual tokens of one sequence and picks those that stay.
 //
-// Score is the type scores are summed in: float (default) or double. Scratch memory is sized by reserve(), or
-// by the first prune() of that size; after that nothing is allocated. One Pruner per sequence or per
-// thread. Every member is noexcept; what can go wrong is in the result.
+// Score is the type scores are summed in: float (default) or double. Scratch memory is sized by reserve(), or by the
+// first prune() of that size; after that nothing is allocated. One Pruner per sequence or per thread. Every member is
+// noexcept; what can go wrong is in the result. A schedule of several stages is a Pruner per stage; remaining() gives
+// the second its spans.
 template <class Score = float>
 class Pruner {
  public:
@@ -84,16 +125,16 @@ class Pruner {
 
   const Config& config() const noexcept { return config_; }
 
-  // True once, after the layer at which to prune: layers_run counts the decoder layers that have run on
-  // the whole prompt. At K = 0 it is true before the first layer.
+  // True once, after the layer at which to prune: layers_run counts the decoder layers that have run. At K = 0 it is
+  // true before the first layer.
   bool due(std::size_t layers_run) const noexcept { return layers_run == config_.filtering_layer; }
 
-  // All lengths before any value exists. The only place that sees the number of layers, and so the only
-  // one that can tell that filtering_layer lies past the last. O(spans).
+  // All lengths before any value exists. The only place that sees the number of layers, and so the only one that can
+  // tell that filtering_layer lies past the last. O(spans).
   Result<Plan> plan(const Prompt& prompt) const noexcept { return make_plan(config_, prompt); }
 
-  // Room for prompts of up to `tokens` tokens in `spans` spans, scored from queries and keys of up to
-  // `heads` heads of dimension `dim` (0 where the evidence is something else).
+  // Room for prompts of up to `tokens` tokens in `spans` spans, scored from queries and keys of up to `heads` heads
+  // of dimension `dim` (0 where the evidence is something else).
   Status reserve(std::size_t tokens, std::size_t spans, std::size_t heads = 0, std::size_t dim = 0) noexcept {
     QueryKey<float> shape{};
     shape.heads = heads;
@@ -102,11 +143,11 @@ class Pruner {
     return reserve_for(tokens, tokens, spans, heads == 0 ? 0 : score_scratch(shape));
   }
 
-  // evidence: Probabilities, QueryKey, Scores or NoEvidence of layer K-1. visual: the spans of visual
-  // tokens, sorted and disjoint; an empty list keeps everything.
-  // Complexity: that of score() and select().
-  template <class Evidence>
-  Kept prune(const Evidence& evidence, Span<const TokenSpan> visual) noexcept {
+  // evidence: Probabilities, QueryKey, KeysOnly, Scores or NoEvidence of layer K-1. visual: the spans of visual
+  // tokens, sorted and disjoint; an empty list keeps everything. parallel_for: see Serial. Complexity: that of
+  // score() and select().
+  template <class Evidence, class ParallelFor = Serial>
+  Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
     const std::size_t tokens = prompt_tokens(evidence);
     scores_.use(0);
     if (Status status = check(config_); !status) return failed(status);
@@ -115,21 +156,20 @@ class Pruner {
     if (!keep) return failed(keep.status);
     const std::size_t count = visual_tokens(visual), length = tokens - count + *keep;
     const bool ranks = config_.selection == Selection::top_k && count > 0;
-    if (Status status = reserve_for(count, length, visual.size(), ranks ? score_scratch(evidence) : 0); !status)
-      return failed(status);
+    const std::size_t scratch = ranks ? score_scratch(evidence) : 0;
+    if (Status status = reserve_for(count, length, visual.size(), scratch); !status) return failed(status);
 
-    if (ranks) {
-      if (Status status = score_visual(evidence, visual, count); !status) return failed(status);
-    }
+    const detail::Workspace<Score> work{scores_.first(count), prior_.first(config_.prior_rows.empty() ? 0 : count),
+                                        marks_.first(count), quotas_.first(visual.size()), scratch_.first(scratch)};
     const Span<Index> kept = kept_.first(length);
-    const Result<Selected> selected =
-        select<Score>(config_, scores(), visual, tokens, kept, quotas_.first(visual.size()));
+    const Result<Selected> selected = detail::prune_one(config_, evidence, visual, work, kept, parallel_for);
     if (!selected) return failed(selected.status);
+    scores_.use(ranks ? count : 0);
     return {{kept.data(), length}, tokens, selected->nan_scores, {}};
   }
 
-  // The scores behind the last prune(), one per visual token, spans in order; empty after a rule that
-  // looks at none.
+  // The scores behind the last prune(), one per visual token, spans in order; empty after a rule that looks at none
+  // and after a failure.
   Span<const Score> scores() const noexcept { return scores_.used(); }
 
  private:
@@ -137,30 +177,21 @@ class Pruner {
 
   Status reserve_for(std::size_t visual, std::size_t kept, std::size_t spans, std::size_t scratch) noexcept {
     if (Status status = scores_.reserve(visual); !status) return status;
+    if (Status status = prior_.reserve(config_.prior_rows.empty() ? 0 : visual); !status) return status;
+    if (Status status = marks_.reserve(visual); !status) return status;
     if (Status status = kept_.reserve(kept); !status) return status;
     if (Status status = quotas_.reserve(spans); !status) return status;
     return scratch_.reserve(scratch);
   }
 
-  template <class Evidence>
-  Status score_visual(const Evidence& evidence, Span<const TokenSpan> visual, std::size_t count) noexcept {
-    const Status status =
-        score<Score>(config_, evidence, visual, scores_.first(count), scratch_.first(score_scratch(evidence)));
-    if (status) scores_.use(count);
-    return status;
-  }
-  Status score_visual(const NoEvidence&, Span<const TokenSpan>, std::size_t) noexcept {
-    return detail::fail(Errc::evidence_missing);
-  }
-
   Config config_;
-  detail::Buffer<Score> scores_;
-  detail::Buffer<Index> kept_;
-  detail::Buffer<Index> quotas_;
+  detail::Buffer<Score> scores_, prior_;
+  detail::Buffer<detail::Word<Score>> marks_;
+  detail::Buffer<Index> kept_, quotas_;
   detail::Buffer<float> scratch_;
 };
 
-// Moves the kept rows of a tensor to its front; see apply.hpp. A prune() that failed moves nothing.
+// apply.hpp on the result of prune(). One that failed moves nothing and passes its status on.
 inline Status compact(const Kept& kept, const Rows& rows) noexcept {
   return kept ? compact(kept.indices, rows) : kept.status;
 }
@@ -168,5 +199,4 @@ template <class T>
 Status compact(const Kept& kept, Span<T> values) noexcept {
   return kept ? compact(kept.indices, values) : kept.status;
 }
-
 }  // namespace fastv

@@ -1,4 +1,8 @@
 // fastv: scores -> kept indices, always exactly as many as planned.
+//
+// Every rule works on marks, one unsigned integer a visual token: first the order key of its score, in the end all
+// ones where the token stays. One walk over the prompt then writes the positions of the text and of the marked
+// tokens.
 #pragma once
 
 #include "plan.hpp"
@@ -7,31 +11,8 @@ namespace fastv {
 
 namespace detail {
 
-// The `count`-th greatest of the n order keys: `key`, and how many of the count lie above it. Radix
-// select, one byte a pass from the top: O(n), no copy, no bad case.
-template <class Key>
-struct Cut {
-  Key key;
-  std::size_t above;
-};
-template <class Score>
-Cut<Word<Score>> find_cut(const Score* scores, std::size_t n, std::size_t count) noexcept {
-  using Key = Word<Score>;
-  Key prefix = 0, mask = 0;
-  std::size_t wanted = count;  // rank of the cut among the keys that share the prefix
-  for (int shift = 8 * static_cast<int>(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
-    std::uint32_t histogram[256] = {};
-    for (std::size_t i = 0; i < n; ++i) {
-      const Key key = order_key(scores[i]);
-      histogram[(key >> shift) & 255u] += (key & mask) == prefix ? 1u : 0u;
-    }
-    Key byte = 255;
-    while (histogram[byte] < wanted) wanted -= histogram[byte--];
-    prefix |= byte << shift;
-    mask |= Key{255} << shift;
-  }
-  return {prefix, count - wanted};
-}
+template <class Mark>
+inline constexpr Mark chosen = static_cast<Mark>(~Mark{0});  // above the key of every float
 
 // SplitMix64 (Steele, Lea, Flood 2014), so that a seed means the same on every platform.
 class Random {
@@ -52,49 +33,104 @@ class Random {
 
 }  // namespace detail
 
-// Each rule writes the numbers of the `count` tokens it keeps, ascending from 0, into kept[0 .. count).
-// Precondition of all: count <= n.
+// ---- the rules
+// ----------------------------------------------------------------------------------
+// Each sets `count` of n marks to all ones. Precondition of all: count <= n.
 
-// The count highest scores; of equal scores the earlier; NaN below everything. O(n).
-template <class Score>
-void select_top_k(const Score* scores, std::size_t n, std::size_t count, Index* kept) noexcept {
-  if (count == 0) return;
-  const auto cut = detail::find_cut(scores, n, count);
-  std::size_t ties = count - cut.above, k = 0;  // places left for tokens that equal the cut
-  for (std::size_t i = 0; k < count; ++i) {     // without branches on the scores: they cannot be predicted
-    const auto key = detail::order_key(scores[i]);
-    const std::size_t tie = static_cast<std::size_t>(key == cut.key) & static_cast<std::size_t>(ties != 0);
-    kept[k] = static_cast<Index>(i);
-    k += static_cast<std::size_t>(key > cut.key) | tie;
+// The highest marks; of equal ones the earlier. Marks not chosen become 0. visit(take) calls take(mark &) for each of
+// the tokens that compete, in order. O(tokens).
+template <class Mark, class Visit>
+void mark_top(std::size_t count, Visit visit) noexcept {
+  detail::Cut<Mark> cut{detail::chosen<Mark>, 0};  // of none: nothing lies above, no place is left for ties
+  if (count > 0) cut = detail::find_cut<Mark>(count, [&](auto take) { visit([&](Mark& mark) { take(mark); }); });
+  std::size_t ties = count - cut.above;  // places left for tokens that equal the cut
+  visit([&](Mark& mark) {                // without branches on the scores: they cannot be predicted
+    const std::size_t tie = static_cast<std::size_t>(mark == cut.key) & static_cast<std::size_t>(ties != 0);
+    const std::size_t stays = static_cast<std::size_t>(mark > cut.key) | tie;
     ties -= tie;
-  }
+    mark = static_cast<Mark>(Mark{0} - static_cast<Mark>(stays));
+  });
 }
 
-// Every subset of count tokens equally likely (Knuth, The Art of Computer Programming 3.4.2, algorithm
-// S). O(n).
-inline void select_random(std::size_t n, std::size_t count, detail::Random& random, Index* kept) noexcept {
+// Every subset equally likely (Knuth, The Art of Computer Programming 3.4.2, algorithm S). O(n).
+template <class Mark>
+void mark_random(Mark* marks, std::size_t n, std::size_t count, detail::Random& random) noexcept {
   for (std::size_t i = 0, k = 0; k < count; ++i)
-    if (random.below(n - i) < count - k) kept[k++] = static_cast<Index>(i);
+    if (random.below(n - i) < count - k) {
+      marks[i] = detail::chosen<Mark>;
+      ++k;
+    }
 }
 
-// Evenly spaced: without a grid (columns = 0) the middles of count equal stretches; with one, every row of
-// the picture gets its even share, shifted from the row above by the golden part of a step, which spreads
-// the kept tokens evenly in both directions at any count (a Fibonacci lattice). O(count + rows).
-inline void select_uniform(std::size_t n, std::size_t columns, std::size_t count, Index* kept) noexcept {
+// Evenly spaced: without a grid (columns = 0) the middles of count equal stretches; with one, every row of the picture
+// gets its even share, shifted from the row above by the golden part of a step, which spreads the kept tokens evenly in
+// both directions at any count (a Fibonacci lattice). O(count + rows).
+template <class Mark>
+void mark_uniform(Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
   const std::uint64_t width = columns == 0 ? n : columns, height = columns == 0 ? 1 : n / columns;
   const std::uint64_t step = 65536, golden = 40503;  // 65536 / 1.618
   std::uint64_t offset = step / 2;                   // of a row's first kept token, in parts of a step
-  std::size_t k = 0;
   for (std::uint64_t row = 0; row < height; ++row) {
     const std::uint64_t share = (row + 1) * count / height - row * count / height;
     for (std::uint64_t i = 0; i < share; ++i) {
       // (i + offset / step) * width / share, in parts that cannot overflow
       const std::uint64_t whole = i * width / share, rest = i * width % share;
-      kept[k++] = static_cast<Index>(row * width + whole + (rest * step + offset * width) / (share * step));
+      marks[row * width + whole + (rest * step + offset * width) / (share * step)] = detail::chosen<Mark>;
     }
     if (share > 0) offset = (offset + golden) % step;
   }
 }
+
+namespace detail {
+
+// The highest scores of one picture, after uniform_share of the count went to an even grid (FEATHER, arXiv
+// 2412.13180, adds a strided grid; here it comes out of the count), and with the rest shared out over windows (Window
+// FastV, arXiv 2502.11501, with Hamilton's rounding so that the count is exact).
+template <class Mark>
+void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
+  const auto even = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
+  if (even > 0) mark_uniform(marks, n, columns, even < count ? even : count);
+  if (config.window_rows == 0) {
+    mark_top<Mark>(count, [&](auto take) {
+      for (std::size_t i = 0; i < n; ++i) take(marks[i]);
+    });
+    return;
+  }
+  const std::size_t rows = n / columns, down = (rows - 1) / config.window_rows + 1,
+                    across = (columns - 1) / config.window_columns + 1;
+  // Tokens of window w, in order.
+  const auto window = [&](std::size_t w, auto take) {
+    const std::size_t top = w / across * config.window_rows, left = w % across * config.window_columns;
+    const std::size_t bottom = config.window_rows < rows - top ? top + config.window_rows : rows;
+    const std::size_t right = config.window_columns < columns - left ? left + config.window_columns : columns;
+    for (std::size_t row = top; row < bottom; ++row)
+      for (std::size_t column = left; column < right; ++column) take(marks[row * columns + column]);
+  };
+  const auto marked = [&](std::size_t w) {
+    std::size_t sum = 0;
+    window(w, [&](Mark& mark) { sum += mark == chosen<Mark> ? 1u : 0u; });
+    return sum;
+  };
+  std::size_t w = 0;
+  apportion(
+      count - (even < count ? even : count),
+      [&](auto take) {
+        for (std::size_t v = 0; v < down * across; ++v) {
+          std::size_t size = 0;
+          window(v, [&](Mark&) { ++size; });
+          take(size - marked(v));
+        }
+      },
+      [&](std::size_t share) {
+        mark_top<Mark>(share + marked(w), [&](auto take) { window(w, take); });
+        ++w;
+      });
+}
+
+}  // namespace detail
+
+// ---- select()
+// -----------------------------------------------------------------------------------
 
 // What select() returns: the number of kept indices, and of visual scores that are NaN.
 struct Selected {
@@ -102,17 +138,19 @@ struct Selected {
   std::size_t nan_scores = 0;
 };
 
-// Ascending positions in the whole prompt of every token that stays: all text, and of each span (or of
-// all spans together, Quota::pooled) the planned number of visual tokens.
+// Ascending positions in the whole prompt of every token that stays: all text, and of each picture (or of all
+// together, Quota::pooled) the planned number of visual tokens.
 //
-// scores: one per visual token, spans in order; may be empty for random and uniform.
-// kept: room for all `tokens` positions is always enough; Plan::kept() is how many are written.
-// quotas: one entry per span, scratch. Re-entrant; no allocation. O(tokens).
+// scores: one per visual token, spans in order; may be empty for random and uniform. kept: room for Plan::kept()
+// indices. quotas: one entry per span, scratch. marks: one entry per visual token, scratch. Re-entrant; no
+// allocation. O(tokens).
 template <class Score>
 Result<Selected> select(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
-                        std::size_t tokens, Span<Index> kept, Span<Index> quotas) noexcept {
+                        std::size_t tokens, Span<Index> kept, Span<Index> quotas,
+                        Span<detail::Word<Score>> marks) noexcept {
   using detail::fail;
   using detail::number;
+  using Mark = detail::Word<Score>;
   if (Status status = check(config); !status) return {{}, status};
   if (Status status = check(visual, tokens); !status) return {{}, status};
   const std::size_t total = visual_tokens(visual);
@@ -120,8 +158,13 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
   if (!keep) return {{}, keep.status};
   if (kept.size() < tokens - total + *keep)
     return {{}, fail(Errc::room_too_small, "kept indices", number(kept.size()), number(tokens - total + *keep))};
+  if (marks.size() < total) return {{}, fail(Errc::room_too_small, "marks", number(marks.size()), number(total))};
+  if (config.quota == Quota::per_picture) {
+    if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
+  }
 
   Selected selected;
+  for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
   if (config.selection == Selection::top_k) {
     if (scores.size() != total) return {{}, fail(Errc::scores_size, "", number(scores.size()), number(total))};
     if (total > 0 && scores.data() == nullptr) return {{}, fail(Errc::null_data, "scores")};
@@ -129,52 +172,81 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
     for (std::size_t i = 0; i < total; ++i) {
       infinite += detail::is_infinite(scores[i]) ? 1u : 0u;
       selected.nan_scores += detail::is_nan(scores[i]) ? 1u : 0u;
+      marks[i] = detail::order_key(scores[i]);
     }
     for (std::size_t i = 0; infinite > 0; ++i)
       if (detail::is_infinite(scores[i])) return {{}, fail(Errc::infinite_score, "", 0, 0, number(i))};
     if (total > 0 && selected.nan_scores == total) return {{}, fail(Errc::all_scores_nan, "", number(total))};
   }
-  if (config.quota == Quota::per_span) {
-    if (Status status = span_quotas(config, visual, quotas); !status) return {{}, status};
-  }
 
   detail::Random random(config.seed);
-  const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count, Index* out) {
+  Status status;
+  const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count, std::size_t span) {
+    Mark* m = marks.data() + first;
     switch (config.selection) {
-      case Selection::top_k: select_top_k(scores.data() + first, n, count, out); break;
-      case Selection::random: select_random(n, count, random, out); break;
-      case Selection::uniform: select_uniform(n, columns, count, out); break;
+      case Selection::top_k:
+        if (config.window_rows != 0 && columns == 0)
+          status = fail(Errc::window_needs_columns, "", 0, 0, number(span));
+        else
+          detail::mark_by_score(config, m, n, columns, count);
+        break;
+      case Selection::random: mark_random(m, n, count, random); break;
+      case Selection::uniform: mark_uniform(m, n, columns, count); break;
     }
   };
+  if (config.quota == Quota::pooled) {
+    if (total > 0) choose(0, total, 0, *keep, 0);
+  } else {
+    std::size_t picture_number = 0, numbered = 0;
+    detail::for_each_picture(visual, [&](const detail::Picture& picture) {
+      choose(numbered, picture.tokens, picture.columns, quotas[picture_number++], picture.first_span);
+      numbered += picture.tokens;
+    });
+  }
+  if (!status) return {{}, status};
 
-  // Visual tokens are numbered 0 .. total - 1 across the spans. Pooled, their chosen numbers wait at the
-  // end of `kept`, where the walk below reads them before it overwrites them.
-  const std::size_t length = tokens - total + *keep;
-  const Index* pool = kept.data() + (length - *keep);
-  if (config.quota == Quota::pooled) choose(0, total, 0, *keep, kept.data() + (length - *keep));
-
-  std::size_t written = 0, numbered = 0, pooled = 0, position = 0;
+  std::size_t position = 0, numbered = 0;
   const auto keep_text_up_to = [&](std::size_t end) {
-    while (position < end) kept[written++] = static_cast<Index>(position++);
+    while (position < end) kept[selected.count++] = static_cast<Index>(position++);
   };
-  for (std::size_t s = 0; s < visual.size(); ++s) {
-    const TokenSpan& span = visual[s];
+  for (const TokenSpan& span : visual) {
     keep_text_up_to(span.first);
-    if (config.quota == Quota::per_span) {
-      Index* chosen = kept.data() + written;
-      choose(numbered, span.count, span.columns, quotas[s], chosen);
-      for (std::size_t i = 0; i < quotas[s]; ++i) chosen[i] += static_cast<Index>(span.first);
-      written += quotas[s];
-    } else {
-      for (; pooled < *keep && pool[pooled] < numbered + span.count; ++pooled)
-        kept[written++] = static_cast<Index>(pool[pooled] - numbered + span.first);
-    }
-    numbered += span.count;
-    position = span.first + span.count;
+    for (; position < span.first + span.count; ++position)
+      if (marks[numbered++] == detail::chosen<Mark>) kept[selected.count++] = static_cast<Index>(position);
   }
   keep_text_up_to(tokens);
-  selected.count = written;
   return {selected, {}};
+}
+
+// The spans of the shorter sequence, for the next stage: where each span's kept tokens now stand, in order. Spans
+// that lost every token are left out. Positions count the kept tokens; the grid is no longer known. left: one entry
+// per span. Returns the number of spans written. O(kept + spans).
+inline Result<std::size_t> remaining(Span<const Index> kept, Span<const TokenSpan> visual,
+                                     Span<TokenSpan> left) noexcept {
+  if (left.size() < visual.size())
+    return {0, detail::fail(Errc::room_too_small, "spans", detail::number(left.size()), detail::number(visual.size()))};
+  std::size_t written = 0, k = 0,
+              lost = 0;  // lost: original tokens of this picture's spans that were left out
+  bool begun = false;    // a span of this picture has been written
+  for (const TokenSpan& span : visual) {
+    if (!span.continues) {
+      begun = false;
+      lost = 0;
+    }
+    while (k < kept.size() && kept[k] < span.first) ++k;
+    const std::size_t first = k, original = span.original == 0 ? span.count : span.original;
+    while (k < kept.size() && kept[k] < span.first + span.count) ++k;
+    if (k > first) {
+      left[written++] = {first, k - first, 0, begun, original + lost};
+      begun = true;
+      lost = 0;
+    } else if (begun) {
+      left[written - 1].original += original;
+    } else {
+      lost += original;
+    }
+  }
+  return {written, {}};
 }
 
 }  // namespace fastv

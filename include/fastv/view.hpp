@@ -1,8 +1,8 @@
 // fastv: non-owning views of the engine's tensors.
 //
-// Nothing here allocates, copies or owns. Typed views carry strides in elements, byte views in bytes.
-// A view that the caller filled wrongly (null data, no heads, negative or overlapping strides) is
-// found by check() when it is used, and reported as an Errc; see config.hpp.
+// Nothing here allocates, copies or owns. Typed views carry strides in elements, byte views in bytes. A view that the
+// caller filled wrongly (null data, no heads, negative or overlapping strides) is found by check() when it is used,
+// and reported as an Errc; see config.hpp.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@ namespace fastv {
 using Index = std::uint32_t;
 inline constexpr std::size_t max_tokens = 0x7fffffff;
 
-// ---- ranges -------------------------------------------------------------------------------------
+// ---- ranges
+// -------------------------------------------------------------------------------------
 
 // A pointer and a length. Converts from anything with data() and size(): std::vector, std::array, ...
 template <class T>
@@ -42,26 +43,36 @@ class Span {
   std::size_t size_ = 0;
 };
 
-// The visual tokens first .. first + count - 1 of a prompt: one image, one tile or one video frame.
+// Visual tokens first .. first + count - 1 of a prompt. One span is one image, one tile or one video frame. A picture
+// whose rows are set apart by tokens that are not to compete (AnyRes newlines) is several spans, all but the first of
+// which `continue` it: they share one quota and one grid.
 struct TokenSpan {
   std::size_t first;
   std::size_t count;
-  std::size_t columns = 0;  // patches in a row of the picture, for rules that need the grid; 0: unknown
+  std::size_t columns = 0;   // of the picture's grid, for rules that need it; 0:
+                             // unknown. Read from its first span
+  bool continues = false;    // the picture of the span ahead
+  std::size_t original = 0;  // tokens it had before earlier stages; 0: count. remaining() sets it
 };
 
-// ---- evidence: what the visual tokens are scored by ---------------------------------------------
+// ---- evidence: what the visual tokens are scored by
+// ---------------------------------------------
 
 // Attention probabilities of layer K-1, after the softmax.
 //
-// Shape [heads, rows, keys]. Row r belongs to prompt position keys - rows + r: an engine that only has
-// the last prompt token's row hands over one row. Entries a row cannot see must be zero, as a causal
-// softmax leaves them. Build it with probabilities(), or fill the strides (in elements) by hand.
+// Shape [heads, rows, keys]. The last keys belong to the prompt at hand; `past` keys ahead of them are earlier
+// turns', attended to but no candidates. Row r belongs to prompt position keys - past - rows + r: an engine that only
+// has the last prompt token's row hands over one row. Entries a row cannot see must be zero, as a causal softmax
+// leaves them. Build it with probabilities(), or fill the strides (in elements) by hand.
 template <class T>
 struct Probabilities {
   const T* data;
   std::size_t heads, rows, keys;
   std::ptrdiff_t head_stride, row_stride;
   std::ptrdiff_t key_stride = 1;
+  std::size_t past = 0;
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
 };
 
 template <class T>
@@ -69,15 +80,37 @@ Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t row
   return {data, heads, rows, keys, static_cast<std::ptrdiff_t>(rows * keys), static_cast<std::ptrdiff_t>(keys)};
 }
 
-// Queries and keys of layer K-1, after RoPE, for engines with fused attention. Scoring costs one
-// product of each query row with the keys and a softmax, never an n x n map.
+// Where a cache lies in pages: token t is in block block_table[t / block_tokens], block_stride elements apart. A
+// head's vector may be split into chunks of `chunk` elements, chunk_stride apart (vLLM's key cache); 0: it is in one
+// piece.
+struct Pages {
+  Span<const Index> block_table = {};  // empty: the cache is one piece
+  std::size_t block_tokens = 0;
+  std::ptrdiff_t block_stride = 0;
+  std::size_t chunk = 0;
+  std::ptrdiff_t chunk_stride = 0;
+};
+
+// The keys or values of one layer: [heads, tokens, dim], in whatever order the strides (in elements) say.
+template <class T>
+struct HeadVectors {
+  const T* data;
+  std::size_t heads, tokens, dim;  // KV heads
+  std::ptrdiff_t head_stride, token_stride;
+  Pages pages = {};
+};
+
+// Queries and keys of layer K-1, after RoPE, for engines with fused attention. Scoring costs one product of each
+// query row with the keys and a softmax, never an n x n map.
 //
-// query: [heads, rows, dim]. Row r belongs to prompt position keys - rows + r. Elements of a head's row
-//        are adjacent.
-// key:   [kv_heads, keys, dim], in whatever order the strides (in elements) say; query head h reads KV
-//        head h / (heads / kv_heads), the grouping of GQA and MQA.
-// The logit of a key is  scale * q.k,  then  soft_cap * tanh(logit / soft_cap)  where soft_cap > 0
-// (Gemma 2), then  + bias[key]  where a bias row is given (-infinity hides a key, as padding masks do).
+// query: [heads, rows, dim]. Row r belongs to prompt position keys - past - rows + r. Elements of a head's row are
+//        adjacent.
+// key:   [kv_heads, keys, dim]; query head h reads KV head h / (heads / kv_heads), the grouping of GQA and MQA. The
+// last
+//        keys belong to the prompt at hand; `past` keys ahead of them are
+//        earlier turns', no candidates.
+// The logit of a key is  scale * q.k,  then  soft_cap * tanh(logit / soft_cap) where soft_cap > 0 (Gemma 2), then +
+// bias[key]  where a bias row is given (-infinity hides a key, as padding masks do).
 template <class Q, class K = Q>
 struct QueryKey {
   const Q* query;
@@ -92,38 +125,74 @@ struct QueryKey {
   float soft_cap = 0;
   Span<const float> bias = {};  // [keys] or empty
   bool causal = true;           // a row sees the keys up to its own position; false: all keys
+  std::size_t past = 0;
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
+  Pages pages = {};                    // of the keys
 };
 
-// The strides of both usual cache layouts; the fields of QueryKey and of KvCache (apply.hpp).
+// The keys of the evidence by themselves.
+template <class Q, class K>
+HeadVectors<K> keys_of(const QueryKey<Q, K>& evidence) noexcept {
+  return {evidence.key,  evidence.kv_heads,        evidence.keys,
+          evidence.dim,  evidence.key_head_stride, evidence.key_token_stride,
+          evidence.pages};
+}
+
+// The strides of both usual cache layouts.
 enum class KvLayout {
   token_major,  // [token, kv head, dim]
   head_major    // [kv head, token, dim]
 };
 
+// A contiguous cache in one of the two usual layouts. capacity: tokens a head-major plane has room for.
+template <class T>
+HeadVectors<T> head_vectors(const T* data, std::size_t heads, std::size_t tokens, std::size_t dim, KvLayout layout,
+                            std::size_t capacity = 0) noexcept {
+  const auto d = static_cast<std::ptrdiff_t>(dim);
+  const auto room = static_cast<std::ptrdiff_t>(capacity > tokens ? capacity : tokens);
+  if (layout == KvLayout::token_major) return {data, heads, tokens, dim, d, d * static_cast<std::ptrdiff_t>(heads)};
+  return {data, heads, tokens, dim, d * room, d};
+}
+
+// Contiguous query [rows, heads, dim] and any keys.
+template <class Q, class K>
+QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, const HeadVectors<K>& keys,
+                         float scale) noexcept {
+  const auto d = static_cast<std::ptrdiff_t>(keys.dim);
+  QueryKey<Q, K> evidence{query,
+                          heads,
+                          rows,
+                          keys.dim,
+                          d,
+                          d * static_cast<std::ptrdiff_t>(heads),
+                          keys.data,
+                          keys.heads,
+                          keys.tokens,
+                          keys.head_stride,
+                          keys.token_stride,
+                          scale};
+  evidence.pages = keys.pages;
+  return evidence;
+}
+
 // Contiguous query [rows, heads, dim] and key cache in one of the two usual layouts.
-// capacity: tokens a head's part of a head-major cache has room for (at least keys).
 template <class Q, class K>
 QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, const K* key, std::size_t kv_heads,
                          std::size_t keys, std::size_t dim, float scale, KvLayout layout,
                          std::size_t capacity = 0) noexcept {
-  const auto d = static_cast<std::ptrdiff_t>(dim);
-  const auto room = static_cast<std::ptrdiff_t>(capacity > keys ? capacity : keys);
-  const bool by_token = layout == KvLayout::token_major;
-  return {query,
-          heads,
-          rows,
-          dim,
-          d,
-          d * static_cast<std::ptrdiff_t>(heads),
-          key,
-          kv_heads,
-          keys,
-          by_token ? d : d * room,
-          by_token ? d * static_cast<std::ptrdiff_t>(kv_heads) : d,
-          scale};
+  return query_key(query, heads, rows, head_vectors(key, kv_heads, keys, dim, layout, capacity), scale);
 }
 
-// Scores the engine computed itself: one per visual token, spans in order. tokens: length of the prompt.
+// The keys alone, for the query-free rule of scorers.hpp: engines that must prune before the question has arrived.
+template <class K>
+struct KeysOnly {
+  HeadVectors<K> keys;
+  std::size_t past = 0;
+};
+
+// Scores the engine computed itself: one per visual token, spans in order; a Pruner<float> rounds doubles, so that
+// close ones may tie. tokens: length of the prompt.
 template <class T>
 struct Scores {
   Span<const T> values;
@@ -135,11 +204,12 @@ struct NoEvidence {
   std::size_t tokens;
 };
 
-// ---- bytes: what is moved -----------------------------------------------------------------------
+// ---- bytes: what is moved
+// -----------------------------------------------------------------------
 
-// `planes` planes of `count` rows of `row_bytes` bytes: hidden states, position ids, masks and caches of
-// any element type, quantised blocks included, since rows are only moved. Row i of plane p starts at
-// data + p * plane_stride + i * row_stride (bytes).
+// `planes` planes of `count` rows of `row_bytes` bytes: hidden states, position ids, masks and caches of any element
+// type, quantised blocks included, since rows are only moved. Row i of plane p starts at data + p * plane_stride + i
+// * row_stride (bytes).
 struct Rows {
   void* data;
   std::size_t count, row_bytes;
@@ -162,8 +232,8 @@ Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
   return {data, count, sizeof(T), sizeof(T), axes, static_cast<std::ptrdiff_t>(count * sizeof(T))};
 }
 
-// One K or V cache of `count` tokens in either layout; element_bytes may be fractional in a quantised
-// cache, so a head's vector is given in bytes. capacity: tokens a head-major plane has room for.
+// One K or V cache of `count` tokens in either layout; element_bytes may be fractional in a quantised cache, so a
+// head's vector is given in bytes. capacity: tokens a head-major plane has room for.
 inline Rows kv_rows(void* data, std::size_t count, std::size_t kv_heads, std::size_t head_bytes, KvLayout layout,
                     std::size_t capacity = 0) noexcept {
   const auto bytes = static_cast<std::ptrdiff_t>(head_bytes);
@@ -172,5 +242,22 @@ inline Rows kv_rows(void* data, std::size_t count, std::size_t kv_heads, std::si
   return {data,  count,    head_bytes,
           bytes, kv_heads, bytes * static_cast<std::ptrdiff_t>(capacity > count ? capacity : count)};
 }
+
+// A cache in pages: token t of the sequence is row t % block_tokens of block block_table[t / block_tokens], and that
+// block starts at data + block * block_stride (bytes). Within a block, rows and planes are as in Rows:
+//   [block, token, kv head, dim]              row_bytes = all heads of a token,
+//   one plane [block, kv head, token, dim]              row_bytes = one head of
+//   a token, a plane per head [block, kv head, dim / x, token, x] row_bytes = x
+//   elements, a plane per head and x (vLLM's key cache)
+struct PagedRows {
+  void* data;
+  Span<Index> block_table;  // of this sequence; compact() reorders it
+  std::size_t block_tokens;
+  std::ptrdiff_t block_stride;
+  std::size_t count, row_bytes;  // tokens in use
+  std::ptrdiff_t row_stride;
+  std::size_t planes = 1;
+  std::ptrdiff_t plane_stride = 0;
+};
 
 }  // namespace fastv

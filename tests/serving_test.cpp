@@ -1,0 +1,176 @@
+// What a serving engine does with a sequence, on the reference decoder against the slow way (every token runs, dropped
+// keys are hidden): chunked prefill, several turns, several stages.
+#include <gtest/gtest.h>
+
+#include "decoder.hpp"
+#include "random_weights.hpp"
+
+namespace {
+
+using namespace reference;
+
+constexpr float tolerance = 2e-4f;
+const DecoderConfig model = {{6, 48, 4, 2, 12, 80, 3, 40}, 1e-5f, 10000};
+const Decoder& decoder() {
+  static const Decoder one(model, RandomWeights(11, true));
+  return one;
+}
+
+Matrix random_prompt(Eigen::Index tokens, std::uint64_t seed) {
+  return 7 * RandomWeights(seed).matrix("prompt", tokens, 48);
+}
+float difference(const Matrix& a, const Matrix& b) { return (a - b).cwiseAbs().maxCoeff<Eigen::PropagateNaN>(); }
+
+fastv::Config config_of(std::size_t layer, double ratio) {
+  fastv::Config config;
+  config.filtering_layer = layer;
+  config.filtering_ratio = ratio;
+  return config;
+}
+
+// A turn of a conversation: its prompt, its pictures, its schedule.
+struct Turn {
+  Matrix prompt;
+  std::vector<fastv::TokenSpan> visual;
+  std::vector<fastv::Config> schedule;
+};
+
+struct Outcome {
+  std::vector<std::vector<fastv::Index>> kept;  // of every stage of every turn
+  Matrix logits;                                // behind every turn and every decoded token
+  Sequence sequence;
+};
+
+// Runs the turns one behind the other, decoding the same three tokens after each.
+Outcome converse(const std::vector<Turn>& turns, Mode mode, Eigen::Index chunk = 0,
+                 EvidenceKind evidence = EvidenceKind::query_key) {
+  Outcome outcome;
+  const auto record = [&](const Matrix& row) {
+    outcome.logits.conservativeResize(outcome.logits.rows() + 1, 40);
+    outcome.logits.bottomRows(1) = row;
+  };
+  for (const Turn& turn : turns) {
+    std::vector<fastv::Pruner<>> pruners;
+    for (const fastv::Config& config : turn.schedule) pruners.emplace_back(config);
+    PrefillOptions options;
+    for (fastv::Pruner<>& pruner : pruners) options.stages.push_back(&pruner);
+    options.visual = turn.visual;
+    options.mode = mode;
+    options.chunk = chunk;
+    options.evidence = evidence;
+    options.on_kept = [&](const fastv::Kept& kept) { outcome.kept.emplace_back(kept.begin(), kept.end()); };
+    const Matrix hidden = decoder().prefill(turn.prompt, outcome.sequence, options);
+    record(decoder().logits(hidden.bottomRows(1), outcome.sequence));
+    for (const int token : {3, 17, 8}) record(decoder().decode(token, outcome.sequence));
+  }
+  return outcome;
+}
+
+TEST(ChunkedPrefill, equals_the_prefill_in_one_piece) {
+  const Turn turn = {random_prompt(45, 1), {{4, 20, 5}, {27, 12}}, {config_of(3, 0.6)}};
+  const Outcome whole = converse({turn}, Mode::once);
+  for (const Eigen::Index chunk : {1, 7, 16, 44, 45, 100})
+    for (const auto evidence : {EvidenceKind::query_key, EvidenceKind::probabilities}) {
+      SCOPED_TRACE(chunk);
+      const Outcome chunked = converse({turn}, Mode::once, chunk, evidence);
+      EXPECT_EQ(whole.kept, chunked.kept);
+      EXPECT_LT(difference(whole.logits, chunked.logits), tolerance);
+      for (std::size_t layer = 0; layer < 6; ++layer)
+        EXPECT_EQ(whole.sequence.layers[layer].length, chunked.sequence.layers[layer].length);
+    }
+}
+
+TEST(ChunkedPrefill, chunks_score_by_the_rows_they_have) {
+  // A mean over all rows needs all query rows, which a chunked prefill no longer has: said, not guessed.
+  fastv::Config config = config_of(2, 0.5);
+  config.score_rows = fastv::ScoreRows::all;
+  const Turn turn = {random_prompt(30, 2), {{4, 20}}, {config}};
+  EXPECT_NO_THROW(converse({turn}, Mode::once));
+  try {
+    converse({turn}, Mode::once, 10);
+    FAIL() << "scored by rows that are not there";
+  } catch (const std::runtime_error& error) {
+    EXPECT_NE(std::string(error.what()).find("evidence starts at position 20"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Turns, a_second_picture_is_pruned_on_its_own_and_equals_the_masked_run) {
+  for (const std::size_t layer : {1u, 2u, 5u}) {
+    const std::vector<Turn> turns = {
+        {random_prompt(30, 1), {{5, 20}}, {config_of(layer, 0.6)}},
+        {random_prompt(9, 2), {}, {config_of(layer, 0.6)}},  // a question without a picture
+        {random_prompt(26, 3), {{0, 8, 4}, {10, 12}}, {config_of(layer, 0.75)}}};
+    const Outcome pruned = converse(turns, Mode::once), masked = converse(turns, Mode::mask),
+                  by_map = converse(turns, Mode::once, 0, EvidenceKind::probabilities);
+    EXPECT_EQ(pruned.kept, masked.kept);
+    EXPECT_EQ(pruned.kept, by_map.kept);
+    EXPECT_LT(difference(pruned.logits, masked.logits), tolerance);
+
+    // Positions go on from the original lengths; cache lengths are those of each layer group.
+    EXPECT_EQ(pruned.sequence.next_position, 30 + 3 + 9 + 3 + 26 + 3);
+    for (std::size_t i = 0; i < 6; ++i)
+      EXPECT_EQ(pruned.sequence.layers[i].length,
+                i < layer ? 30 + 3 + 9 + 3 + 26 + 3 : (30 - 12) + 3 + 9 + 3 + (26 - 6 - 9) + 3);
+  }
+}
+
+TEST(Turns, an_earlier_picture_takes_no_part_in_a_later_ranking) {
+  const std::vector<Turn> turns = {{random_prompt(30, 1), {{5, 20}}, {config_of(2, 0.6)}},
+                                   {random_prompt(26, 3), {{2, 20}}, {config_of(2, 0.5)}}};
+  const Outcome outcome = converse(turns, Mode::once);
+  ASSERT_EQ(outcome.kept.size(), 2u);
+  EXPECT_EQ(outcome.kept[1].size(), 16u);  // of the second turn's 26, positions within that turn
+  EXPECT_LT(outcome.kept[1].back(), 26u);
+}
+
+// The slow way of a schedule: each stage told its exact counts, since hidden tokens still stand in its spans.
+Turn told_counts(Turn turn, const fastv::Plan& plan) {
+  for (std::size_t s = 0; s < turn.schedule.size(); ++s) {
+    turn.schedule[s].keep_count = plan.stage[s].kept_visual;
+    turn.schedule[s].quota = fastv::Quota::pooled;
+  }
+  return turn;
+}
+
+TEST(Stages, a_schedule_equals_the_masked_run_and_its_plan) {
+  for (const auto of : {fastv::RatioOf::remaining, fastv::RatioOf::original}) {
+    Turn turn = {random_prompt(50, 4), {{4, 40, 8}}, {config_of(1, 0.3), config_of(3, 0.5), config_of(5, 0.7)}};
+    for (fastv::Config& config : turn.schedule) config.ratio_of = of;
+    std::vector<fastv::TokenSpan> scratch(1);
+    std::vector<fastv::Index> quotas(1);
+    const auto plan = fastv::make_plan(turn.schedule, {50, 6, turn.visual}, scratch, quotas);
+    ASSERT_TRUE(plan) << plan.message().c_str();
+    ASSERT_EQ(plan->stages, 3u);
+    EXPECT_EQ(plan->stage[0].kept_visual, 28u);
+    EXPECT_EQ(plan->stage[1].kept_visual, of == fastv::RatioOf::remaining ? 14u : 20u);
+    EXPECT_EQ(plan->stage[2].kept_visual, of == fastv::RatioOf::remaining ? 4u : 12u);
+
+    const Outcome pruned = converse({turn}, Mode::once), masked = converse({told_counts(turn, *plan)}, Mode::mask);
+    EXPECT_LT(difference(pruned.logits, masked.logits), tolerance);
+    for (std::size_t layer = 0; layer < 6; ++layer)
+      EXPECT_EQ(static_cast<std::size_t>(pruned.sequence.layers[layer].length), plan->kv_length(layer, 3)) << layer;
+
+    std::uint64_t macs = fastv::prefill_macs(model.shape, *plan);
+    for (std::size_t step = 0; step < 3; ++step) macs += fastv::decode_macs(model.shape, *plan, step);
+    EXPECT_EQ(pruned.sequence.macs, macs);
+
+    const Outcome chunked = converse({turn}, Mode::once, 9);
+    EXPECT_EQ(pruned.kept, chunked.kept);
+    EXPECT_LT(difference(pruned.logits, chunked.logits), tolerance);
+  }
+}
+
+TEST(Stages, pictures_keep_their_shares_through_all_stages) {
+  Turn turn = {random_prompt(60, 5), {{2, 10}, {14, 24, 6}, {40, 15}}, {config_of(2, 0.5), config_of(4, 0.5)}};
+  const Outcome pruned = converse({turn}, Mode::once);
+  std::vector<fastv::TokenSpan> scratch(3);
+  std::vector<fastv::Index> quotas(3);
+  const auto plan = fastv::make_plan(turn.schedule, {60, 6, turn.visual}, scratch, quotas);
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->stage[0].kept_visual, 5u + 12u + 8u);  // 7.5 rounds to 8
+  EXPECT_EQ(plan->stage[1].kept_visual, 2u + 6u + 4u);
+  for (std::size_t layer = 0; layer < 6; ++layer)
+    EXPECT_EQ(static_cast<std::size_t>(pruned.sequence.layers[layer].length), plan->kv_length(layer, 3)) << layer;
+}
+
+}  // namespace
