@@ -5,6 +5,7 @@
 
 #include <thread>
 
+#include "counted_new.hpp"
 #include "oracle.hpp"
 
 namespace {
@@ -70,7 +71,7 @@ void expect_each_as_alone(const Packed& packed, const KeptBatch& batch) {
     EXPECT_EQ(std::vector<Index>(ours.begin(), ours.end()), shifted) << "sequence " << i;
     total += kept.size();
     // The plan of each sequence gives the new lengths without looking at a value.
-    const auto plan = make_plan(request.config, {request.tokens, 32, request.visual});
+    const auto plan = make_plan(request, 32);
     EXPECT_EQ(ours.size(), plan->kept());
   }
   EXPECT_EQ(batch.indices.size(), total);
@@ -184,6 +185,17 @@ TEST(Batch, EvidenceOfAnotherLengthIsSaidNotRead) {
   });
   ASSERT_TRUE(batch);
   EXPECT_EQ(batch.statuses[0].code, Errc::tokens_differ);
+}
+
+TEST(Batch, AllocatesNothingOnceItHasSeenABatchOfThatSize) {
+  const Packed packed(7, 9, Packed::Padding::none);
+  const auto evidence = [&](std::size_t i) { return packed.evidence(i); };
+  BatchPruner<> pruner;
+  ASSERT_TRUE(pruner.prune(packed.requests, evidence));
+  const std::size_t before = counted_new::allocations;
+  const bool pruned = static_cast<bool>(pruner.prune(packed.requests, evidence));
+  EXPECT_EQ(counted_new::allocations, before);
+  EXPECT_TRUE(pruned);
 }
 
 TEST(Batch, AnEmptyBatchIsEmpty) {

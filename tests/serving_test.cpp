@@ -123,6 +123,18 @@ TEST(Turns, an_earlier_picture_takes_no_part_in_a_later_ranking) {
   EXPECT_LT(outcome.kept[1].back(), 26u);
 }
 
+TEST(Scorers, every_kind_of_evidence_equals_its_masked_run) {
+  for (const auto kind : {EvidenceKind::query_key, EvidenceKind::probabilities, EvidenceKind::rope_free,
+                          EvidenceKind::value_weighted, EvidenceKind::text_raters, EvidenceKind::keys_only}) {
+    SCOPED_TRACE(static_cast<int>(kind));
+    const std::vector<Turn> turns = {{random_prompt(40, 6), {{4, 16, 4}, {22, 12}}, {config_of(2, 0.6)}},
+                                     {random_prompt(25, 7), {{3, 15}}, {config_of(2, 0.6)}}};
+    const Outcome pruned = converse(turns, Mode::once, 0, kind), masked = converse(turns, Mode::mask, 0, kind);
+    EXPECT_EQ(pruned.kept, masked.kept);
+    EXPECT_LT(difference(pruned.logits, masked.logits), tolerance);
+  }
+}
+
 // The slow way of a schedule: each stage told its exact counts, since hidden tokens still stand in its spans.
 Turn told_counts(Turn turn, const fastv::Plan& plan) {
   for (std::size_t s = 0; s < turn.schedule.size(); ++s) {

@@ -7,84 +7,17 @@
 // dimension. One row per token.
 #pragma once
 
-#include <fastv/eigen.hpp>
 #include <functional>
 #include <limits>
-#include <numeric>
 
-#include "ops.hpp"
+#include "evidence.hpp"
 
 namespace reference {
-
-struct DecoderConfig {
-  fastv::ModelShape shape;
-  float rms_norm_eps = 1e-6f;
-  float rope_theta = 10000;
-};
-
-// The fields of a Hugging Face config.json (of its text_config, in a LLaVA).
-inline DecoderConfig decoder_config(const nlohmann::json& json) {
-  const auto positive = [&](const char* field) {
-    const auto value = json.at(field).get<std::int64_t>();
-    if (value <= 0 || value > (1 << 24))
-      throw std::runtime_error(std::string("config: ") + field + " is " + std::to_string(value) +
-                               ", which is no size of a decoder");
-    return static_cast<std::size_t>(value);
-  };
-  const auto optional = [&](const char* field, std::size_t otherwise) {
-    return json.contains(field) && !json[field].is_null() ? positive(field) : otherwise;
-  };
-  DecoderConfig config;
-  fastv::ModelShape& s = config.shape;
-  s = {positive("num_hidden_layers"),
-       positive("hidden_size"),
-       positive("num_attention_heads"),
-       0,
-       0,
-       positive("intermediate_size"),
-       3,
-       positive("vocab_size")};
-  s.kv_heads = optional("num_key_value_heads", s.heads);
-  s.head_dim = optional("head_dim", s.hidden / s.heads);
-  if (s.heads % s.kv_heads != 0 || s.head_dim == 0 || s.head_dim % 2 != 0)
-    throw std::runtime_error("config: " + std::to_string(s.heads) + " heads of dimension " +
-                             std::to_string(s.head_dim) + " with " + std::to_string(s.kv_heads) +
-                             " KV heads: heads must be a multiple of KV heads, and the dimension even");
-  if (json.value("hidden_act", "silu") != "silu")
-    throw std::runtime_error("config: hidden_act is " + json["hidden_act"].dump() + " but only \"silu\" is known");
-  if (json.contains("rope_scaling") && !json["rope_scaling"].is_null())
-    throw std::runtime_error("config: rope_scaling is set but not supported");
-  config.rms_norm_eps = json.value("rms_norm_eps", 1e-6f);
-  config.rope_theta = json.value("rope_theta", 10000.0f);
-  return config;
-}
-
-// One sequence: its KV cache, and where it stands.
-struct Sequence {
-  struct LayerCache {
-    Matrix keys, values;      // [capacity, G c], the first `length` rows in use
-    Eigen::Index length = 0;  // layers below K: n + t; layers from K on: m + t
-    RowVector mask;           // mask mode: -infinity for keys this layer does not see, 0 for the others; may be shorter
-  };
-  std::vector<LayerCache> layers;
-  std::int64_t next_position = 0;  // position id of the next token, the same in every layer
-  std::uint64_t macs = 0;          // multiply-adds spent so far
-};
 
 enum class Mode {
   once,    // drop tokens after layer K of the prefill, and decode on the shorter cache
   mask,    // run every token through every layer, but hide the dropped ones' keys from layer K on: the slow oracle
   re_rank  // no cache: every decoding step runs the whole sequence again and prunes it anew, by the newest token's row
-};
-
-// What a stage scores by; see fastv/scorers.hpp.
-enum class EvidenceKind {
-  query_key,       // the last rows' queries and the keys in the cache (default)
-  probabilities,   // the attention map
-  rope_free,       // queries and keys with their rotation undone
-  value_weighted,  // probabilities times the length of the value
-  text_raters,     // the mean over those text rows behind the pictures that are relevant to them
-  keys_only        // the keys' lengths: no query at all
 };
 
 // What to prune, and what to look at on the way. Every field may stay as it is: no pruning, no looking.
@@ -164,7 +97,8 @@ class Decoder {
       std::size_t end = layers_.size();  // of the layers that run before the next stage
       for (fastv::Pruner<float>* pruner : options.stages) {
         if (pruner->due(begin)) {  // `begin` layers have run
-          const fastv::Kept kept = prune(*pruner, options, visual, hidden, sequence, begin, run);
+          const fastv::Kept kept = prune_by(options.evidence, *pruner, visual, config_, run, hidden,
+                                            begin == 0 ? nullptr : &sequence.layers[begin - 1]);
           if (options.on_kept) options.on_kept(kept);
           if (options.mode == Mode::mask) {
             hide_dropped(kept, hidden.rows(), begin, sequence);
@@ -207,17 +141,6 @@ class Decoder {
     Matrix query_bias, key_bias, value_bias;  // [1, H c], [1, G c], [1, G c]; zero where the model has none
   };
 
-  // What scoring needs of the layer that has just run, on the rows of its last chunk.
-  struct LayerRun {
-    bool keep_map = false;
-    Matrix query;  // [t, H c], after RoPE
-    Matrix map;    // [H t, keys] probabilities, where keep_map asks for them
-  };
-
-  static void require(const fastv::Status& status) {
-    if (!status) throw std::runtime_error(std::string("fastv: ") + status.message().c_str());
-  }
-
   // The settings against this model and this prompt, before anything runs.
   void check_plan(const PrefillOptions& options, const Matrix& hidden) const {
     std::vector<fastv::Config> schedule;
@@ -240,7 +163,8 @@ class Decoder {
       for (std::size_t layer = begin; layer < end; ++layer) {
         run.keep_map = options.on_attention || (layer + 1 == end && options.evidence == EvidenceKind::probabilities);
         run_layer(layer, part, part_positions, sequence, run);
-        if (options.on_attention) options.on_attention(layer, map_view(run, rows, sequence.layers[layer].length));
+        if (options.on_attention)
+          options.on_attention(layer, map_view(config_, run, rows, sequence.layers[layer].length));
         if (options.on_hidden) options.on_hidden(layer, part);
       }
       hidden.middleRows(first, rows) = part;
@@ -294,9 +218,9 @@ class Decoder {
     Matrix out(t, heads * c);
     if (run.keep_map) run.map.resize(heads * t, keys);
     for (Eigen::Index head = 0; head < heads; ++head) {
-      const auto k = cache.keys.block(0, head / group * c, keys, c);                  // [keys, c]
-      const auto v = cache.values.block(0, head / group * c, keys, c);                // [keys, c]
-      Matrix p = multiply(run.query.middleCols(head * c, c), k, sequence) * scale();  // [t, keys]
+      const auto k = cache.keys.block(0, head / group * c, keys, c);                            // [keys, c]
+      const auto v = cache.values.block(0, head / group * c, keys, c);                          // [keys, c]
+      Matrix p = multiply(run.query.middleCols(head * c, c), k, sequence) * scale_of(config_);  // [t, keys]
       constexpr float hidden_key = -std::numeric_limits<float>::infinity();
       for (Eigen::Index i = 0; i < t; ++i) p.row(i).tail(t - 1 - i).setConstant(hidden_key);  // causal
       if (cache.mask.cols() > 0) p.leftCols(cache.mask.cols()).rowwise() += cache.mask;       // mask mode
@@ -305,101 +229,6 @@ class Decoder {
       if (run.keep_map) run.map.middleRows(head * t, t) = p;
     }
     return out;
-  }
-
-  float scale() const { return 1.0f / std::sqrt(static_cast<float>(config_.shape.head_dim)); }
-
-  fastv::Probabilities<float> map_view(const LayerRun& run, Eigen::Index t, Eigen::Index keys) const {
-    return fastv::probabilities(run.map.data(), config_.shape.heads, static_cast<std::size_t>(t),
-                                static_cast<std::size_t>(keys));
-  }
-
-  // Before `layer` runs, by the attention of the layer ahead of it on this prompt's rows, whose output is `hidden`.
-  fastv::Kept prune(fastv::Pruner<float>& pruner, const PrefillOptions& options,
-                    const std::vector<fastv::TokenSpan>& visual, const Matrix& hidden, const Sequence& sequence,
-                    std::size_t layer, const LayerRun& run) const {
-    const auto tokens = static_cast<std::size_t>(hidden.rows());
-    if (layer == 0) return checked(pruner.prune(fastv::NoEvidence{tokens}, visual));
-    const Sequence::LayerCache& cache = sequence.layers[layer - 1];
-    const auto past = static_cast<std::size_t>(cache.length) - tokens;  // keys of earlier turns
-    if (options.evidence == EvidenceKind::probabilities) {
-      auto evidence = map_view(run, run.query.rows(), cache.length);
-      evidence.past = past;
-      return checked(pruner.prune(evidence, visual));
-    }
-
-    auto evidence =
-        fastv::query_key(run.query, cache.keys, past + tokens, config_.shape.heads, config_.shape.kv_heads, scale());
-    evidence.past = past;
-    RowVector mask = RowVector::Zero(cache.mask.cols() > 0 ? cache.length : 0);  // of an earlier stage in mask mode
-    mask.head(cache.mask.cols()) = cache.mask;
-    evidence.bias = {mask.data(), static_cast<std::size_t>(mask.size())};
-    switch (options.evidence) {
-      case EvidenceKind::query_key:
-      case EvidenceKind::probabilities: break;
-      case EvidenceKind::keys_only:
-        return checked(pruner.prune(fastv::KeysOnly<float>{fastv::keys_of(evidence), past}, visual));
-      case EvidenceKind::rope_free: return prune_rope_free(pruner, evidence, visual, run);
-      case EvidenceKind::value_weighted: {
-        std::vector<float> norms(config_.shape.kv_heads * fastv::visual_tokens(visual));
-        fastv::HeadVectors<float> values = fastv::keys_of(evidence);
-        values.data = cache.values.data();
-        require(fastv::value_norms(values, visual, fastv::Span<float>(norms), past));
-        evidence.value_norms = norms;
-        return checked(pruner.prune(evidence, visual));
-      }
-      case EvidenceKind::text_raters: return prune_by_raters(pruner, evidence, visual, hidden);
-    }
-    return checked(pruner.prune(evidence, visual));
-  }
-
-  // The caches of a prompt without earlier turns and with positions 0, 1, 2, ... as prefill() gives them.
-  fastv::Kept prune_rope_free(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& rotated,
-                              const std::vector<fastv::TokenSpan>& visual, const LayerRun& run) const {
-    const std::size_t c = config_.shape.head_dim, heads = config_.shape.heads, rows = rotated.rows;
-    std::vector<float> frequencies(c / 2);
-    for (std::size_t i = 0; i < c / 2; ++i)
-      frequencies[i] = 1.0f / std::pow(config_.rope_theta, static_cast<float>(2 * i) / static_cast<float>(c));
-    std::vector<fastv::Index> positions(rotated.keys);
-    std::iota(positions.begin(), positions.end(), fastv::Index{0});
-    std::vector<float> keys(rotated.kv_heads * rotated.keys * c), queries(heads * rows * c);
-    require(fastv::unrotate(fastv::keys_of(rotated), fastv::Rope{frequencies, positions}, fastv::Span<float>(keys)));
-    const fastv::Span<const fastv::Index> last(positions.data() + (rotated.keys - rows), rows);
-    require(fastv::unrotate(fastv::head_vectors(run.query.data(), heads, rows, c, fastv::KvLayout::token_major),
-                            fastv::Rope{frequencies, last}, fastv::Span<float>(queries)));
-    fastv::QueryKey<float> evidence = rotated;
-    evidence.query = queries.data();  // [H, rows, c]
-    evidence.query_head_stride = static_cast<std::ptrdiff_t>(rows * c);
-    evidence.query_row_stride = static_cast<std::ptrdiff_t>(c);
-    evidence.key = keys.data();  // [G, keys, c]
-    evidence.key_head_stride = static_cast<std::ptrdiff_t>(rotated.keys * c);
-    evidence.key_token_stride = static_cast<std::ptrdiff_t>(c);
-    return checked(pruner.prune(evidence, visual));
-  }
-
-  fastv::Kept prune_by_raters(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& evidence,
-                              const std::vector<fastv::TokenSpan>& visual, const Matrix& hidden) const {
-    const auto tokens = static_cast<std::size_t>(hidden.rows()), width = static_cast<std::size_t>(hidden.cols());
-    const std::size_t behind = visual.empty() ? 0 : visual.back().first + visual.back().count;
-    std::vector<fastv::Index> rows(tokens - behind);
-    std::vector<float> room(2 * rows.size());
-    if (!visual.empty()) {
-      const auto raters =
-          fastv::text_raters(hidden.data(), tokens, width, width, visual, {behind, tokens - behind}, rows, room);
-      require(raters.status);
-      rows.resize(*raters);
-    }
-    fastv::Config config = pruner.config();
-    config.score_rows = fastv::ScoreRows::listed;
-    config.listed_rows = rows;
-    std::vector<float> scores(fastv::visual_tokens(visual)), scratch(fastv::score_scratch(evidence));
-    require(fastv::score<float>(config, evidence, visual, fastv::Span<float>(scores), fastv::Span<float>(scratch)));
-    return checked(pruner.prune(fastv::Scores<float>{scores, tokens}, visual));
-  }
-
-  static fastv::Kept checked(const fastv::Kept& kept) {
-    require(kept.status);
-    return kept;
   }
 
   // Layers from `layer` on do not see the dropped ones of this prompt's `rows` keys.

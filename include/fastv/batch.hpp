@@ -16,6 +16,11 @@ struct Request {
   std::size_t tokens;            // its length, without padding
 };
 
+// The sequence's own plan, before any value exists.
+inline Result<Plan> make_plan(const Request& request, std::size_t layers) noexcept {
+  return make_plan(request.config, {request.tokens, layers, request.visual});
+}
+
 // The batch's kept rows. Valid until the next prune() of the same BatchPruner.
 struct [[nodiscard]] KeptBatch {
   Span<const Index> indices;     // rows of the packed tensors, ascending: for compact() and gather()
