@@ -111,8 +111,7 @@ inline Status compact_mask(Span<const Index> kept, void* data, std::size_t token
   return compact(kept, Rows{data, tokens, element_bytes, bytes, kept.size(), row_stride});
 }
 
-// ---- paged caches
-// -------------------------------------------------------------------------------
+// ---- paged caches -------------------------------------------------------------------------------
 
 // What a paged compact() leaves: the blocks the kept tokens are in, in order, and those that are free again. Both are
 // parts of the block table that was handed in, which compact() has reordered.
@@ -186,8 +185,7 @@ inline Result<Blocks> compact(Span<const Index> kept, Span<const PagedRows> cach
   return {{{table.data(), used}, {table.data() + used, table.size() - used}}, {}};
 }
 
-// ---- positions and masks
-// ------------------------------------------------------------------------
+// ---- positions and masks ------------------------------------------------------------------------
 
 // Position id of the first decoded token where the caller has position ids of its own: the greatest of all axes and
 // tokens, plus one (Qwen2-VL's rule for M-RoPE; n for plain ids 0 .. n - 1). Ask before compacting the ids; kept

@@ -8,24 +8,18 @@
 
 namespace fastv {
 
-// ---- settings
-// -----------------------------------------------------------------------------------
+// ---- settings -----------------------------------------------------------------------------------
 
 enum class ScoreRows {
-  last,   // the last prompt token's row: what the authors' released code ranks by
-          // (default)
-  all,    // mean over every row of the prompt: the wording of the paper,
-          // section 4.1
+  last,   // the last prompt token's row: what the authors' released code ranks by (default)
+  all,    // mean over every row of the prompt: the wording of the paper, section 4.1
   listed  // mean over Config::listed_rows
 };
 
 enum class Selection {
-  top_k,   // the highest scores; of equal scores the earlier token; NaN is the
-           // lowest (default)
-  random,  // every subset equally likely, drawn from Config::seed; looks at no
-           // score
-  uniform  // evenly spaced (in both directions where TokenSpan::columns is
-           // given); looks at no score
+  top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
+  random,  // every subset equally likely, drawn from Config::seed; looks at no score
+  uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
 };
 
 enum class Quota {
@@ -39,8 +33,7 @@ enum class Rounding {
 };
 
 enum class RatioOf {
-  remaining,  // R is the share of what earlier stages left (default; the same as
-              // original in the first stage)
+  remaining,  // R is the share of what earlier stages left (default; the same as original in the first stage)
   original    // R is the share of the picture's tokens before any stage
 };
 
@@ -63,13 +56,11 @@ struct Config {
   Selection selection = Selection::top_k;
   std::uint64_t seed = 0;          // for Selection::random
   double uniform_share = 0;        // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;     // top_k: every window of this many rows and
-                                   // columns of the grid keeps its
+  std::size_t window_rows = 0;     // top_k: every window of this many rows and columns of the grid keeps its
   std::size_t window_columns = 0;  //   share of the count; 0: the whole picture is one window
 };
 
-// ---- what can go wrong
-// --------------------------------------------------------------------------
+// ---- what can go wrong --------------------------------------------------------------------------
 
 enum class Errc : unsigned char {
   ok,
@@ -86,8 +77,7 @@ enum class Errc : unsigned char {
   window_needs_columns,  // windows on a picture whose grid is unknown
   stages_unsorted,       // filtering layers of a schedule do not ascend
   too_many_stages,       // above max_stages
-  counts_unknown,        // a stage per picture behind a pooled one: its counts depend
-                         // on scores
+  counts_unknown,        // a stage per picture behind a pooled one: its counts depend on scores
   // the prompt
   no_layers,
   no_tokens,
@@ -99,8 +89,7 @@ enum class Errc : unsigned char {
   span_columns,            // columns do not divide the picture's tokens
   span_continues_nothing,  // the first span continues a picture
   span_original,           // fewer original tokens than there are
-  last_token_visual,       // the last prompt token asks the question: it must not
-                           // compete
+  last_token_visual,       // the last prompt token asks the question: it must not compete
   // evidence
   null_data,
   no_heads,
@@ -134,8 +123,7 @@ enum class Errc : unsigned char {
   no_block_tokens,    // blocks of 0 tokens
   block_table_short,  // fewer blocks than the tokens need
   // planning
-  bad_times,         // a table of layer times that does not ascend or has fewer than
-                     // two entries
+  bad_times,         // a table of layer times that does not ascend or has fewer than two entries
   budget_too_small,  // even the least plan is above the budget
   // memory
   out_of_memory
@@ -345,8 +333,7 @@ inline Message Status::message() const noexcept {
   return message;
 }
 
-// ---- checks
-// -------------------------------------------------------------------------------------
+// ---- checks -------------------------------------------------------------------------------------
 
 namespace detail {
 

@@ -30,8 +30,7 @@ struct ModelShape {
   std::size_t vocabulary = 0;    // width of the output head; 0 leaves it out
 };
 
-// ---- the paper's convention
-// ---------------------------------------------------------------------
+// ---- the paper's convention ---------------------------------------------------------------------
 
 // 4 n d^2 + 2 n^2 d + 2 n d m: multiply-adds of one layer on n tokens (paper section 4.2).
 constexpr double paper_layer_cost(double tokens, double hidden, double intermediate) noexcept {
@@ -57,8 +56,7 @@ constexpr double paper_cost_ratio(const ModelShape& shape, double tokens, double
          paper_layer_cost(tokens, static_cast<double>(shape.hidden), static_cast<double>(shape.intermediate));
 }
 
-// ---- the whole model
-// ----------------------------------------------------------------------------
+// ---- the whole model ----------------------------------------------------------------------------
 
 // Multiply-adds of one layer that runs on `tokens` new tokens which attend to `keys` keys each.
 constexpr std::uint64_t layer_macs(const ModelShape& shape, std::uint64_t tokens, std::uint64_t keys) noexcept {
@@ -102,8 +100,7 @@ inline std::uint64_t kv_bytes(const ModelShape& shape, const Plan& plan, std::si
   return tokens * 2 * shape.kv_heads * shape.head_dim * element_bytes;
 }
 
-// ---- the planner
-// --------------------------------------------------------------------------------
+// ---- the planner --------------------------------------------------------------------------------
 
 // Measured time of one layer's prefill on so many tokens.
 struct LayerTime {
@@ -123,8 +120,7 @@ struct Budget {
   double limit;
   std::size_t element_bytes = 2;     // of the KV cache
   std::size_t generated = 0;         // decoding steps that must fit as well, for kv_bytes
-  Span<const LayerTime> times = {};  // tokens ascending, at least two; straight
-                                     // lines between and beyond them
+  Span<const LayerTime> times = {};  // tokens ascending, at least two; straight lines between and beyond them
 };
 
 namespace detail {

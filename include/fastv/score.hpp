@@ -84,8 +84,7 @@ struct Serial {
   }
 };
 
-// ---- prompt length of each kind of evidence
-// -----------------------------------------------------
+// ---- prompt length of each kind of evidence -----------------------------------------------------
 
 template <class T>
 std::size_t prompt_tokens(const Probabilities<T>& evidence) noexcept {
@@ -105,8 +104,7 @@ std::size_t prompt_tokens(const Scores<T>& evidence) noexcept {
 }
 inline std::size_t prompt_tokens(const NoEvidence& evidence) noexcept { return evidence.tokens; }
 
-// ---- floats of scratch that score() needs
-// -------------------------------------------------------
+// ---- floats of scratch that score() needs -------------------------------------------------------
 
 template <class Q, class K>
 std::size_t score_scratch(const QueryKey<Q, K>& evidence) noexcept {
@@ -119,8 +117,7 @@ std::size_t score_scratch(const Evidence&) noexcept {
   return 0;
 }
 
-// ---- checks
-// -------------------------------------------------------------------------------------
+// ---- checks -------------------------------------------------------------------------------------
 
 template <class T>
 Status check(const Probabilities<T>& evidence) noexcept {
@@ -195,8 +192,7 @@ Status check(const Scores<T>& evidence) noexcept {
   return {};
 }
 
-// ---- scoring
-// ------------------------------------------------------------------------------------
+// ---- scoring ------------------------------------------------------------------------------------
 // score(config, evidence, visual, scores, scratch, parallel_for) writes one score per visual token, spans in order.
 // visual: sorted, disjoint, inside the prompt (check(visual, tokens) tells). scores: one entry per visual token.
 // scratch: score_scratch(evidence) floats. Re-entrant; no allocation.

@@ -33,8 +33,7 @@ class Random {
 
 }  // namespace detail
 
-// ---- the rules
-// ----------------------------------------------------------------------------------
+// ---- the rules ----------------------------------------------------------------------------------
 // Each sets `count` of n marks to all ones. Precondition of all: count <= n.
 
 // The highest marks; of equal ones the earlier. Marks not chosen become 0. visit(take) calls take(mark &) for each of
@@ -129,8 +128,7 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
 
 }  // namespace detail
 
-// ---- select()
-// -----------------------------------------------------------------------------------
+// ---- select() -----------------------------------------------------------------------------------
 
 // What select() returns: the number of kept indices, and of visual scores that are NaN.
 struct Selected {

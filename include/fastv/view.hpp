@@ -15,8 +15,7 @@ namespace fastv {
 using Index = std::uint32_t;
 inline constexpr std::size_t max_tokens = 0x7fffffff;
 
-// ---- ranges
-// -------------------------------------------------------------------------------------
+// ---- ranges -------------------------------------------------------------------------------------
 
 // A pointer and a length. Converts from anything with data() and size(): std::vector, std::array, ...
 template <class T>
@@ -49,14 +48,12 @@ class Span {
 struct TokenSpan {
   std::size_t first;
   std::size_t count;
-  std::size_t columns = 0;   // of the picture's grid, for rules that need it; 0:
-                             // unknown. Read from its first span
+  std::size_t columns = 0;   // of the picture's grid, for rules that need it; 0: unknown. Read from its first span
   bool continues = false;    // the picture of the span ahead
   std::size_t original = 0;  // tokens it had before earlier stages; 0: count. remaining() sets it
 };
 
-// ---- evidence: what the visual tokens are scored by
-// ---------------------------------------------
+// ---- evidence: what the visual tokens are scored by ---------------------------------------------
 
 // Attention probabilities of layer K-1, after the softmax.
 //
@@ -204,8 +201,7 @@ struct NoEvidence {
   std::size_t tokens;
 };
 
-// ---- bytes: what is moved
-// -----------------------------------------------------------------------
+// ---- bytes: what is moved -----------------------------------------------------------------------
 
 // `planes` planes of `count` rows of `row_bytes` bytes: hidden states, position ids, masks and caches of any element
 // type, quantised blocks included, since rows are only moved. Row i of plane p starts at data + p * plane_stride + i
