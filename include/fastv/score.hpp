@@ -68,10 +68,6 @@ inline Status check_norms(Span<const float> norms, std::size_t kv_heads, std::si
   return {};
 }
 
-// Splits [0, count) into pieces that the caller's threads may take.
-inline constexpr std::size_t keys_per_piece = 512;
-inline std::size_t pieces(std::size_t count) noexcept { return (count + keys_per_piece - 1) / keys_per_piece; }
-
 }  // namespace detail
 
 // The parallel_for of every function that takes one: calls body(i) for each i in [0, count), in any order, on any
@@ -83,6 +79,21 @@ struct Serial {
     for (std::size_t i = 0; i < count; ++i) body(i);
   }
 };
+
+namespace detail {
+
+// Splits [0, count) into pieces that the caller's threads may take: calls body(begin, end) for each.
+inline constexpr std::size_t keys_per_piece = 512;
+inline std::size_t pieces(std::size_t count) noexcept { return (count + keys_per_piece - 1) / keys_per_piece; }
+template <class ParallelFor, class Body>
+void in_pieces(std::size_t count, const ParallelFor& parallel_for, const Body& body) noexcept {
+  parallel_for(pieces(count), [&](std::size_t piece) {
+    const std::size_t begin = piece * keys_per_piece;
+    body(begin, count - begin < keys_per_piece ? count : begin + keys_per_piece);
+  });
+}
+
+}  // namespace detail
 
 // ---- prompt length of each kind of evidence -----------------------------------------------------
 
@@ -253,9 +264,7 @@ Status score(const detail::RowSet& rows, const Probabilities<T>& evidence, Span<
 
   const std::size_t first_row = prompt_tokens(evidence) - evidence.rows;
   const Score share = Score(1) / static_cast<Score>(detail::of_all(evidence.heads, evidence.heads_total) * rows.size());
-  parallel_for(detail::pieces(count), [&](std::size_t piece) {
-    const std::size_t begin = piece * detail::keys_per_piece;
-    const std::size_t end = count - begin < detail::keys_per_piece ? count : begin + detail::keys_per_piece;
+  detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
     detail::for_each_stretch(visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
       Score* out = scores.data() + number;
       for (std::size_t head = 0; head < evidence.heads; ++head) {
@@ -307,10 +316,9 @@ Status score(const detail::RowSet& rows, const QueryKey<Q, K>& evidence, Span<co
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const std::size_t seen = evidence.causal ? evidence.past + rows[r] + 1 : evidence.keys;
     detail::load_query(evidence, rows[r] - first_row, query);
-    parallel_for(detail::pieces(seen), [&](std::size_t piece) {
-      const std::size_t begin = piece * detail::keys_per_piece;
-      const std::size_t end = seen - begin < detail::keys_per_piece ? seen : begin + detail::keys_per_piece;
-      detail::product_with_keys(evidence, begin, end, logits, query, wide + piece * evidence.dim);
+    detail::in_pieces(seen, parallel_for, [&](std::size_t begin, std::size_t end) {
+      detail::product_with_keys(evidence, begin, end, logits, query,
+                                wide + begin / detail::keys_per_piece * evidence.dim);
     });
     parallel_for(evidence.heads, [&](std::size_t head) {
       float* row = logits + head * evidence.keys;
@@ -323,9 +331,7 @@ Status score(const detail::RowSet& rows, const QueryKey<Q, K>& evidence, Span<co
         inverse[head] = detail::is_nan(most) ? most : 1.0f / detail::exponentials(row, seen, most);
       }
     });
-    parallel_for(detail::pieces(count), [&](std::size_t piece) {
-      const std::size_t begin = piece * detail::keys_per_piece;
-      const std::size_t end = count - begin < detail::keys_per_piece ? count : begin + detail::keys_per_piece;
+    detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
       detail::for_each_stretch(visual, begin, end, [&](std::size_t visual_number, std::size_t position, std::size_t n) {
         const std::size_t key = evidence.past + position;
         const std::size_t visible = key >= seen ? 0 : (n < seen - key ? n : seen - key);
@@ -372,9 +378,7 @@ Status score(const detail::RowSet&, const KeysOnly<K>& evidence, Span<const Toke
   const std::size_t count = visual_tokens(visual);
   if (Status status = detail::begin_score(scores, count); !status) return status;
   const Score share = Score(1) / static_cast<Score>(keys.heads);
-  parallel_for(detail::pieces(count), [&](std::size_t piece) {
-    const std::size_t begin = piece * detail::keys_per_piece;
-    const std::size_t end = count - begin < detail::keys_per_piece ? count : begin + detail::keys_per_piece;
+  detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
     detail::for_each_stretch(visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
       const std::size_t first = evidence.past + position;
       detail::for_each_vector(keys, first, first + n, [&](std::size_t, std::size_t key, const K* k) {

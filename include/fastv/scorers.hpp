@@ -90,9 +90,7 @@ Status unrotate(const HeadVectors<T>& vectors, const Rope& rope, Span<float> out
   if (out.size() < vectors.heads * tokens * vectors.dim)
     return fail(Errc::room_too_small, "the output", number(out.size()), number(vectors.heads * tokens * vectors.dim));
 
-  parallel_for(detail::pieces(tokens), [&](std::size_t piece) {
-    const std::size_t begin = piece * detail::keys_per_piece;
-    const std::size_t end = tokens - begin < detail::keys_per_piece ? tokens : begin + detail::keys_per_piece;
+  detail::in_pieces(tokens, parallel_for, [&](std::size_t begin, std::size_t end) {
     detail::for_each_vector(vectors, begin, end, [&](std::size_t head, std::size_t token, const T* data) {
       detail::widen(vectors, data, out.data() + (head * tokens + token) * vectors.dim);
     });
