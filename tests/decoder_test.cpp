@@ -140,7 +140,7 @@ TEST(Decoder, re_ranking_without_a_cache_agrees_with_one_prefill_per_step) {
   const Matrix prompt = random_prompt(30, 5);
   const fastv::Config config = config_of(2, 0.7);
   const std::vector<fastv::TokenSpan> visual = {{2, 22}};
-  const Outcome run_all = run(decoder, prompt, &config, visual, Mode::re_rank);
+  const Outcome run_all = run(decoder, prompt, &config, visual, Mode::prefill_anew);
   for (std::size_t step = 0; step < run_all.tokens.size(); ++step) {
     Matrix longer(prompt.rows() + static_cast<Eigen::Index>(step), prompt.cols());
     longer.topRows(prompt.rows()) = prompt;

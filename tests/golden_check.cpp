@@ -156,7 +156,7 @@ void check_cached(const Case& c, const Decoder& decoder, Mode mode, Verdict& ver
 // Greedy decoding without a cache, pruned anew at every step: the set kept at each step, tokens, logits.
 void check_uncached(const Case& c, const Decoder& decoder, Verdict& verdict) {
   fastv::Pruner<> pruner(c.config);
-  PrefillOptions options = c.options(pruner, Mode::re_rank);
+  PrefillOptions options = c.options(pruner, Mode::prefill_anew);
   const Matrix golden = c.tensors.matrix("B.nocache.step_logits"), scores = c.tensors.matrix("B.nocache.score");
   const auto tokens = c.tensors.integers("B.nocache.tokens");
   std::vector<std::int64_t> kept_images;
@@ -187,6 +187,30 @@ void check_mask_mode(const Case& c, const Decoder& decoder, Verdict& verdict) {
   const Eigen::Index first = logits.rows() - golden.rows();
   for (const std::int64_t index : c.tensors.integers("keep_indices"))
     if (index >= first) verdict.near("masked_logits", logits.row(index), golden.row(index - first), value_tolerance);
+}
+
+// Greedy decoding in mask mode: the whole cache stays, and every step hides what its own ranking drops.
+void check_masked_anew(const Case& c, const Decoder& decoder, Verdict& verdict) {
+  // With the picture at position 0 nothing visible precedes its dropped rows. The authors' code lets those attend to
+  // tokens of their future then; their keys return when a later step ranks them higher, and its logits are its own.
+  if (c.visual[0].first == 0) return;
+  fastv::Pruner<> pruner(c.config);
+  PrefillOptions options = c.options(pruner, Mode::mask_anew);
+  const Matrix golden = c.tensors.matrix("A.mask.cached.step_logits");
+  const auto tokens = c.tensors.integers("A.mask.cached.tokens");
+  std::vector<std::int64_t> kept_images;
+  std::size_t t = 0;
+  options.on_kept = [&](const fastv::Kept& kept) {
+    for (const fastv::Index index : kept)
+      if (index >= c.visual[0].first && index < c.visual[0].first + c.visual[0].count) kept_images.push_back(index);
+  };
+  Sequence sequence;
+  const auto ours = generate(decoder, c.prompt, tokens.size(), options, sequence, [&](const Step& step) {
+    verdict.near("masked_logits", step.logits, row_of_matrix(golden, t++), value_tolerance);
+    return true;
+  });
+  verdict.same("tokens", ours, tokens);
+  verdict.same("kept", kept_images, c.tensors.integers("A.mask.cached.keep_image"));
 }
 
 void check_base(const Case& c, const Decoder& decoder, Verdict& verdict) {
@@ -224,6 +248,7 @@ bool check_file(const std::string& path) {
     for (const Mode mode : {Mode::once, Mode::mask}) check_cached(c, decoder, mode, verdict);
     check_uncached(c, decoder, verdict);
     check_mask_mode(c, decoder, verdict);
+    check_masked_anew(c, decoder, verdict);
     check_base(c, decoder, verdict);
   } catch (const std::exception& error) {
     verdict.fault(error.what());

@@ -15,9 +15,10 @@
 namespace reference {
 
 enum class Mode {
-  once,    // drop tokens after layer K of the prefill, and decode on the shorter cache
-  mask,    // run every token through every layer, but hide the dropped ones' keys from layer K on: the slow oracle
-  re_rank  // no cache: every decoding step runs the whole sequence again and prunes it anew, by the newest token's row
+  once,         // drop tokens after layer K of the prefill, and decode on the shorter cache
+  mask,         // run every token through every layer, but hide the dropped ones' keys from layer K on: the slow oracle
+  mask_anew,    // mask, and every decoding step hides what its own ranking drops: re-ranking over a full cache
+  prefill_anew  // no cache: every decoding step runs the whole sequence again and prunes it by the newest token's row
 };
 
 // What to prune, and what to look at on the way. Every field may stay as it is: no pruning, no looking.
@@ -100,7 +101,7 @@ class Decoder {
           const fastv::Kept kept = prune_by(options.evidence, *pruner, visual, config_, run, hidden,
                                             begin == 0 ? nullptr : &sequence.layers[begin - 1]);
           if (options.on_kept) options.on_kept(kept);
-          if (options.mode == Mode::mask) {
+          if (options.mode == Mode::mask || options.mode == Mode::mask_anew) {
             hide_dropped(kept, hidden.rows(), begin, sequence);
           } else {
             require(fastv::compact_rows(kept, hidden));
@@ -119,12 +120,17 @@ class Decoder {
     return hidden;
   }
 
-  // Feeds one token; returns the logits [1, vocabulary] of the next.
-  RowVector decode(int token, Sequence& sequence) const {
+  // Feeds one token; returns the logits [1, vocabulary] of the next. options: those of the prefill, for
+  // Mode::mask_anew.
+  RowVector decode(int token, Sequence& sequence, const PrefillOptions& options = {}) const {
     Matrix hidden = embed({token});
     const std::vector<std::int64_t> positions{sequence.next_position++};
     LayerRun run;
-    for (std::size_t layer = 0; layer < layers_.size(); ++layer) run_layer(layer, hidden, positions, sequence, run);
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+      for (fastv::Pruner<float>* pruner : options.stages)
+        if (options.mode == Mode::mask_anew && pruner->due(layer)) rank_anew(*pruner, options, layer, sequence, run);
+      run_layer(layer, hidden, positions, sequence, run);
+    }
     return logits(hidden, sequence);
   }
 
@@ -231,6 +237,20 @@ class Decoder {
     return out;
   }
 
+  // Ranks the visual tokens by the newest token's row in layer - 1, and hides the dropped ones from it in `layer` and
+  // those behind. For sequences of one prompt.
+  void rank_anew(fastv::Pruner<float>& pruner, const PrefillOptions& options, std::size_t layer, Sequence& sequence,
+                 const LayerRun& run) const {
+    const auto keys = static_cast<std::size_t>(sequence.layers[layer - 1].length);
+    const auto evidence = fastv::query_key(run.query, sequence.layers[layer - 1].keys, keys, config_.shape.heads,
+                                           config_.shape.kv_heads, scale_of(config_));
+    const fastv::Kept kept = require(pruner.prune(evidence, options.visual));
+    if (options.on_kept) options.on_kept(kept);
+    RowVector mask(static_cast<Eigen::Index>(keys));
+    require(fastv::keep_bias(kept.indices, keys, {mask.data(), keys}, -std::numeric_limits<float>::infinity()));
+    for (; layer < layers_.size(); ++layer) sequence.layers[layer].mask = mask;
+  }
+
   // Layers from `layer` on do not see the dropped ones of this prompt's `rows` keys.
   static void hide_dropped(const fastv::Kept& kept, Eigen::Index rows, std::size_t layer, Sequence& sequence) {
     for (; layer < sequence.layers.size(); ++layer) {
@@ -274,14 +294,14 @@ inline std::vector<int> generate(const Decoder& decoder, Matrix prompt, std::siz
     tokens.push_back(argmax(logits));
     if (on_step && !on_step({tokens.back(), logits, sequence})) break;
     if (tokens.size() == steps) break;
-    if (options.mode == Mode::re_rank) {
+    if (options.mode == Mode::prefill_anew) {
       sequence = Sequence{};
       prompt.conservativeResize(prompt.rows() + 1, prompt.cols());
       prompt.bottomRows(1) = decoder.embed({tokens.back()});
       hidden = decoder.prefill(prompt, sequence, options);
       logits = decoder.logits(hidden.bottomRows(1), sequence);
     } else {
-      logits = decoder.decode(tokens.back(), sequence);
+      logits = decoder.decode(tokens.back(), sequence, options);
     }
   }
   return tokens;
