@@ -174,7 +174,7 @@ std::vector<Case> cases() {
 
 // What only a serving engine can get wrong.
 std::vector<Case> serving_cases() {
-  Config share, half_window, window, pooled_first, wide;
+  Config share, half_window, window, pooled_first;
   share.uniform_share = -0.5;
   half_window.window_rows = 4;
   window.window_rows = window.window_columns = 2;
