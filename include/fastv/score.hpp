@@ -83,7 +83,7 @@ struct Serial {
 namespace detail {
 
 // Splits [0, count) into pieces that the caller's threads may take: calls body(begin, end) for each.
-inline constexpr std::size_t keys_per_piece = 512;
+inline constexpr std::size_t keys_per_piece = 2048;
 inline std::size_t pieces(std::size_t count) noexcept { return (count + keys_per_piece - 1) / keys_per_piece; }
 template <class ParallelFor, class Body>
 void in_pieces(std::size_t count, const ParallelFor& parallel_for, const Body& body) noexcept {
