@@ -6,9 +6,10 @@
 namespace counted_new {
 
 std::atomic<std::size_t> allocations{0};
-thread_local bool fail_nothrow = false;
 
 namespace {
+thread_local bool failing = false;
+
 void* allocate(std::size_t size) noexcept {
   if (size > std::size_t{1} << 40) return nullptr;  // a sanitizer's malloc would abort instead
   ++allocations;
@@ -18,8 +19,10 @@ void* allocate_or_throw(std::size_t size) {
   if (void* memory = allocate(size)) return memory;
   throw std::bad_alloc();
 }
-void* allocate_unless_told_not_to(std::size_t size) noexcept { return fail_nothrow ? nullptr : allocate(size); }
+void* allocate_unless_told_not_to(std::size_t size) noexcept { return failing ? nullptr : allocate(size); }
 }  // namespace
+
+void fail_nothrow(bool fail) noexcept { failing = fail; }
 
 }  // namespace counted_new
 

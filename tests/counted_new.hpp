@@ -8,6 +8,6 @@
 namespace counted_new {
 
 extern std::atomic<std::size_t> allocations;  // of all threads, so far
-extern thread_local bool fail_nothrow;        // makes this thread's nothrow allocations return null
+void fail_nothrow(bool fail) noexcept;        // makes this thread's nothrow allocations return null
 
 }  // namespace counted_new

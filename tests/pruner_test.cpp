@@ -330,10 +330,10 @@ TEST(Memory, FreeFunctionsAndErrorsAllocateNothing) {
 
 TEST(Memory, RunningOutOfItIsAnErrorAndNotTheEnd) {
   Pruner<> pruner;
-  counted_new::fail_nothrow = true;
+  counted_new::fail_nothrow(true);
   const Kept kept = pruner.prune(llava().query_and_key(), llava().visual);
   const Status reserved = pruner.reserve(631, 1);
-  counted_new::fail_nothrow = false;
+  counted_new::fail_nothrow(false);
   EXPECT_EQ(kept.code(), Errc::out_of_memory);
   EXPECT_EQ(reserved.code, Errc::out_of_memory);
   EXPECT_EQ(reserved.value, 631 * 4) << "the bytes that were asked for";
