@@ -55,7 +55,7 @@ struct Packed {
   }
 };
 
-void expect_each_as_alone(const Packed& packed, const KeptBatch& batch) {
+void expect_each_as_alone(const Packed& packed, const BatchPruner<>& pruner, const KeptBatch& batch) {
   ASSERT_TRUE(batch) << batch.message().c_str();
   ASSERT_EQ(batch.cumulative.size(), packed.requests.size() + 1);
   EXPECT_EQ(batch.failed, 0u);
@@ -69,6 +69,8 @@ void expect_each_as_alone(const Packed& packed, const KeptBatch& batch) {
     for (Index& index : shifted) index += static_cast<Index>(request.first);
     const auto ours = batch.sequence(i);
     EXPECT_EQ(std::vector<Index>(ours.begin(), ours.end()), shifted) << "sequence " << i;
+    ASSERT_EQ(pruner.scores(i).size(), alone.scores().size());  // none after a rule that looks at none
+    for (std::size_t t = 0; t < alone.scores().size(); ++t) ASSERT_EQ(pruner.scores(i)[t], alone.scores()[t]);
     total += kept.size();
     // The plan of each sequence gives the new lengths without looking at a value.
     const auto plan = make_plan(request, 32);
@@ -84,7 +86,8 @@ TEST(Batch, RaggedAndPaddedSequencesComeOutAsIfAlone) {
     for (const auto padding : {Packed::Padding::none, Packed::Padding::right, Packed::Padding::left}) {
       const Packed packed(seed, 1 + seed % 9, padding);
       BatchPruner<> pruner;
-      expect_each_as_alone(packed, pruner.prune(packed.requests, [&](std::size_t i) { return packed.evidence(i); }));
+      expect_each_as_alone(packed, pruner,
+                           pruner.prune(packed.requests, [&](std::size_t i) { return packed.evidence(i); }));
     }
 }
 
@@ -92,7 +95,8 @@ TEST(Batch, OnePrunerServesBatchesOfEverySize) {
   BatchPruner<> pruner;
   for (const std::size_t sequences : {3u, 17u, 1u, 8u}) {
     const Packed packed(sequences, sequences, Packed::Padding::none);
-    expect_each_as_alone(packed, pruner.prune(packed.requests, [&](std::size_t i) { return packed.evidence(i); }));
+    expect_each_as_alone(packed, pruner,
+                         pruner.prune(packed.requests, [&](std::size_t i) { return packed.evidence(i); }));
   }
 }
 
@@ -115,7 +119,7 @@ TEST(Batch, ThreadsChangeNothing) {
   BatchPruner<> serial, threaded;
   const auto evidence = [&](std::size_t i) { return packed.evidence(i); };
   const KeptBatch a = serial.prune(packed.requests, evidence), b = threaded.prune(packed.requests, evidence, Threads{});
-  expect_each_as_alone(packed, b);
+  expect_each_as_alone(packed, threaded, b);
   EXPECT_EQ(std::vector<Index>(a.indices.begin(), a.indices.end()),
             std::vector<Index>(b.indices.begin(), b.indices.end()));
 }

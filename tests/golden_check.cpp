@@ -153,27 +153,38 @@ void check_cached(const Case& c, const Decoder& decoder, Mode mode, Verdict& ver
     verdict.same("tokens", ours, c.tensors.integers("C.cached.tokens"));
 }
 
-// Greedy decoding without a cache, pruned anew at every step: the set kept at each step, tokens, logits.
-void check_uncached(const Case& c, const Decoder& decoder, Verdict& verdict) {
+// Greedy decoding that ranks anew at every step, against the tensors `name`.*: the set kept at each step, tokens,
+// logits, and scores where there are some.
+void check_ranked_anew(const Case& c, const Decoder& decoder, Mode mode, const std::string& name,
+                       const std::string& logits_kind, Verdict& verdict) {
   fastv::Pruner<> pruner(c.config);
-  PrefillOptions options = c.options(pruner, Mode::prefill_anew);
-  const Matrix golden = c.tensors.matrix("B.nocache.step_logits"), scores = c.tensors.matrix("B.nocache.score");
-  const auto tokens = c.tensors.integers("B.nocache.tokens");
+  PrefillOptions options = c.options(pruner, mode);
+  const Matrix golden = c.tensors.matrix(name + ".step_logits");
+  const auto tokens = c.tensors.integers(name + ".tokens");
+  const bool scored = c.tensors.has(name + ".score");
+  const Matrix scores = scored ? c.tensors.matrix(name + ".score") : Matrix();
   std::vector<std::int64_t> kept_images;
   std::size_t t = 0;
   options.on_kept = [&](const fastv::Kept& kept) {
     const auto first = c.visual[0].first, end = first + c.visual[0].count;
     for (const fastv::Index index : kept)
       if (index >= first && index < end) kept_images.push_back(index);
-    if (t < tokens.size()) verdict.near("score", row_of(pruner.scores()), row_of_matrix(scores, t), score_tolerance);
+    if (scored && t < tokens.size())
+      verdict.near("score", row_of(pruner.scores()), row_of_matrix(scores, t), score_tolerance);
   };
   Sequence sequence;
   const auto ours = generate(decoder, c.prompt, tokens.size(), options, sequence, [&](const Step& step) {
-    verdict.near("logits", step.logits, row_of_matrix(golden, t++), value_tolerance);
+    verdict.near(logits_kind, step.logits, row_of_matrix(golden, t++), value_tolerance);
     return true;
   });
   verdict.same("tokens", ours, tokens);
-  verdict.same("kept", kept_images, c.tensors.integers("B.nocache.keep_image"));
+  verdict.same("kept", kept_images, c.tensors.integers(name + ".keep_image"));
+}
+
+// Without a cache: the whole sequence runs again at every step.
+void check_uncached(const Case& c, const Decoder& decoder, Verdict& verdict) {
+  (void)c.tensors.matrix("B.nocache.score");  // every case has it; one without is no case
+  check_ranked_anew(c, decoder, Mode::prefill_anew, "B.nocache", "logits", verdict);
 }
 
 // Mask mode: all tokens run, pruned keys hidden from layer K on. Dropped rows are meaningless; kept rows count.
@@ -194,23 +205,7 @@ void check_masked_anew(const Case& c, const Decoder& decoder, Verdict& verdict) 
   // With the picture at position 0 nothing visible precedes its dropped rows. The authors' code lets those attend to
   // tokens of their future then; their keys return when a later step ranks them higher, and its logits are its own.
   if (c.visual[0].first == 0) return;
-  fastv::Pruner<> pruner(c.config);
-  PrefillOptions options = c.options(pruner, Mode::mask_anew);
-  const Matrix golden = c.tensors.matrix("A.mask.cached.step_logits");
-  const auto tokens = c.tensors.integers("A.mask.cached.tokens");
-  std::vector<std::int64_t> kept_images;
-  std::size_t t = 0;
-  options.on_kept = [&](const fastv::Kept& kept) {
-    for (const fastv::Index index : kept)
-      if (index >= c.visual[0].first && index < c.visual[0].first + c.visual[0].count) kept_images.push_back(index);
-  };
-  Sequence sequence;
-  const auto ours = generate(decoder, c.prompt, tokens.size(), options, sequence, [&](const Step& step) {
-    verdict.near("masked_logits", step.logits, row_of_matrix(golden, t++), value_tolerance);
-    return true;
-  });
-  verdict.same("tokens", ours, tokens);
-  verdict.same("kept", kept_images, c.tensors.integers("A.mask.cached.keep_image"));
+  check_ranked_anew(c, decoder, Mode::mask_anew, "A.mask.cached", "masked_logits", verdict);
 }
 
 void check_base(const Case& c, const Decoder& decoder, Verdict& verdict) {

@@ -43,8 +43,8 @@ template <class Score = float>
 class BatchPruner {
  public:
   // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed
-  // tensors), asked only for sequences with visual tokens, once per stage of sizing and once to score. parallel_for
-  // spreads the sequences; results do not depend on it. A sequence's failure does not touch the others.
+  // tensors), asked only for sequences with visual tokens, once to size the scratch memory and once to score.
+  // parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not touch the others.
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
@@ -87,13 +87,15 @@ class BatchPruner {
 
   // The scores behind the last prune() of one sequence; empty where it was not scored.
   Span<const Score> scores(std::size_t i) const noexcept {
-    return {scores_.first(0).data() + slots_[i].visual, slots_[i + 1].visual - slots_[i].visual};
+    const std::size_t count = slots_[i].scored ? slots_[i + 1].visual - slots_[i].visual : 0;
+    return scores_.part(slots_[i].visual, count);
   }
 
  private:
   // Where a sequence's part of each buffer begins.
   struct Slot {
     std::size_t visual = 0, spans = 0, scratch = 0, kept = 0;
+    bool scored = false;
   };
 
   static KeptBatch failure(const Status& status) noexcept { return {{}, {}, {}, {}, 0, status}; }
@@ -107,19 +109,18 @@ class BatchPruner {
 
   template <class EvidenceOf>
   void prune_sequence(const Request& request, std::size_t i, const EvidenceOf& evidence_of) noexcept {
-    const Slot &slot = slots_[i], &end = slots_[i + 1];
-    Index* kept = kept_.first(0).data() + slot.kept;
+    Slot& slot = slots_[i];
+    const Slot& end = slots_[i + 1];
+    Index* kept = kept_.part(slot.kept, request.tokens).data();
     std::size_t count = request.tokens;
     nans_[i] = 0;
     if (statuses_[i] && !request.visual.empty()) {
       const auto evidence = evidence_of(i);
       const std::size_t visual = end.visual - slot.visual;
       const detail::Workspace<Score> work{
-          {scores_.first(0).data() + slot.visual, visual},
-          {prior_.first(0).data() + slot.visual, request.config.prior_rows.empty() ? 0 : visual},
-          {marks_.first(0).data() + slot.visual, visual},
-          {quotas_.first(0).data() + slot.spans, end.spans - slot.spans},
-          {scratch_.first(0).data() + slot.scratch, end.scratch - slot.scratch}};
+          scores_.part(slot.visual, visual), prior_.part(slot.visual, request.config.prior_rows.empty() ? 0 : visual),
+          marks_.part(slot.visual, visual), quotas_.part(slot.spans, end.spans - slot.spans),
+          scratch_.part(slot.scratch, end.scratch - slot.scratch)};
       Result<Selected> selected;
       if (prompt_tokens(evidence) != request.tokens)
         selected.status = detail::fail(Errc::tokens_differ, "", detail::number(prompt_tokens(evidence)),
@@ -127,6 +128,7 @@ class BatchPruner {
       else
         selected = detail::prune_one(request.config, evidence, request.visual, work, {kept, request.tokens}, Serial{});
       statuses_[i] = selected.status;
+      slot.scored = selected && request.config.selection == Selection::top_k;
       if (selected) {
         nans_[i] = static_cast<Index>(selected->nan_scores);
         count = selected->count;

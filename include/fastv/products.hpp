@@ -187,7 +187,7 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
 }  // inline namespace of this vector width
 #endif
 
-// Floats that query_row() fills: the query of every head, times scale, as it is and as fast_products() wants it.
+// Floats that load_query() fills: the query of every head, times scale, as it is and as fast_products() wants it.
 template <class Q, class K>
 std::size_t query_floats(const QueryKey<Q, K>& evidence) noexcept {
   return evidence.heads * (evidence.dim + padded(evidence.dim));

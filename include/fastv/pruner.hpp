@@ -39,6 +39,7 @@ class Buffer {
     return {};
   }
   Span<T> first(std::size_t size) const noexcept { return {data_, size}; }
+  Span<T> part(std::size_t begin, std::size_t size) const noexcept { return {data_ + begin, size}; }
   T& operator[](std::size_t i) const noexcept { return data_[i]; }
   // The entries that hold a result.
   void use(std::size_t size) noexcept { used_ = size; }

@@ -87,8 +87,9 @@ namespace detail {
 // FastV, arXiv 2502.11501, with Hamilton's rounding so that the count is exact).
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
-  const auto even = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
-  if (even > 0) mark_uniform(marks, n, columns, even < count ? even : count);
+  const auto rounded = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
+  const std::size_t even = rounded < count ? rounded : count;
+  if (even > 0) mark_uniform(marks, n, columns, even);
   if (config.window_rows == 0) {
     mark_top<Mark>(count, [&](auto take) {
       for (std::size_t i = 0; i < n; ++i) take(marks[i]);
@@ -105,23 +106,20 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
     for (std::size_t row = top; row < bottom; ++row)
       for (std::size_t column = left; column < right; ++column) take(marks[row * columns + column]);
   };
-  const auto marked = [&](std::size_t w) {
+  // Tokens of window w that the even grid has taken, or has not.
+  const auto taken = [&](std::size_t w, bool by_grid) {
     std::size_t sum = 0;
-    window(w, [&](Mark& mark) { sum += mark == chosen<Mark> ? 1u : 0u; });
+    window(w, [&](Mark& mark) { sum += (mark == chosen<Mark>) == by_grid ? 1u : 0u; });
     return sum;
   };
   std::size_t w = 0;
   apportion(
-      count - (even < count ? even : count),
+      count - even,
       [&](auto take) {
-        for (std::size_t v = 0; v < down * across; ++v) {
-          std::size_t size = 0;
-          window(v, [&](Mark&) { ++size; });
-          take(size - marked(v));
-        }
+        for (std::size_t v = 0; v < down * across; ++v) take(taken(v, false));
       },
       [&](std::size_t share) {
-        mark_top<Mark>(share + marked(w), [&](auto take) { window(w, take); });
+        mark_top<Mark>(share + taken(w, true), [&](auto take) { window(w, take); });
         ++w;
       });
 }
