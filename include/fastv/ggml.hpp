@@ -1,9 +1,9 @@
 // fastv for ggml graphs. Needs ggml.h and nothing else of ggml.
 //
 // A host that runs one graph up to layer K and another behind it prunes between the two, on views of its tensors in
-// host memory: prune(pruner, q, k, ...), rows(tensor, ...). A host that builds one graph for the whole prompt puts the
-// pruning into it as nodes: GraphPruner. All its shapes are known before a value exists, so the graph stays static and
-// runs on whichever backend the rest of it runs on.
+// host memory: prune(pruner, q, k, ...), token_rows(tensor, axis). A host that builds one graph for the whole prompt
+// puts the pruning into it as nodes: GraphPruner. All its shapes are known before a value exists, so the graph stays
+// static and runs on whichever backend the rest of it runs on.
 //
 // Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur.
 #pragma once
@@ -65,24 +65,25 @@ HeadVectors<T> head_vectors(const T* data, const ggml_tensor* tensor) noexcept {
 //   keys or values [dim, n, kv heads]      axis 1
 //   positions [n]                          axis 0   (M-RoPE's [4 n]: position_axes(data, 4, n))
 // Elements of ne[0] must be adjacent, unless the axis is 0. Quantised types move as whole rows.
-inline Result<Rows> rows(const ggml_tensor* tensor, int axis) noexcept {
+inline Result<Rows> token_rows(const ggml_tensor* tensor, int axis) noexcept {
   using detail::fail;
   if (Status status = detail::check_tensor(tensor, "the tensor"); !status) return {{}, status};
   if (axis < 0 || axis > 2) return {{}, fail(Errc::tensor_axis, "the tensor", axis, 2)};
   const auto size = [&](int i) { return static_cast<std::size_t>(tensor->ne[i]); };
   const auto stride = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
   if (axis > 0 && tensor->nb[0] != ggml_type_size(tensor->type))
-    return {{}, fail(Errc::overlapping_stride, "stride of ne[0] of the tensor", static_cast<long long>(tensor->nb[0]),
-                     static_cast<long long>(ggml_type_size(tensor->type)))};
+    return {{},
+            fail(Errc::overlapping_stride, "stride of ne[0] of the tensor", static_cast<long long>(tensor->nb[0]),
+                 static_cast<long long>(ggml_type_size(tensor->type)))};
   if (axis == 0) {
     if (ggml_blck_size(tensor->type) != 1) return {{}, detail::fail_tensor(Errc::tensor_type, "the tensor", tensor)};
     if (tensor->ne[2] != 1) return {{}, detail::fail_tensor(Errc::tensor_batched, "the tensor", tensor)};
     return {{tensor->data, size(0), ggml_type_size(tensor->type), stride(0), size(1), stride(1)}, {}};
   }
   const int other = 3 - axis;
-  return {{tensor->data, size(axis), ggml_row_size(tensor->type, tensor->ne[0]), stride(axis), size(other),
-           stride(other)},
-          {}};
+  return {
+      {tensor->data, size(axis), ggml_row_size(tensor->type, tensor->ne[0]), stride(axis), size(other), stride(other)},
+      {}};
 }
 
 // Keys of one layer [dim, kv heads, tokens], F32, F16 or BF16: calls use(HeadVectors<T>), which returns a Status.
@@ -99,8 +100,8 @@ Status with_query_key(const ggml_tensor* query, const ggml_tensor* key, float sc
     return with_head_vectors(key, "key", [&](const auto& keys) {
       if (query->ne[0] != key->ne[0])
         return detail::fail(Errc::rows_differ, "the head dimension", query->ne[0], key->ne[0]);
-      auto evidence = query_key(q, static_cast<std::size_t>(query->ne[1]), static_cast<std::size_t>(query->ne[2]), keys,
-                                scale);
+      auto evidence =
+          query_key(q, static_cast<std::size_t>(query->ne[1]), static_cast<std::size_t>(query->ne[2]), keys, scale);
       evidence.query_head_stride = detail::elements(query->nb[1], sizeof(*q));
       evidence.query_row_stride = detail::elements(query->nb[2], sizeof(*q));
       return use(evidence);
@@ -136,8 +137,7 @@ inline ggml_tensor* graph_scores(ggml_context* ctx, ggml_tensor* q, ggml_tensor*
   ggml_tensor* row = ggml_view_3d(ctx, q, dim, 1, heads, q->nb[1], q->nb[1],
                                   static_cast<std::size_t>(q->ne[2] - 1) * q->nb[2]);  // [dim, 1, heads]
   ggml_tensor* logits = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), row);      // [keys, 1, heads]
-  if (soft_cap > 0)
-    logits = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, logits, scale / soft_cap)), soft_cap);
+  if (soft_cap > 0) logits = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, logits, scale / soft_cap)), soft_cap);
   ggml_tensor* p = ggml_soft_max_ext(ctx, logits, nullptr, soft_cap > 0 ? 1.0f : scale, 0.0f);
   p = ggml_cont(ctx, ggml_transpose(ctx, ggml_reshape_2d(ctx, p, keys, heads)));  // [heads, keys]
   return ggml_reshape_1d(ctx, ggml_mean(ctx, p), keys);
@@ -218,9 +218,8 @@ class GraphPruner {
     status_ = {};
 
     if (!ranks) {  // no score decides: the whole answer is a list
-      const Result<Selected> selected =
-          fastv::select<float>(config_, {}, visual_, n, kept_.first(plan->kept()), quotas_.first(spans),
-                               marks_.first(plan->visual));
+      const Result<Selected> selected = fastv::select<float>(config_, {}, visual_, n, kept_.first(plan->kept()),
+                                                             quotas_.first(spans), marks_.first(plan->visual));
       if (!selected) return {{}, selected.status};
       for (const Index index : kept_.first(selected->count)) fixed_[fixed_count_++] = static_cast<std::int32_t>(index);
       return plan;
@@ -266,7 +265,7 @@ class GraphPruner {
                  count = static_cast<std::int64_t>(run);
       const std::size_t bytes = sizeof(float), row = group.size * bytes;
       ggml_tensor* rows = ggml_view_2d(ctx, competing, size, count, row, begin * bytes);
-      ggml_tensor* best = ggml_top_k(ctx, rows, static_cast<int>(quota));                           // I32 [quota, run]
+      ggml_tensor* best = ggml_top_k(ctx, rows, static_cast<int>(quota));  // I32 [quota, run]
       ggml_tensor* tokens = ggml_view_3d(ctx, order_input_, 1, size, count, bytes, row, begin * bytes);
       ggml_tensor* found = ggml_reshape_1d(ctx, ggml_get_rows(ctx, tokens, best), quota * count);  // prompt positions
       all = all == nullptr ? found : ggml_concat(ctx, all, found, 0);
@@ -370,7 +369,7 @@ class GraphPruner {
   detail::Buffer<Index> quotas_, kept_;
   detail::Buffer<detail::Word<float>> marks_;
   detail::Buffer<float> scores_;
-  detail::Buffer<unsigned char> stays_;  // [n] 1: whatever the scores
+  detail::Buffer<unsigned char> stays_;         // [n] 1: whatever the scores
   detail::Buffer<std::int32_t> fixed_, order_;  // prompt positions: that stay in any case; that compete, by group
   detail::Buffer<Group> groups_;
   std::size_t fixed_count_ = 0, order_count_ = 0, groups_count_ = 0;

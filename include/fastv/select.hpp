@@ -83,9 +83,9 @@ void mark_uniform(Mark* marks, std::size_t n, std::size_t columns, std::size_t c
 namespace detail {
 
 // Shares the count of one picture out: uniform_share of it goes to an even grid (FEATHER, arXiv 2412.13180, adds a
-// strided grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep their
-// highest scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that the
-// count is exact).
+// strided grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep
+// their highest scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that
+// the count is exact).
 //
 // each(quota, tokens): quota counts the group's tokens that the grid has taken; tokens(take) calls take(i) for each of
 // its tokens, those included, in order.
