@@ -1,8 +1,8 @@
 # Finds ggml and, for the program on GGUF files, libllama and libmtmd.
 #
 # FASTV_LLAMA_CPP_DIR: an installed prefix (as cmake/llama_cpp.sh makes), or a source checkout, which is then built as
-# part of this project. Without it, what find_package finds. Defines the targets ggml::ggml and, if there, llama and
-# fastv_mtmd, and FASTV_HAS_GGML, FASTV_HAS_LLAMA_CPP.
+# part of this project. Without it, what find_package finds. Defines the targets ggml::ggml and, if they are there,
+# fastv_mtmd (libmtmd and libllama), and FASTV_HAS_GGML, FASTV_HAS_LLAMA_CPP.
 set(FASTV_LLAMA_CPP_DIR "" CACHE PATH "llama.cpp: an installed prefix or a source checkout")
 set(FASTV_HAS_GGML OFF)
 set(FASTV_HAS_LLAMA_CPP OFF)
@@ -28,15 +28,15 @@ else()
     list(PREPEND CMAKE_PREFIX_PATH "${FASTV_LLAMA_CPP_DIR}")
   endif()
   find_package(ggml CONFIG QUIET)
-  find_package(llama CONFIG QUIET)
+  find_library(FASTV_LLAMA_LIBRARY llama)
   find_library(FASTV_MTMD_LIBRARY mtmd)
   find_path(FASTV_MTMD_INCLUDE_DIR mtmd.h)
   if(TARGET ggml::ggml)
     set(FASTV_HAS_GGML ON)
   endif()
-  if(TARGET llama AND FASTV_MTMD_LIBRARY AND FASTV_MTMD_INCLUDE_DIR)
+  if(FASTV_HAS_GGML AND FASTV_LLAMA_LIBRARY AND FASTV_MTMD_LIBRARY AND FASTV_MTMD_INCLUDE_DIR)
     add_library(fastv_mtmd INTERFACE)
-    target_link_libraries(fastv_mtmd INTERFACE "${FASTV_MTMD_LIBRARY}" llama ggml::ggml)
+    target_link_libraries(fastv_mtmd INTERFACE "${FASTV_MTMD_LIBRARY}" "${FASTV_LLAMA_LIBRARY}" ggml::ggml)
     target_include_directories(fastv_mtmd SYSTEM INTERFACE "${FASTV_MTMD_INCLUDE_DIR}")
     set(FASTV_HAS_LLAMA_CPP ON)
   endif()
