@@ -27,3 +27,5 @@ if(FASTV_NATIVE AND NOT MSVC)
     target_compile_options(fastv_native INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()
 endif()
+
+include(cmake/llama_cpp.cmake)

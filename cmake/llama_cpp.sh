@@ -32,7 +32,7 @@ if [ ! -f "$folder/prefix/complete" ]; then
   command -v ninja >/dev/null && generator="-G Ninja"
   # shellcheck disable=SC2086
   cmake -S "$folder/src" -B "$folder/build" $generator -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
-    -DCMAKE_INSTALL_PREFIX="$folder/prefix" -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_INSTALL_RPATH='$ORIGIN/../lib;$ORIGIN' \
+    -DCMAKE_INSTALL_PREFIX="$folder/prefix" -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_INSTALL_RPATH='$ORIGIN/../lib;$ORIGIN' -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_MTMD=ON >"$log" 2>&1 || fail
   cmake --build "$folder/build" --target llama mtmd llama-mtmd-cli -j "$(nproc)" >"$log" 2>&1 || fail

@@ -43,6 +43,13 @@ class Tensors {
   bool has(const std::string& name) const { return entries_.count(name) != 0; }
   const std::vector<std::size_t>& shape(const std::string& name) const { return find(name).shape; }
 
+  // In alphabetical order.
+  std::vector<std::string> names() const {
+    std::vector<std::string> all;
+    for (const auto& [name, entry] : entries_) all.push_back(name);
+    return all;
+  }
+
   // A string of the header's __metadata__.
   const std::string& metadata(const std::string& key) const {
     const auto found = metadata_.find(key);

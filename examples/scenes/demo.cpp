@@ -1,15 +1,18 @@
 // Asks the scenes model about a picture, with and without FastV, and draws what was kept.
 //
 // scenes_demo [PICTURE] [QUESTION] [options]; see --help.
-#include <charconv>
 #include <cstdio>
-#include <cstdlib>
 
+#include "../command_line.hpp"
 #include "assistant.hpp"
 #include "drawing.hpp"
 
 namespace {
 
+using command_line::one_of;
+using command_line::real_number;
+using command_line::refuse;
+using command_line::whole_number;
 using scenes::Answer;
 using scenes::Assistant;
 using scenes::Prompt;
@@ -24,34 +27,6 @@ struct Options {
 };
 
 // ---- the command line ---------------------------------------------------------------------------
-
-[[noreturn]] void refuse(const std::string& sentence) { throw std::invalid_argument(sentence); }
-
-std::size_t whole_number(const std::string& option, const std::string& text) {
-  std::uint32_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size())
-    refuse(option + " needs a whole number from 0 on, not \"" + text + "\"");
-  return value;
-}
-
-double real_number(const std::string& option, const std::string& text) {
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0') refuse(option + " needs a number, not \"" + text + "\"");
-  return value;
-}
-
-template <class Value>
-Value one_of(const std::string& option, const std::string& text,
-             const std::vector<std::pair<std::string, Value>>& choices) {
-  std::string names;
-  for (const auto& [name, value] : choices) {
-    if (name == text) return value;
-    names += (names.empty() ? "" : ", ") + name;
-  }
-  refuse(option + " must be one of " + names + ", not \"" + text + "\"");
-}
 
 void set(Options& options, const std::string& option, const std::string& value) {
   fastv::Config& pruning = options.pruning;

@@ -125,6 +125,11 @@ enum class Errc : unsigned char {
   // planning
   bad_times,         // a table of layer times that does not ascend or has fewer than two entries
   budget_too_small,  // even the least plan is above the budget
+  // tensors of an engine
+  tensor_type,     // an element type that is not read
+  tensor_batched,  // more than one sequence in a tensor
+  tensor_axis,
+  not_in_graph,  // settings that have no form as graph nodes
   // memory
   out_of_memory
 };
@@ -327,6 +332,16 @@ inline Message Status::message() const noexcept {
     case Errc::budget_too_small:
       say("the budget is %g but even a prefill without visual tokens behind the first layers costs %g: raise it", real,
           least);
+      break;
+    case Errc::tensor_type:
+      say("%s has elements of type %lld, which are not read one by one: use F32, F16 or BF16", what, value);
+      break;
+    case Errc::tensor_batched: say("%s holds more than one sequence: hand over one at a time", what); break;
+    case Errc::tensor_axis: say("tokens of %s cannot lie along axis %lld: use 0 to %lld", what, value, limit); break;
+    case Errc::not_in_graph:
+      say("%s",
+          "inside a graph only the last row's attention can be ranked by, without a prior: use ScoreRows::last, or "
+          "prune between two graphs");
       break;
     case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
   }

@@ -82,34 +82,38 @@ void mark_uniform(Mark* marks, std::size_t n, std::size_t columns, std::size_t c
 
 namespace detail {
 
-// The highest scores of one picture, after uniform_share of the count went to an even grid (FEATHER, arXiv
-// 2412.13180, adds a strided grid; here it comes out of the count), and with the rest shared out over windows (Window
-// FastV, arXiv 2502.11501, with Hamilton's rounding so that the count is exact).
-template <class Mark>
-void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
+// Shares the count of one picture out: uniform_share of it goes to an even grid (FEATHER, arXiv 2412.13180, adds a
+// strided grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep
+// their highest scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that
+// the count is exact).
+//
+// each(quota, tokens): quota counts the group's tokens that the grid has taken; tokens(take) calls take(i) for each of
+// its tokens, those included, in order.
+template <class Mark, class Each>
+void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
+                    Each each) noexcept {
   const auto rounded = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
   const std::size_t even = rounded < count ? rounded : count;
   if (even > 0) mark_uniform(marks, n, columns, even);
   if (config.window_rows == 0) {
-    mark_top<Mark>(count, [&](auto take) {
-      for (std::size_t i = 0; i < n; ++i) take(marks[i]);
+    each(count, [&](auto take) {
+      for (std::size_t i = 0; i < n; ++i) take(i);
     });
     return;
   }
   const std::size_t rows = n / columns, down = (rows - 1) / config.window_rows + 1,
                     across = (columns - 1) / config.window_columns + 1;
-  // Tokens of window w, in order.
   const auto window = [&](std::size_t w, auto take) {
     const std::size_t top = w / across * config.window_rows, left = w % across * config.window_columns;
     const std::size_t bottom = config.window_rows < rows - top ? top + config.window_rows : rows;
     const std::size_t right = config.window_columns < columns - left ? left + config.window_columns : columns;
     for (std::size_t row = top; row < bottom; ++row)
-      for (std::size_t column = left; column < right; ++column) take(marks[row * columns + column]);
+      for (std::size_t column = left; column < right; ++column) take(row * columns + column);
   };
   // Tokens of window w that the even grid has taken, or has not.
   const auto taken = [&](std::size_t w, bool by_grid) {
     std::size_t sum = 0;
-    window(w, [&](Mark& mark) { sum += (mark == chosen<Mark>) == by_grid ? 1u : 0u; });
+    window(w, [&](std::size_t i) { sum += (marks[i] == chosen<Mark>) == by_grid ? 1u : 0u; });
     return sum;
   };
   std::size_t w = 0;
@@ -119,9 +123,17 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
         for (std::size_t v = 0; v < down * across; ++v) take(taken(v, false));
       },
       [&](std::size_t share) {
-        mark_top<Mark>(share + taken(w, true), [&](auto take) { window(w, take); });
+        each(share + taken(w, true), [&](auto take) { window(w, take); });
         ++w;
       });
+}
+
+// The highest scores of one picture: marks are their order keys.
+template <class Mark>
+void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
+  for_each_group(config, marks, n, columns, count, [&](std::size_t quota, auto tokens) {
+    mark_top<Mark>(quota, [&](auto take) { tokens([&](std::size_t i) { take(marks[i]); }); });
+  });
 }
 
 }  // namespace detail

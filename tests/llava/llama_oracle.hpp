@@ -1,0 +1,110 @@
+// llama.cpp itself, unmodified, as the oracle of the engine's tests and as the rival of its benchmark: a whole model
+// run by llama_decode, and FastV inside it by masking.
+#pragma once
+
+#include <llama.h>
+
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "prompt.hpp"
+
+namespace oracle {
+
+class Llama {
+ public:
+  // piece: llama.cpp's n_ubatch. context: tokens of the KV cache.
+  Llama(const std::string& path, int threads, std::size_t context, std::size_t piece,
+        ggml_type cache_type = GGML_TYPE_F16) {
+    llama_log_set(
+        [](ggml_log_level level, const char* text, void*) {
+          if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+        },
+        nullptr);
+    model_.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+    if (!model_) throw std::runtime_error("libllama cannot load " + path);
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<std::uint32_t>(context);
+    params.n_batch = static_cast<std::uint32_t>(context);
+    params.n_ubatch = static_cast<std::uint32_t>(piece);
+    params.n_threads = params.n_threads_batch = threads;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.type_k = params.type_v = cache_type;
+    params.cb_eval = &Llama::on_node;
+    params.cb_eval_user_data = this;
+    context_.reset(llama_init_from_model(model_.get(), params));
+    if (!context_) throw std::runtime_error("libllama makes no context for " + path);
+    width_ = static_cast<std::size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model_.get())));
+  }
+
+  // From layer K on, keys at prompt positions that are not in `kept` are hidden, at the prefill and at every step.
+  void hide_all_but(std::size_t filtering_layer, const std::vector<fastv::Index>& kept, std::size_t tokens) {
+    dropped_.assign(tokens, true);
+    for (const fastv::Index index : kept) dropped_[index] = false;
+    masked_behind_ = "l_out-" + std::to_string(filtering_layer - 1);
+  }
+
+  // Logits behind the last token of a prompt.
+  std::vector<float> prefill(const llava::Prompt& prompt) {
+    llama_memory_clear(llama_get_memory(context_.get()), true);
+    next_position_ = prompt.next_position;
+    std::vector<float> embeddings = prompt.embeddings;
+    std::vector<llama_pos> positions = prompt.positions;
+    const auto n = static_cast<std::int32_t>(prompt.tokens);
+    return run({n, nullptr, embeddings.data(), positions.data(), nullptr, nullptr, nullptr}, prompt.tokens);
+  }
+  std::vector<float> decode(llama_token token) {
+    llama_pos position = next_position_++;
+    return run({1, &token, nullptr, &position, nullptr, nullptr, nullptr}, 1);
+  }
+
+ private:
+  std::vector<float> run(llama_batch batch, std::size_t tokens) {
+    std::vector<std::int32_t> sequences(tokens, 1);
+    llama_seq_id sequence = 0;
+    std::vector<llama_seq_id*> ids(tokens, &sequence);
+    std::vector<std::int8_t> wanted(tokens, 0);
+    wanted.back() = 1;
+    batch.n_seq_id = sequences.data();
+    batch.seq_id = ids.data();
+    batch.logits = wanted.data();
+    if (const int status = llama_decode(context_.get(), batch))
+      throw std::runtime_error("llama_decode returns " + std::to_string(status));
+    const float* logits = llama_get_logits_ith(context_.get(), -1);
+    return {logits, logits + width_};
+  }
+
+  static bool on_node(ggml_tensor* node, bool ask, void* self) { return static_cast<Llama*>(self)->look_at(node, ask); }
+  bool look_at(ggml_tensor* node, bool ask) {
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) mask_ = node->src[3];
+    const bool here = !masked_behind_.empty() && node->name == masked_behind_;
+    if (ask || !here) return ask ? here : true;
+    // One mask, F16 [keys, rows], serves all layers: rewritten between layers K-1 and K, it holds from K on. Cell i of
+    // the cache is position i of the prompt.
+    std::vector<ggml_fp16_t> values(ggml_nbytes(mask_) / sizeof(ggml_fp16_t));
+    ggml_backend_tensor_get(mask_, values.data(), 0, ggml_nbytes(mask_));
+    const auto keys = static_cast<std::size_t>(mask_->ne[0]);
+    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+    for (std::size_t row = 0; row * keys < values.size(); ++row)
+      for (std::size_t key = 0; key < dropped_.size() && key < keys; ++key)
+        if (dropped_[key]) values[row * keys + key] = hidden;
+    ggml_backend_tensor_set(mask_, values.data(), 0, ggml_nbytes(mask_));
+    return true;
+  }
+
+  struct ContextDeleter {
+    void operator()(llama_context* context) const { llama_free(context); }
+  };
+  std::unique_ptr<llama_model, llava::LlamaModelDeleter> model_;
+  std::unique_ptr<llama_context, ContextDeleter> context_;
+  std::size_t width_ = 0;
+  llama_pos next_position_ = 0;
+  std::vector<bool> dropped_;
+  std::string masked_behind_;
+  ggml_tensor* mask_ = nullptr;
+};
+
+}  // namespace oracle
