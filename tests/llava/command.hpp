@@ -1,0 +1,43 @@
+// Runs llama.cpp's own program from a test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+// Where there is no llama-mtmd-cli, the test is skipped, and says so.
+#define NEEDS_MTMD_CLI()                                                                                   \
+  if (std::string(FASTV_MTMD_CLI).empty())                                                                 \
+  GTEST_SKIP() << "llama-mtmd-cli was not found: nothing is tested here. sh cmake/llama_cpp.sh builds it " \
+                  "into the prefix that -DFASTV_LLAMA_CPP_DIR names."
+
+struct CommandResult {
+  int status;
+  std::string output;  // of stdout
+};
+
+// The arguments go to the program as they are. What it says on stderr is shown only if it fails.
+inline CommandResult run_command(const std::vector<std::string>& arguments) {
+  std::string line;
+  for (const std::string& argument : arguments) {
+    std::string quoted;
+    for (const char c : argument) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += "'" + quoted + "' ";
+  }
+  const std::string errors = testing::TempDir() + "command_errors.txt";
+  CommandResult result{-1, ""};
+  std::FILE* pipe = popen((line + "2>'" + errors + "'").c_str(), "r");
+  if (pipe == nullptr) return result;
+  char piece[4096];
+  for (std::size_t count; (count = std::fread(piece, 1, sizeof(piece), pipe)) != 0;) result.output.append(piece, count);
+  result.status = pclose(pipe);
+  if (result.status != 0) std::fputs(("failed: " + line + "\nsee " + errors + "\n").c_str(), stderr);
+  return result;
+}
+
+inline std::string stripped(const std::string& text) {
+  const auto first = text.find_first_not_of(" \n"), last = text.find_last_not_of(" \n");
+  return first == std::string::npos ? "" : text.substr(first, last - first + 1);
+}

@@ -1,0 +1,139 @@
+// make_gguf: writes a random model of tiny_gguf.hpp. --help says how.
+#include <cstdio>
+#include <map>
+#include <optional>
+
+#include "command_line.hpp"
+#include "scenes/progress.hpp"
+#include "tiny_gguf.hpp"
+
+namespace {
+
+const char* const usage =
+    "make_gguf [OPTION VALUE...] FILE : writes a model with random weights as a GGUF file\n"
+    "\n"
+    "A language model:\n"
+    "  --architecture llama|qwen|qwen2|qwen2vl   (llama)\n"
+    "  --type f32|f16|bf16|q8_0|q4_0|q4_K|...    of the matrices (f32)\n"
+    "  --layers N --hidden N --heads N --kv-heads N --ffn N --context N\n"
+    "  --biases 0|1 --tied 0|1 --rope-factors 0|1\n"
+    "  --rms-eps X --rope-base X --scale X\n"
+    "  --vocabulary-from FILE   a GGUF file whose tokenizer is taken over\n"
+    "  --vocabulary N           tokens, where the model has its own small vocabulary\n"
+    "A vision tower (an mmproj file):\n"
+    "  --projector mlp|qwen2vl_merger\n"
+    "  --layers N --hidden N --heads N --ffn N --image-size N --patch-size N --projection N\n"
+    "Both:\n"
+    "  --seed N\n"
+    "\n"
+    "LLaVA-1.5 7B: --type q4_0 --layers 32 --hidden 4096 --heads 32 --kv-heads 32 --ffn 11008 --vocabulary 32000\n";
+
+ggml_type type_of(const std::string& name) {
+  for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+    const auto type = static_cast<ggml_type>(i);
+    const char* known = ggml_type_name(type);
+    if (known != nullptr && name == known && ggml_blck_size(type) > 0) return type;
+  }
+  command_line::refuse("--type does not know \"" + name + "\": f32, f16, bf16, q8_0, q4_0, q4_K are some that it does");
+}
+
+struct Options {
+  std::map<std::string, std::string> values;
+  std::string file;
+
+  std::optional<std::string> take(const std::string& name) {
+    const auto found = values.find(name);
+    if (found == values.end()) return {};
+    std::string value = found->second;
+    values.erase(found);
+    return value;
+  }
+  void text(const std::string& name, std::string& to) {
+    if (const auto value = take(name)) to = *value;
+  }
+  template <class Whole>
+  void whole(const std::string& name, Whole& to) {
+    if (const auto value = take(name)) to = static_cast<Whole>(command_line::whole_number(name, *value));
+  }
+  void real(const std::string& name, float& to) {
+    if (const auto value = take(name)) to = static_cast<float>(command_line::real_number(name, *value));
+  }
+  void flag(const std::string& name, bool& to) {
+    if (const auto value = take(name))
+      to = command_line::one_of<bool>(name, *value, {{"0", false}, {"1", true}, {"no", false}, {"yes", true}});
+  }
+  void none_left(const std::string& kind) const {
+    if (!values.empty()) command_line::refuse(values.begin()->first + " is no option of " + kind + ": see --help");
+  }
+};
+
+template <class Model>
+void make(const Model& model, const std::string& file) {
+  scenes::Progress progress("Writing " + file, 100);
+  tiny_gguf::write(model, file, [&](double share) { progress.reach(share); });
+}
+
+void run(Options options) {
+  if (options.values.count("--projector") != 0) {
+    tiny_gguf::VisionModel model;
+    options.text("--projector", model.projector);
+    options.whole("--layers", model.layers);
+    options.whole("--hidden", model.hidden);
+    options.whole("--heads", model.heads);
+    options.whole("--ffn", model.ffn);
+    options.whole("--image-size", model.image_size);
+    options.whole("--patch-size", model.patch_size);
+    options.whole("--projection", model.projection);
+    options.whole("--seed", model.seed);
+    options.none_left("a vision tower");
+    return make(model, options.file);
+  }
+  tiny_gguf::LanguageModel model;
+  options.text("--architecture", model.architecture);
+  if (const auto type = options.take("--type")) model.type = type_of(*type);
+  options.whole("--layers", model.layers);
+  options.whole("--hidden", model.hidden);
+  options.whole("--heads", model.heads);
+  options.whole("--kv-heads", model.kv_heads);
+  options.whole("--ffn", model.ffn);
+  options.whole("--context", model.context);
+  options.flag("--biases", model.biases);
+  options.flag("--tied", model.tied);
+  options.flag("--rope-factors", model.rope_factors);
+  options.real("--rms-eps", model.rms_eps);
+  options.real("--rope-base", model.rope_base);
+  options.real("--scale", model.scale);
+  options.text("--vocabulary-from", model.vocabulary_from);
+  options.whole("--vocabulary", model.vocabulary);
+  options.whole("--seed", model.seed);
+  options.none_left("a language model");
+  make(model, options.file);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Options options;
+    for (int i = 1; i < argc; ++i) {
+      const std::string argument = argv[i];
+      if (argument == "--help" || argument == "-h") {
+        std::fputs(usage, stdout);
+        return 0;
+      }
+      if (argument.rfind("--", 0) == 0) {
+        if (i + 1 == argc) command_line::refuse(argument + " needs a value: see --help");
+        options.values[argument] = argv[++i];
+      } else if (options.file.empty()) {
+        options.file = argument;
+      } else {
+        command_line::refuse("there are two files, \"" + options.file + "\" and \"" + argument + "\": name one");
+      }
+    }
+    if (options.file.empty()) command_line::refuse("no file is named: see --help");
+    run(std::move(options));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "make_gguf: %s\n", error.what());
+    return 2;
+  }
+}

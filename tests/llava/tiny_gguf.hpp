@@ -1,0 +1,51 @@
+// Models for llama.cpp that have learnt nothing: language models and vision towers with random weights, written as GGUF
+// files. The same specification gives the same file: the random generator is its own and uses integers only. (Types
+// that round in blocks, Q4_0 and the like, are rounded by ggml.)
+#pragma once
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace tiny_gguf {
+
+// A decoder. The defaults are a tiny one.
+struct LanguageModel {
+  std::string architecture = "llama";  // llama, qwen, qwen2 or qwen2vl
+  std::uint32_t layers = 4, hidden = 64, heads = 4, kv_heads = 4, ffn = 160, context = 4096;
+  ggml_type type = GGML_TYPE_F32;  // of the matrices; norms and biases are F32. Rows must be whole blocks of it
+  bool biases = false;             // attention biases in `llama`; the qwen family always has them
+  bool tied = false;               // the embeddings are the output head too
+  bool rope_factors = false;       // rope_freqs.weight, as Llama 3 has it; `llama` only
+  float rms_eps = 1e-5f;           // llama.cpp v0.5.0 runs qwen2vl with 0 whatever stands here
+  float rope_base = 10000;
+  std::uint64_t seed = 1;
+  // Of the matrices: entries have deviation scale / sqrt(columns), those of queries and keys 1.5 times that, so that
+  // attention has peaks; embeddings have deviation scale.
+  float scale = 1;
+  // A GGUF file whose tokenizer is taken over, llama.cpp's models/ggml-vocab-llama-spm.gguf for one. Without it the
+  // model has a small vocabulary that splits English text: control tokens, the bytes, letters and some words.
+  std::string vocabulary_from;
+  std::uint32_t vocabulary = 0;  // the small vocabulary is filled up to this many tokens
+};
+
+// A vision tower and the projector behind it (an "mmproj" file). Square pictures of image_size pixels for mlp; any size
+// that patches divide for qwen2vl_merger, which makes one token of 2 x 2 patches.
+struct VisionModel {
+  std::string projector = "mlp";  // mlp (LLaVA-1.5: CLIP and two linear layers) or qwen2vl_merger
+  std::uint32_t layers = 2, hidden = 48, heads = 4, ffn = 112, image_size = 48, patch_size = 8;
+  std::uint32_t projection = 64;  // width of the decoder
+  std::uint64_t seed = 2;
+};
+
+// Called while a file is being written, with the part that is done: 0 to 1.
+using Progress = std::function<void(double)>;
+
+// Write the file. What is wrong with the specification, or with the disk, is a std::runtime_error; no half file stays
+// behind. Weights are made in pieces of a few megabytes, which repeat with a period of some two million weights.
+void write(const LanguageModel& model, const std::string& path, const Progress& progress = {});
+void write(const VisionModel& model, const std::string& path, const Progress& progress = {});
+
+}  // namespace tiny_gguf
