@@ -310,6 +310,19 @@ TEST_F(Torch, AFailurePassesItsStatusOnAndTouchesNothing) {
   EXPECT_TRUE(hidden.equal(before));
 }
 
+TEST_F(Torch, AutogradNoticesWhatIsMovedInPlace) {
+  Pruner<> pruner(settings(0.7));
+  const Kept kept = some_kept(pruner);
+  const at::Tensor weight = at::rand({4, 4}).requires_grad_(true);
+  at::Tensor hidden = at::rand({n, 4});
+  const at::Tensor loss = hidden.matmul(weight).sum();  // saves hidden for its gradient
+  ASSERT_TRUE(compact_rows(kept, hidden, 0));
+  EXPECT_ANY_THROW(loss.backward());
+  const c10::InferenceMode inference;
+  at::Tensor positions = at::arange(n);
+  EXPECT_TRUE(compact_rows(kept, positions, 0));
+}
+
 // ---- on the device ------------------------------------------------------------------------------
 
 // Settings and spans that exercise every count the device path shares with the core.

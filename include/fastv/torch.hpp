@@ -236,6 +236,7 @@ Status compact_rows(const Kept& kept, at::Tensor& tensor, std::int64_t dim) {
   const Result<Rows> view = rows(tensor, dim);
   if (!view) return view.status;
   Status status = compact(kept, *view);
+  if (status && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();  // as ATen's own in-place calls
   if (status) tensor = tensor.narrow(dim, 0, static_cast<std::int64_t>(kept.size()));
   return status;
 }
