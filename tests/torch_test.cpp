@@ -258,6 +258,9 @@ std::vector<Wrong> all_wrong() {
       {Errc::tensor_rows,
        {"dimension 0 ", "stride 1440,"},
        compacted(at::rand({2, 3, n, 12}).narrow(3, 0, 6).narrow(1, 0, 2), 2)},
+      {Errc::tensor_tokens, {"dimension 0 ", "20 entries", "40 tokens"}, compacted(at::rand({20}), 0)},
+      {Errc::tensor_tokens, {"dimension 2 ", "64 entries"}, compacted(at::rand({1, n, 64}), -1)},
+      {Errc::tensor_tokens, {"dimension 0 ", "20 entries"}, gather_rows(kept, at::rand({20}), 0).status},
       {Errc::tensor_requires_grad, {"the tensor"}, compacted(at::rand({n}).requires_grad_(true), 0)},
       {Errc::head_dims_differ, {"query is 8", "key is 4"}, query_key(q, k.narrow(2, 0, 4), 1).status},
       {Errc::head_dims_differ,
@@ -267,8 +270,6 @@ std::vector<Wrong> all_wrong() {
       {Errc::device_rule, {"Config::uniform_share"}, on_device(share)},
       {Errc::device_rule, {"Config::window_rows"}, on_device(windows)},
       // of the core, met here
-      {Errc::index_past_end, {"there are 20 rows"}, compacted(at::rand({20}), 0)},
-      {Errc::index_past_end, {"is 39 ", "there are 20 rows"}, gather_rows(kept, at::rand({20}), 0).status},
       {Errc::overlapping_stride, {"row stride"}, compacted(at::rand({1, 6}).expand({n, 6}), 0)},
       {Errc::span_past_end, {"34", "30 tokens"}, prune_on_device({}, a.narrow(2, 0, 30), one_picture).status},
       {Errc::scores_size, {"29 scores", "30 visual"}, select_on_device({}, at::rand({29}), one_picture, n).status},

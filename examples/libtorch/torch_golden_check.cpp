@@ -1,6 +1,8 @@
 // torch_golden_check FILE... : holds the LibTorch example and the adaptor to tensors exported from the authors' own
 // PyTorch code (tests/golden/README.md describes the format), on every path a tensor can take through the adaptor. One
 // line a case; exit status 1 if any case fails.
+#include <ATen/Parallel.h>
+
 #include <cstdio>
 #include <set>
 
@@ -108,6 +110,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: torch_golden_check FILE.safetensors...\n");
     return 2;
   }
+  at::set_num_threads(1);  // these models are small
   int failed = 0;
   for (int i = 1; i < argc; ++i) failed += check_file(argv[i]) ? 0 : 1;
   std::printf("%d of %d cases pass\n", argc - 1 - failed, argc - 1);

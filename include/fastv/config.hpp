@@ -140,6 +140,7 @@ enum class Errc : unsigned char {
   tensor_stride,         // entries that must be adjacent are not
   tensor_rows,           // dimensions that no rows and planes describe
   tensor_requires_grad,  // written in place behind autograd's back
+  tensor_tokens,         // not as many along the dimension as the prompt has
   head_dims_differ,      // of query and key
   device_rule            // a rule that is not offered as operations on the device
 };
@@ -384,6 +385,11 @@ inline Message Status::message() const noexcept {
       break;
     case Errc::tensor_requires_grad:
       say("%s requires a gradient, which writing in place would falsify: use gather_rows(), or detach() it", what);
+      break;
+    case Errc::tensor_tokens:
+      say("dimension %lld of the tensor has %lld entries but the prompt has %lld tokens: name the dimension of tokens, "
+          "and narrow() a larger cache",
+          place, value, limit);
       break;
     case Errc::head_dims_differ:
       say("the head dimension of the query is %lld but that of the key is %lld: hand over the same layer's", value,

@@ -103,6 +103,25 @@ inline Result<Axes> three_axes(const at::Tensor& tensor, const char* what) {
   return {axes, {}};
 }
 
+// A dimension counted from 0.
+inline Result<std::int64_t> token_dim(const at::Tensor& tensor, std::int64_t dim) {
+  if (Status status = check_tensor(tensor, "the tensor"); !status) return {0, status};
+  const std::int64_t dims = tensor.dim(), along = dim < 0 ? dim + dims : dim;
+  if (along < 0 || along >= dims) return {0, fail(Errc::tensor_no_dim, "", dim, dims)};
+  return {along, {}};
+}
+// The same, and it must have an entry for every token that was ranked: a wrong dimension may be long enough.
+template <class Kept>
+Result<std::int64_t> token_dim_of(const Kept& kept, const at::Tensor& tensor, std::int64_t dim) {
+  if (!kept) return {0, kept.status};
+  const Result<std::int64_t> along = token_dim(tensor, dim);
+  if (!along) return along;
+  const std::int64_t size = tensor.size(*along);
+  if (static_cast<std::size_t>(size) != kept.tokens)
+    return {0, fail(Errc::tensor_tokens, "", size, number(kept.tokens), *along)};
+  return along;
+}
+
 // A head's vector is read as one piece.
 inline Status check_adjacent(const Axes& axes, const char* what) noexcept {
   if (axes.size[2] > 1 && axes.stride[2] != 1) return fail(Errc::tensor_stride, what, axes.stride[2]);
@@ -196,11 +215,11 @@ Status score(const detail::RowSet& rows, const TensorView<View>& evidence, Span<
 // other dimensions must lie in memory as one piece a row, or as one set of planes of such; contiguous ones and most
 // transposed ones do.
 inline Result<Rows> rows(const at::Tensor& tensor, std::int64_t dim) {
-  if (Status status = detail::check_tensor(tensor, "the tensor"); !status) return {{}, status};
+  const Result<std::int64_t> along = detail::token_dim(tensor, dim);
+  if (!along) return {{}, along.status};
   if (!tensor.is_cpu()) return {{}, detail::fail(Errc::tensor_device, "the tensor")};
   if (tensor.requires_grad()) return {{}, detail::fail(Errc::tensor_requires_grad, "the tensor")};
-  const std::int64_t dims = tensor.dim(), token_dim = dim < 0 ? dim + dims : dim;
-  if (token_dim < 0 || token_dim >= dims) return {{}, detail::fail(Errc::tensor_no_dim, "", dim, dims)};
+  const std::int64_t dims = tensor.dim(), token_dim = *along;
   const auto bytes = static_cast<std::ptrdiff_t>(tensor.element_size());
   std::ptrdiff_t row = 1, planes = tensor.numel() == 0 ? 0 : 1, plane_stride = 0;  // in elements
   std::int64_t left = dims - 1;
@@ -228,16 +247,17 @@ inline Result<Rows> rows(const at::Tensor& tensor, std::int64_t dim) {
           {}};
 }
 
-// Moves the kept rows of a CPU tensor to its front, in place, and narrows it to them: no allocation, and every tensor
-// that shares the memory sees it. Kept: what prune() returned; one that failed passes its status on. O(bytes kept).
+// Moves the kept rows of a CPU tensor to its front, in place, and narrows it to them: no copy, and every tensor that
+// shares the memory sees it. Kept: what prune() returned; one that failed passes its status on. O(bytes kept).
 template <class Kept>
 Status compact_rows(const Kept& kept, at::Tensor& tensor, std::int64_t dim) {
-  if (!kept) return kept.status;
-  const Result<Rows> view = rows(tensor, dim);
+  const Result<std::int64_t> along = detail::token_dim_of(kept, tensor, dim);
+  if (!along) return along.status;
+  const Result<Rows> view = rows(tensor, *along);
   if (!view) return view.status;
   Status status = compact(kept, *view);
   if (status && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();  // as ATen's own in-place calls
-  if (status) tensor = tensor.narrow(dim, 0, static_cast<std::int64_t>(kept.size()));
+  if (status) tensor = tensor.narrow(*along, 0, static_cast<std::int64_t>(kept.size()));
   return status;
 }
 
@@ -254,18 +274,13 @@ Result<at::Tensor> kept_tensor(const Kept& kept, const at::Tensor& like) {
   return {indices.to(like.device(), at::kLong, /*non_blocking=*/like.is_cuda()), {}};
 }
 
-// A copy of the kept rows along `dim`, on the tensor's own device and known to autograd.
+// A copy of the kept rows along `dim`, on the tensor's own device and known to autograd: index_select().
 template <class Kept>
 Result<at::Tensor> gather_rows(const Kept& kept, const at::Tensor& tensor, std::int64_t dim) {
-  Result<at::Tensor> indices = kept_tensor(kept, tensor);
-  if (!indices) return indices;
-  const std::int64_t dims = tensor.dim(), token_dim = dim < 0 ? dim + dims : dim;
-  if (token_dim < 0 || token_dim >= dims) return {{}, detail::fail(Errc::tensor_no_dim, "", dim, dims)};
-  const std::size_t last = kept.size() - 1;  // the last token always stays; a device would abort over it
-  if (kept.indices[last] >= tensor.size(token_dim))
-    return {{},
-            detail::fail(Errc::index_past_end, "", kept.indices[last], tensor.size(token_dim), detail::number(last))};
-  return {tensor.index_select(token_dim, *indices), {}};
+  const Result<std::int64_t> along = detail::token_dim_of(kept, tensor, dim);
+  if (!along) return {{}, along.status};
+  const Result<at::Tensor> indices = kept_tensor(kept, tensor);
+  return {tensor.index_select(*along, *indices), {}};
 }
 
 }  // namespace fastv
