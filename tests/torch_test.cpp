@@ -194,6 +194,43 @@ TEST_F(Torch, CompactRowsIsIndexSelectInPlace) {
   }
 }
 
+TEST_F(Torch, CompactRowsIsIndexSelectInAnyLayoutOrSaysWhyNot) {
+  Pruner<> pruner(settings(0.7));
+  const Kept kept = some_kept(pruner);
+  const at::Tensor indices = *kept_tensor(kept, at::zeros({1}));
+  int moved = 0, refused = 0;
+  const auto below = [](std::int64_t bound) { return at::randint(bound, {1}).item<std::int64_t>(); };
+  for (int round = 0; round < 2000; ++round) {
+    // A part of a larger tensor whose dimensions lie in memory in any order.
+    const std::int64_t dims = 1 + below(4), dim = below(dims);
+    std::vector<std::int64_t> size, room, order(static_cast<std::size_t>(dims));
+    for (std::int64_t d = 0; d < dims; ++d) {
+      size.push_back(d == dim ? n : 1 + below(4));
+      room.push_back(size.back() + (below(3) == 0 ? 2 : 0));
+      order[static_cast<std::size_t>(d)] = d;
+    }
+    for (std::size_t i = order.size(); i > 1; --i)
+      std::swap(order[i - 1], order[static_cast<std::size_t>(below(static_cast<std::int64_t>(i)))]);
+    std::vector<std::int64_t> stored(order.size());
+    for (std::size_t i = 0; i < order.size(); ++i) stored[static_cast<std::size_t>(order[i])] = room[i];
+    const at::Tensor whole = at::randint(0, 1 << 20, stored, at::kInt);
+    at::Tensor tensor = whole.permute(order);
+    for (std::int64_t d = 0; d < dims; ++d) tensor = tensor.narrow(d, 0, size[static_cast<std::size_t>(d)]);
+    const at::Tensor expected = tensor.index_select(dim, indices), before = whole.clone();
+    const Status status = compact_rows(kept, tensor, dim);
+    if (status) {
+      ASSERT_TRUE(tensor.equal(expected)) << whole.sizes() << tensor.strides() << " along " << dim;
+      ++moved;
+    } else {
+      ASSERT_EQ(status.code, Errc::tensor_rows) << status.message().c_str();
+      ASSERT_TRUE(whole.equal(before));
+      ++refused;
+    }
+  }
+  EXPECT_GT(moved, 1000);
+  EXPECT_GT(refused, 50);
+}
+
 TEST_F(Torch, IndicesAndGatheredRows) {
   Pruner<> pruner(settings(0.7));
   const Kept kept = some_kept(pruner);
