@@ -111,8 +111,9 @@ enum class Errc : unsigned char {
   rope_size,          // a table of Rope has the wrong length
   shard_ranks,        // parts that do not divide among the ranks
   bias_size,
-  scores_size,       // not one score per visual token
-  evidence_missing,  // top_k without scores
+  scores_size,         // not one score per visual token
+  evidence_missing,    // top_k without scores
+  prior_without_rows,  // prior_rows with evidence that has none
   all_scores_nan,
   infinite_score,
   // applying
@@ -131,7 +132,22 @@ enum class Errc : unsigned char {
   tensor_axis,
   not_in_graph,  // settings that have no form as graph nodes
   // memory
-  out_of_memory
+  out_of_memory,
+  // a framework's tensors (torch.hpp)
+  tensor_undefined,
+  tensor_dims,           // not the number of dimensions the view has
+  tensor_no_dim,         // a token dimension that the tensor does not have
+  tensor_batch,          // more than one sequence
+  tensor_type,           // an element type that cannot be scored by
+  tensor_types_differ,   // query and key
+  tensor_device,         // a view of memory that the CPU cannot read
+  tensor_not_dense,      // sparse, or negated lazily
+  tensor_stride,         // entries that must be adjacent are not
+  tensor_rows,           // dimensions that no rows and planes describe
+  tensor_requires_grad,  // written in place behind autograd's back
+  tensor_tokens,         // not as many along the dimension as the prompt has
+  head_dims_differ,      // of query and key
+  device_rule            // a rule that is not offered as operations on the device
 };
 
 // One sentence, ready to print.
@@ -303,6 +319,9 @@ inline Message Status::message() const noexcept {
     case Errc::evidence_missing:
       say("%s", "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
       break;
+    case Errc::prior_without_rows:
+      say("%s", "prior_rows is set but this evidence has no query rows: clear it, or use prior_corrected() yourself");
+      break;
     case Errc::all_scores_nan:
       say("all %lld visual scores are NaN: check the attention or the queries and keys of layer K-1", value);
       break;
@@ -344,6 +363,56 @@ inline Message Status::message() const noexcept {
           "prune between two graphs");
       break;
     case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
+    case Errc::tensor_undefined: say("%s is an undefined tensor: hand over one with data", what); break;
+    case Errc::tensor_dims:
+      say("%s has %lld dimensions but needs %lld; one more in front, of size 1, is allowed where there are heads", what,
+          value, limit);
+      break;
+    case Errc::tensor_no_dim:
+      say("the token dimension is %lld but the tensor has %lld dimensions: count from 0, or from -1 backwards", value,
+          limit);
+      break;
+    case Errc::tensor_batch:
+      say("%s is a batch of %lld, but one sequence is pruned at a time: hand over tensor[i]", what, value);
+      break;
+    case Errc::tensor_type:
+      say("tensors of element type %s cannot be scored by: use Float, Double, Half or BFloat16", what);
+      break;
+    case Errc::tensor_types_differ:
+      say("the element type of the key is %s but not that of the query: convert one of them with to()", what);
+      break;
+    case Errc::tensor_device:
+      say("%s is not on the CPU, whose memory views read: use prune_on_device() and gather_rows(), or move it with "
+          "cpu()",
+          what);
+      break;
+    case Errc::tensor_not_dense:
+      say("%s is sparse or negated lazily: make it dense with to_dense() or resolve_neg()", what);
+      break;
+    case Errc::tensor_stride:
+      say("the last stride of %s is %lld but must be 1: call contiguous(), or transpose other dimensions only", what,
+          value);
+      break;
+    case Errc::tensor_rows:
+      say("dimension %lld of the tensor has stride %lld, which fits neither into its rows nor into one set of planes: "
+          "call contiguous(), or use gather_rows()",
+          place, value);
+      break;
+    case Errc::tensor_requires_grad:
+      say("%s requires a gradient, which writing in place would falsify: use gather_rows(), or detach() it", what);
+      break;
+    case Errc::tensor_tokens:
+      say("dimension %lld of the tensor has %lld entries but the prompt has %lld tokens: name the dimension of tokens, "
+          "and narrow() a larger cache",
+          place, value, limit);
+      break;
+    case Errc::head_dims_differ:
+      say("the head dimension of the query is %lld but that of the key is %lld: hand over the same layer's", value,
+          limit);
+      break;
+    case Errc::device_rule:
+      say("%s is set but not offered on the device: copy the scores to the CPU and use a Pruner with scores()", what);
+      break;
   }
   return message;
 }

@@ -69,6 +69,7 @@ struct Workspace {
 template <class Score, class Evidence, class ParallelFor>
 Status score_all(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
                  const Workspace<Score>& work, const ParallelFor& parallel_for) noexcept {
+  if (!config.prior_rows.empty() && !has_rows(evidence)) return fail(Errc::prior_without_rows);
   if (Status status = score<Score>(config, evidence, visual, work.scores, work.scratch, parallel_for); !status)
     return status;
   if (config.prior_rows.empty()) return {};
@@ -167,6 +168,15 @@ class Pruner {
     if (!selected) return failed(selected.status);
     scores_.use(ranks ? count : 0);
     return {{kept.data(), length}, tokens, selected->nan_scores, {}};
+  }
+
+  // Evidence as an adaptor hands it over: one that it could not make passes its status on.
+  template <class Evidence, class ParallelFor = Serial>
+  Kept prune(const Result<Evidence>& evidence, Span<const TokenSpan> visual,
+             const ParallelFor& parallel_for = {}) noexcept {
+    if (evidence) return prune(*evidence, visual, parallel_for);
+    scores_.use(0);
+    return failed(evidence.status);
   }
 
   // The scores behind the last prune(), one per visual token, spans in order; empty after a rule that looks at none

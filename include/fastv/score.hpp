@@ -115,6 +115,21 @@ std::size_t prompt_tokens(const Scores<T>& evidence) noexcept {
 }
 inline std::size_t prompt_tokens(const NoEvidence& evidence) noexcept { return evidence.tokens; }
 
+// ---- whether it has query rows, which Config::prior_rows asks for --------------------------------
+
+template <class Evidence>
+bool has_rows(const Evidence&) noexcept {
+  return true;
+}
+template <class K>
+bool has_rows(const KeysOnly<K>&) noexcept {
+  return false;
+}
+template <class T>
+bool has_rows(const Scores<T>&) noexcept {
+  return false;
+}
+
 // ---- floats of scratch that score() needs -------------------------------------------------------
 
 template <class Q, class K>
