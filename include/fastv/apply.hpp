@@ -100,6 +100,9 @@ Status compact(Span<const Index> kept, Span<T> values) noexcept {
   return compact(kept, rows(values.data(), values.size()));
 }
 
+template <class = void>
+Status compact(detail::Anything, detail::Unknown) noexcept;
+
 // A mask [rows, columns] of `element_bytes` bytes an entry, rows row_stride bytes apart, over the whole prompt on
 // both axes: keeps the kept rows and of each the kept columns, in place. The rows stay row_stride bytes apart.
 // O(kept^2).

@@ -48,6 +48,10 @@ class BatchPruner {
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(
+        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence of sequence "
+        "i: see fastv::probabilities() and fastv::query_key()");
     const std::size_t n = requests.size();
     if (Status status = slots_.reserve(n + 1); !status) return failure(status);
     if (Status status = statuses_.reserve(n); !status) return failure(status);

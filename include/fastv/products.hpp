@@ -181,7 +181,7 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
   }
   std::uint32_t any = 0;
   for (std::size_t lane = 0; lane < width; ++lane) any |= special[lane];
-  return !std::is_same<K, half>::value || (any & 0x80008000u) == 0;
+  return !is_same<K, half> || (any & 0x80008000u) == 0;
 }
 
 }  // inline namespace of this vector width

@@ -98,6 +98,16 @@ Result<Selected> prune_one(const Config& config, const Evidence& evidence, Span<
 
 }  // namespace detail
 
+namespace detail {
+
+// Evidence is what prompt_tokens() can be asked of.
+template <class Evidence, class = void>
+inline constexpr bool is_evidence = false;
+template <class Evidence>
+inline constexpr bool is_evidence<Evidence, decltype(static_cast<void>(prompt_tokens(made<const Evidence&>())))> = true;
+
+}  // namespace detail
+
 // What prune() returns. The indices stay valid until the next prune() or reserve() of the same Pruner.
 struct [[nodiscard]] Kept {
   Span<const Index> indices;   // ascending positions in the whole prompt; every text token is among them
@@ -149,6 +159,10 @@ class Pruner {
   // score() and select().
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(detail::is_evidence<Evidence>,
+                  "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence: make one of your "
+                  "tensors by fastv::probabilities() or fastv::query_key(); for Eigen, ggml and LibTorch include "
+                  "<fastv/eigen.hpp>, <fastv/ggml.hpp> or <fastv/torch.hpp>");
     const std::size_t tokens = prompt_tokens(evidence);
     scores_.use(0);
     if (Status status = check(config_); !status) return failed(status);

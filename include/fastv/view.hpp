@@ -7,9 +7,47 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 namespace fastv {
+
+namespace detail {
+
+// The little of <type_traits> that views need; the header itself is 3,000 lines. Never defined: for decltype only.
+template <class T>
+T&& made() noexcept;
+template <class T>
+auto array_of(T*) noexcept -> T (*)[];
+template <class T>
+void takes(T) noexcept;
+template <class T, class U>
+inline constexpr bool is_same = false;
+template <class T>
+inline constexpr bool is_same<T, T> = true;
+
+// Parameters of overloads that stand behind all others, since a user's conversion is the worst: a tensor type which no
+// real overload knows ends in a sentence that says what to do, not in a list of candidates.
+struct Anything {
+  template <class T>
+  constexpr Anything(const T&) noexcept {}
+};
+struct Unknown {
+  template <class T>
+  constexpr Unknown(const T&) noexcept {
+    static_assert(!is_same<T, T>,
+                  "fastv knows no view of this type here: include <fastv/eigen.hpp>, <fastv/ggml.hpp> or "
+                  "<fastv/torch.hpp> for the tensors of these engines, or hand over a pointer to the elements and "
+                  "their sizes, as in fastv::rows(data, count, width)");
+  }
+};
+
+// A ggml_tensor, whose own bytes are not its elements'.
+template <class T, class = void>
+inline constexpr bool is_ggml_tensor = false;
+template <class T>
+inline constexpr bool is_ggml_tensor<T, decltype(static_cast<void>(made<T&>().ne), static_cast<void>(made<T&>().nb))> =
+    true;
+
+}  // namespace detail
 
 // Position of a token in the prompt, or of a row in a tensor. Prompts hold at most max_tokens tokens.
 using Index = std::uint32_t;
@@ -25,8 +63,9 @@ class Span {
   constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
   template <std::size_t N>
   constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
-  template <class Container, class Pointer = decltype(std::declval<Container&>().data()),
-            class = std::enable_if_t<std::is_convertible<std::remove_pointer_t<Pointer> (*)[], T (*)[]>::value>>
+  // Through a pointer to an array, since those convert by adding const alone, never from derived to base.
+  template <class Container,
+            class = decltype(detail::takes<T (*)[]>(detail::array_of(detail::made<Container&>().data())))>
   constexpr Span(Container&& container) noexcept
       : data_(container.data()), size_(static_cast<std::size_t>(container.size())) {}
 
@@ -72,10 +111,14 @@ struct Probabilities {
   Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
 };
 
+// Contiguous probabilities [heads, rows, keys].
 template <class T>
 Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t rows, std::size_t keys) noexcept {
   return {data, heads, rows, keys, static_cast<std::ptrdiff_t>(rows * keys), static_cast<std::ptrdiff_t>(keys)};
 }
+template <class = void>
+Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0,
+                                   detail::Anything = 0) noexcept;
 
 // Where a cache lies in pages: token t is in block block_table[t / block_tokens], block_stride elements apart. A
 // head's vector may be split into chunks of `chunk` elements, chunk_stride apart (vLLM's key cache); 0: it is in one
@@ -181,6 +224,11 @@ QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, co
   return query_key(query, heads, rows, head_vectors(key, kv_heads, keys, dim, layout, capacity), scale);
 }
 
+template <class = void>
+QueryKey<float> query_key(detail::Unknown, detail::Anything, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0) noexcept;
+
 // The keys alone, for the query-free rule of scorers.hpp: engines that must prune before the question has arrived.
 template <class K>
 struct KeysOnly {
@@ -217,14 +265,18 @@ struct Rows {
 // A contiguous tensor [count, width].
 template <class T>
 Rows rows(T* data, std::size_t count, std::size_t width = 1) noexcept {
-  static_assert(std::is_trivially_copyable<T>::value, "rows are moved as bytes");
+  static_assert(!detail::is_ggml_tensor<T>, "fastv::rows of a ggml_tensor is in <fastv/ggml.hpp>: include it");
+  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
   return {data, count, width * sizeof(T), static_cast<std::ptrdiff_t>(width * sizeof(T))};
 }
+
+template <class = void>
+Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // Contiguous position ids of several axes, [axes, count] (M-RoPE: 3 or 4).
 template <class T>
 Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
-  static_assert(std::is_trivially_copyable<T>::value, "rows are moved as bytes");
+  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
   return {data, count, sizeof(T), sizeof(T), axes, static_cast<std::ptrdiff_t>(count * sizeof(T))};
 }
 
