@@ -184,7 +184,6 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
   return !is_same<K, half> || (any & 0x80008000u) == 0;
 }
 
-}  // inline namespace of this vector width
 #endif
 
 // Floats that load_query() fills: the query of every head, times scale, as it is and as fast_products() wants it.
@@ -233,6 +232,11 @@ void product_with_keys(const QueryKey<Q, K>& evidence, std::size_t begin, std::s
       }
   });
 }
+
+#if defined(FASTV_VECTORS)
+}  // inline namespace of this vector width: load_query() and product_with_keys() must come from the same build, since
+   // the order of a query differs with it, so that neither may be merged with another's
+#endif
 
 }  // namespace detail
 }  // namespace fastv
