@@ -79,7 +79,7 @@ runs_here() { grep -qw "$1" /proc/cpuinfo 2>/dev/null; }
 
 odr() {
   lto="" clang=$($CXX --version | grep -c clang) || :
-  [ "$clang" != 0 ] || lto="-flto=1 -Wodr -Werror"
+  [ "$clang" != 0 ] || lto="-flto=auto -Wodr -Werror"
   main=$root/tests/headers/self_check_main.cpp check=$root/tests/headers/self_check.cpp
   $CXX -std=c++20 -O0 $lto -I"$include" -DFASTV_CHECK=check_b -c "$check" -o b.o
   $CXX -std=c++20 -O0 -I"$include" -DFASTV_PART=2 -c "$root/tests/headers/odr_parts.cpp" -o part_b.o
