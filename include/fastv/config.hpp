@@ -337,7 +337,7 @@ inline Message Status::message() const noexcept {
 
 namespace detail {
 
-inline long long number(std::size_t value) noexcept {
+inline long long number(unsigned long long value) noexcept {
   constexpr unsigned long long most = 0x7fffffffffffffffull;
   return static_cast<long long>(value > most ? most : value);
 }

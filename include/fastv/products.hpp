@@ -6,7 +6,8 @@
 namespace fastv {
 namespace detail {
 
-#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+// Not on 32-bit x86 without SSE2, where vectors have no registers and g++ warns of their calling convention.
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && (!defined(__i386__) || defined(__SSE2__))
 #define FASTV_VECTORS 1
 
 // ---- q.k at the speed of memory -----------------------------------------------------------------

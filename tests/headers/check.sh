@@ -4,11 +4,12 @@
 #   check.sh odr                  two translation units of one program, built as differently as may be
 #   check.sh runs NAME FLAG...    the self-check and examples/minimal.cpp, built with FLAGs, say what they should
 #   check.sh refuses CASE         a case of must_not_compile.cpp: its good branch builds, its bad one says what to do
-# CXX: the compiler. WORK: a folder for what is built. ENGINES: folders of engines' headers.
+# CXX: the compiler. WORK: a folder for what is built. ENGINES: folders of engines' headers. RUNNER: what runs
+# programs for another machine.
 # Ends with 77 where the engine of an adaptor is not installed: skipped, which is not passed.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-: "${CXX:=c++}" "${WORK:=$root/build/headers}" "${ENGINES:=}"
+: "${CXX:=c++}" "${WORK:=$root/build/headers}" "${ENGINES:=}" "${RUNNER:=}"
 mkdir -p "$WORK"
 cd "$WORK"
 include=$root/include
@@ -106,9 +107,9 @@ runs() {
   shift
   $CXX -std=c++17 "$@" $warnings -I"$include" "$root/tests/headers/self_check.cpp" \
     "$root/tests/headers/self_check_main.cpp" -o "self_$name"
-  ./self_$name
+  $RUNNER ./self_$name
   $CXX -std=c++17 "$@" $warnings -I"$include" "$root/examples/minimal.cpp" -o "minimal_$name"
-  ./minimal_$name >minimal_$name.txt
+  $RUNNER ./minimal_$name >minimal_$name.txt
   # The same lines as README.md shows; readme_tests.cmake compares those with a default build.
   grep -q "layers 0-1 ran on 631 tokens, layers 2-31 run on 343" minimal_$name.txt || fail "minimal said otherwise"
 }
