@@ -8,11 +8,11 @@ namespace fastv {
 
 // Storage types, defined by their bits, so that Eigen::half, ggml_fp16_t, at::Half, __half and their bfloat16
 // brothers map onto them without a copy (cast the pointer).
-struct half {  // IEEE 754 binary16
-  std::uint16_t bits;
+struct half {          // IEEE 754 binary16
+  std::uint16_t bits;  // sign, 5 of exponent, 10 of fraction
 };
-struct bfloat16 {  // the upper half of a float
-  std::uint16_t bits;
+struct bfloat16 {      // the upper half of a float
+  std::uint16_t bits;  // sign, 8 of exponent, 7 of fraction
 };
 
 namespace detail {

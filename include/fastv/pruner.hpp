@@ -113,8 +113,9 @@ struct [[nodiscard]] Kept {
   Span<const Index> indices;   // ascending positions in the whole prompt; every text token is among them
   std::size_t tokens = 0;      // n: length of the prompt, and so the position id of the first decoded token
   std::size_t nan_scores = 0;  // visual scores that were NaN, ranked below all others
-  Status status;
+  Status status;               // why nothing is kept, where something is wrong
 
+  // True where pruning succeeded; what status says; and the indices as a range.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   Errc code() const noexcept { return status.code; }
   Message message() const noexcept { return status.message(); }
@@ -132,8 +133,10 @@ struct [[nodiscard]] Kept {
 template <class Score = float>
 class Pruner {
  public:
+  // config is copied; a list of rows in it is read at each prune(). Allocates nothing yet.
   explicit Pruner(const Config& config = {}) noexcept : config_(config) {}
 
+  // The settings it was made with.
   const Config& config() const noexcept { return config_; }
 
   // True once, after the layer at which to prune: layers_run counts the decoder layers that have run. At K = 0 it is
