@@ -1,5 +1,5 @@
 # Everything that states the version agrees with include/fastv/version.hpp:  cmake -P cmake/check_version.cmake
-cmake_minimum_required(VERSION 3.19)
+cmake_minimum_required(VERSION 3.16)
 get_filename_component(_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 file(READ ${_root}/include/fastv/version.hpp _version)
 string(REGEX REPLACE ".*_MAJOR ([0-9]+).*_MINOR ([0-9]+).*_PATCH ([0-9]+).*" "\\1.\\2.\\3" _version "${_version}")

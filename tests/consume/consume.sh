@@ -12,7 +12,7 @@ way=$1
 work="$WORK/the $way${2:+ $2}"
 rm -rf "$work"
 mkdir -p "$work"
-version=$(sed -n 's/^#define FASTV_VERSION_[A-Z]* //p' "$root/include/fastv/version.hpp" | paste -sd .)
+version=$(sed -n 's/^#define FASTV_VERSION_[A-Z]* //p' "$root/include/fastv/version.hpp" | paste -sd . -)
 
 fail() { echo "$*" >&2; exit 1; }
 skip() { echo "$way${2:+ $2} is NOT TESTED HERE: $1"; exit 77; }
@@ -106,7 +106,7 @@ single_file() {
     echo '#include "../fastv.hpp"' >"$work/one/fastv/$(basename "$header")"
   done
   sources=$(sed -n '/^add_executable(unit_tests$/,/)/p' "$root/tests/CMakeLists.txt" | grep -o '[a-z_]*\.cpp' |
-    sed "s|^|$root/tests/|" | paste -sd ';')
+    sed "s|^|$root/tests/|" | paste -sd ';' -)
   [ -n "$sources" ] || fail "found no unit tests in tests/CMakeLists.txt"
   quiet configure single_file -DGENERATED="$work/one" -DTEST_SOURCES="$sources" -DCMAKE_CXX_FLAGS=-O0
   quiet cmake --build "$work/build" -j 2

@@ -3,6 +3,7 @@
 #   check.sh header NAME          alone, twice, without a warning, in ASCII, within its budget, leaking no macro
 #   check.sh odr                  two translation units of one program, built as differently as may be
 #   check.sh runs NAME FLAG...    the self-check and examples/minimal.cpp, built with FLAGs, say what they should
+#   check.sh all                  all of these, for compilers that are not the build's
 #   check.sh refuses CASE         a case of must_not_compile.cpp: its good branch builds, its bad one says what to do
 # CXX: the compiler. WORK: a folder for what is built. ENGINES: folders of engines' headers. RUNNER: what runs
 # programs for another machine.
@@ -10,6 +11,8 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 : "${CXX:=c++}" "${WORK:=$root/build/headers}" "${ENGINES:=}" "${RUNNER:=}"
+export CXX WORK ENGINES RUNNER
+self=$root/tests/headers/check.sh
 mkdir -p "$WORK"
 cd "$WORK"
 include=$root/include
@@ -123,6 +126,16 @@ refuses() {
   grep -E 'error:' bad_$1.txt | grep -F "$sentence" >/dev/null ||
     { cat bad_$1.txt; fail "case $1: no error says \"$sentence\""; }
   echo "case $1 says: $sentence"
+}
+
+all() {
+  for file in "$include"/fastv/*.hpp; do
+    "$self" header "$(basename "$file" .hpp)" || [ $? = 77 ]
+  done
+  "$self" odr
+  "$self" runs plain -O2 -fno-exceptions -fno-rtti
+  "$self" runs fast_math -O3 -ffast-math
+  for case in 1 2 3 4 5 6 7 8 9; do "$self" refuses $case; done
 }
 
 step=$1
