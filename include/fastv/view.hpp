@@ -276,7 +276,8 @@ struct Rows {
 // A contiguous tensor [count, width].
 template <class T>
 Rows rows(T* data, std::size_t count, std::size_t width = 1) noexcept {
-  static_assert(!detail::is_ggml_tensor<T>, "fastv::rows of a ggml_tensor is in <fastv/ggml.hpp>: include it");
+  static_assert(!detail::is_ggml_tensor<T>,
+                "the rows of a ggml_tensor are fastv::token_rows(tensor, axis) of <fastv/ggml.hpp>");
   static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
   return {data, count, width * sizeof(T), static_cast<std::ptrdiff_t>(width * sizeof(T))};
 }

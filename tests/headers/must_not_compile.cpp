@@ -41,7 +41,7 @@ int main() {
 #else
   (void)fastv::compact(indices, fastv::rows(tensor.data_.data(), 4, 16));
 #endif
-#elif FASTV_CASE == 4  // says: fastv::rows of a ggml_tensor is in <fastv/ggml.hpp>
+#elif FASTV_CASE == 4  // says: fastv::token_rows(tensor, axis) of <fastv/ggml.hpp>
 #ifdef FASTV_BAD
   (void)fastv::rows(&node, 1);
 #else
