@@ -53,6 +53,8 @@ find_package() {
   refused "compatible with requested version" -DWANTED=$major.$((minor + 1))
   refused "compatible with requested version" -DWANTED=$((major + 1)).0
   refused "compatible with requested version" -DWANTED=$major.$minor.$((patch + 1))
+  # Before 1.0 minor versions may break: one that asks for an older one must not get this.
+  [ "$minor" = 0 ] || refused "compatible with requested version" -DWANTED=$major.$((minor - 1))
   refused 'fastv has no component "jax": it has eigen, ggml, torch.' -DCOMPONENTS=jax
   # Engines made invisible: the sentence names what to install.
   refused "fastv::eigen needs Eigen: install it" -DCOMPONENTS=eigen -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON
