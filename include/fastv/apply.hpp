@@ -99,6 +99,8 @@ template <class T>
 Status compact(Span<const Index> kept, Span<T> values) noexcept {
   return compact(kept, rows(values.data(), values.size()));
 }
+template <class = void>
+Status compact(detail::Anything, detail::Unknown) noexcept;
 
 // A mask [rows, columns] of `element_bytes` bytes an entry, rows row_stride bytes apart, over the whole prompt on
 // both axes: keeps the kept rows and of each the kept columns, in place. The rows stay row_stride bytes apart.
@@ -116,6 +118,7 @@ inline Status compact_mask(Span<const Index> kept, void* data, std::size_t token
 // What a paged compact() leaves: the blocks the kept tokens are in, in order, and those that are free again. Both are
 // parts of the block table that was handed in, which compact() has reordered.
 struct Blocks {
+  // See above.
   Span<const Index> used, freed;
 };
 

@@ -10,7 +10,7 @@ namespace fastv {
 // padding on the right, at first = (i + 1) * longest - tokens with padding on the left; padding is in no sequence and
 // goes.
 struct Request {
-  Config config;
+  Config config;                 // its own settings
   Span<const TokenSpan> visual;  // positions within the sequence; empty: it passes untouched
   std::size_t first;             // its first row in the packed tensors
   std::size_t tokens;            // its length, without padding
@@ -30,6 +30,7 @@ struct [[nodiscard]] KeptBatch {
   std::size_t failed = 0;        // sequences that failed
   Status status;                 // of the batch as a whole
 
+  // True where the batch as a whole is right (see failed and statuses for its sequences), and what status says.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   Errc code() const noexcept { return status.code; }
   Message message() const noexcept { return status.message(); }
@@ -39,6 +40,8 @@ struct [[nodiscard]] KeptBatch {
   }
 };
 
+// A Pruner for many sequences at once. Score as there; nothing is allocated once it has seen its largest batch. Every
+// member is noexcept; what can go wrong is in the result, for the batch and for each sequence.
 template <class Score = float>
 class BatchPruner {
  public:
@@ -48,6 +51,10 @@ class BatchPruner {
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(
+        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence of sequence "
+        "i: see fastv::probabilities() and fastv::query_key()");
     const std::size_t n = requests.size();
     if (Status status = slots_.reserve(n + 1); !status) return failure(status);
     if (Status status = statuses_.reserve(n); !status) return failure(status);

@@ -10,58 +10,66 @@ namespace fastv {
 
 // ---- settings -----------------------------------------------------------------------------------
 
+// Which rows of the attention map a score is the mean of.
 enum class ScoreRows {
   last,   // the last prompt token's row: what the authors' released code ranks by (default)
   all,    // mean over every row of the prompt: the wording of the paper, section 4.1
   listed  // mean over Config::listed_rows
 };
 
+// By what rule the planned count is filled.
 enum class Selection {
   top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
   random,  // every subset equally likely, drawn from Config::seed; looks at no score
   uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
 };
 
+// Who competes with whom.
 enum class Quota {
   per_picture,  // every picture keeps its own share (default)
   pooled        // all pictures compete for one count
 };
 
+// How L (1 - R) becomes a whole number of tokens.
 enum class Rounding {
   half_even,  // the authors' llava-hf code (default)
   up          // ceil(L (1 - R)): the rule of TensorRT-Edge-LLM's visual pruner
 };
 
+// What R is a share of, in a schedule of several stages.
 enum class RatioOf {
   remaining,  // R is the share of what earlier stages left (default; the same as original in the first stage)
   original    // R is the share of the picture's tokens before any stage
 };
 
+// Config::keep_count where filtering_ratio decides.
 inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
 // One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
   std::size_t filtering_layer = 2;  // K: layers that run before this stage (paper, section 4.1)
   double filtering_ratio = 0.5;     // R: share of the visual tokens that is dropped, in [0, 1]
+  // See their types.
   RatioOf ratio_of = RatioOf::remaining;
   Rounding rounding = Rounding::half_even;
   std::size_t keep_count = by_ratio;  // visual tokens kept in the whole prompt; by_ratio: R decides
-  Quota quota = Quota::per_picture;
-  std::size_t min_per_picture = 0;  // tokens every picture keeps where the budget allows
+  Quota quota = Quota::per_picture;   // see its type
+  std::size_t min_per_picture = 0;    // tokens every picture keeps where the budget allows
 
-  ScoreRows score_rows = ScoreRows::last;
-  Span<const Index> prior_rows = {};   // not empty: corrected for what these rows attend to; see prior_corrected()
-  Span<const Index> listed_rows = {};  // prompt positions, for ScoreRows::listed; read during each call
+  ScoreRows score_rows = ScoreRows::last;  // see its type
+  Span<const Index> prior_rows = {};       // not empty: corrected for what these rows attend to; see prior_corrected()
+  Span<const Index> listed_rows = {};      // prompt positions, for ScoreRows::listed; read during each call
 
-  Selection selection = Selection::top_k;
-  std::uint64_t seed = 0;          // for Selection::random
-  double uniform_share = 0;        // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;     // top_k: every window of this many rows and columns of the grid keeps its
-  std::size_t window_columns = 0;  //   share of the count; 0: the whole picture is one window
+  Selection selection = Selection::top_k;  // see its type
+  std::uint64_t seed = 0;                  // for Selection::random
+  double uniform_share = 0;                // top_k: this share of the count goes to an even grid, in [0, 1]
+  std::size_t window_rows = 0;             // top_k: every window of this many rows and columns of the grid keeps its
+  std::size_t window_columns = 0;          //   share of the count; 0: the whole picture is one window
 };
 
 // ---- what can go wrong --------------------------------------------------------------------------
 
+// What can go wrong at run time. Status::message() says it in a sentence, with the numbers.
 enum class Errc : unsigned char {
   ok,
   // settings
@@ -152,13 +160,14 @@ enum class Errc : unsigned char {
 
 // One sentence, ready to print.
 struct Message {
+  // The sentence, ended by a zero, of at most 255 characters.
   char text[256];
   const char* c_str() const noexcept { return text; }
 };
 
 // An Errc and the numbers its sentence names. True where nothing went wrong.
 struct [[nodiscard]] Status {
-  Errc code = Errc::ok;
+  Errc code = Errc::ok;   // what went wrong
   const char* what = "";  // the argument at fault
   long long value = 0;    // its value
   long long limit = 0;    // what it had to respect
@@ -166,16 +175,19 @@ struct [[nodiscard]] Status {
   double real = 0;        // its value, if it is not a whole number
   double least = 0;       // what it had to reach, if that is not a whole number
 
-  explicit operator bool() const noexcept { return code == Errc::ok; }
+  explicit operator bool() const noexcept { return code == Errc::ok; }  // true where nothing went wrong
+  // The sentence for code, with these numbers.
   Message message() const noexcept;
 };
 
 // A value, or the Status that says why there is none. Read the value only where the result is true.
 template <class T>
 struct [[nodiscard]] Result {
+  // The value, and why there is none.
   T value{};
   Status status{};
 
+  // True where there is a value; the value, unchecked; and what status says.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   const T& operator*() const noexcept { return value; }
   const T* operator->() const noexcept { return &value; }
@@ -421,7 +433,7 @@ inline Message Status::message() const noexcept {
 
 namespace detail {
 
-inline long long number(std::size_t value) noexcept {
+inline long long number(unsigned long long value) noexcept {
   constexpr unsigned long long most = 0x7fffffffffffffffull;
   return static_cast<long long>(value > most ? most : value);
 }

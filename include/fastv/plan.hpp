@@ -28,6 +28,7 @@ inline std::size_t kept_of(std::size_t tokens, double filtering_ratio,
   return whole + ((rest > 0.5 || (rest == 0.5 && whole % 2 == 1)) ? 1u : 0u);
 }
 
+// Tokens of all spans together. O(spans).
 inline std::size_t visual_tokens(Span<const TokenSpan> visual) noexcept {
   std::size_t count = 0;
   for (const TokenSpan& span : visual) count += span.count;
@@ -174,17 +175,21 @@ inline Status picture_quotas(const Config& config, Span<const TokenSpan> visual,
   return {};
 }
 
+// The most stages a schedule may have.
 inline constexpr std::size_t max_stages = 8;
 
 // Token count and KV length of every layer. Layers before the first stage run on all n tokens and keep all their KV;
 // from a stage's filtering layer on they run on what it kept. A plain value: make_plan() fills it.
 struct Plan {
+  // One stage: the layers that run before it, and the visual tokens it keeps.
   struct Stage {
+    // See above.
     std::size_t filtering_layer, kept_visual;
   };
   std::size_t tokens = 0;  // n
-  std::size_t layers = 0;
+  std::size_t layers = 0;  // of the model
   std::size_t visual = 0;  // visual tokens in the prompt
+  // Stages, in order; those past `stages` are unused.
   std::size_t stages = 0;
   Stage stage[max_stages] = {};
 
@@ -264,6 +269,7 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt,
   return {plan, {}};
 }
 
+// The same for one stage.
 inline Result<Plan> make_plan(const Config& config, const Prompt& prompt) noexcept {
   return make_plan(Span<const Config>(&config, 1), prompt);
 }

@@ -6,7 +6,8 @@
 namespace fastv {
 namespace detail {
 
-#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+// Not on 32-bit x86 without SSE2, where vectors have no registers and g++ warns of their calling convention.
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && (!defined(__i386__) || defined(__SSE2__))
 #define FASTV_VECTORS 1
 
 // ---- q.k at the speed of memory -----------------------------------------------------------------
@@ -181,10 +182,9 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
   }
   std::uint32_t any = 0;
   for (std::size_t lane = 0; lane < width; ++lane) any |= special[lane];
-  return !std::is_same<K, half>::value || (any & 0x80008000u) == 0;
+  return !is_same<K, half> || (any & 0x80008000u) == 0;
 }
 
-}  // inline namespace of this vector width
 #endif
 
 // Floats that load_query() fills: the query of every head, times scale, as it is and as fast_products() wants it.
@@ -233,6 +233,11 @@ void product_with_keys(const QueryKey<Q, K>& evidence, std::size_t begin, std::s
       }
   });
 }
+
+#if defined(FASTV_VECTORS)
+}  // inline namespace of this vector width: load_query() and product_with_keys() must come from the same build, since
+   // the order of a query differs with it, so that neither may be merged with another's
+#endif
 
 }  // namespace detail
 }  // namespace fastv

@@ -99,13 +99,24 @@ Result<Selected> prune_one(const Config& config, const Evidence& evidence, Span<
 
 }  // namespace detail
 
+namespace detail {
+
+// Evidence is what prompt_tokens() can be asked of.
+template <class Evidence, class = void>
+inline constexpr bool is_evidence = false;
+template <class Evidence>
+inline constexpr bool is_evidence<Evidence, decltype(static_cast<void>(prompt_tokens(made<const Evidence&>())))> = true;
+
+}  // namespace detail
+
 // What prune() returns. The indices stay valid until the next prune() or reserve() of the same Pruner.
 struct [[nodiscard]] Kept {
   Span<const Index> indices;   // ascending positions in the whole prompt; every text token is among them
   std::size_t tokens = 0;      // n: length of the prompt, and so the position id of the first decoded token
   std::size_t nan_scores = 0;  // visual scores that were NaN, ranked below all others
-  Status status;
+  Status status;               // why nothing is kept, where something is wrong
 
+  // True where pruning succeeded; what status says; and the indices as a range.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   Errc code() const noexcept { return status.code; }
   Message message() const noexcept { return status.message(); }
@@ -123,8 +134,10 @@ struct [[nodiscard]] Kept {
 template <class Score = float>
 class Pruner {
  public:
+  // config is copied; a list of rows in it is read at each prune(). Allocates nothing yet.
   explicit Pruner(const Config& config = {}) noexcept : config_(config) {}
 
+  // The settings it was made with.
   const Config& config() const noexcept { return config_; }
 
   // True once, after the layer at which to prune: layers_run counts the decoder layers that have run. At K = 0 it is
@@ -150,6 +163,10 @@ class Pruner {
   // score() and select().
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(detail::is_evidence<Evidence>,
+                  "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence: make one of your "
+                  "tensors by fastv::probabilities() or fastv::query_key(); for Eigen, ggml and LibTorch include "
+                  "<fastv/eigen.hpp>, <fastv/ggml.hpp> or <fastv/torch.hpp>");
     const std::size_t tokens = prompt_tokens(evidence);
     scores_.use(0);
     if (Status status = check(config_); !status) return failed(status);

@@ -74,6 +74,7 @@ inline Status check_norms(Span<const float> norms, std::size_t kv_heads, std::si
 // threads, and returns when all are done. This one uses the calling thread; examples/parallel shows OpenMP and a
 // pool. Results do not depend on it, bit for bit.
 struct Serial {
+  // Calls body(0) ... body(count - 1).
   template <class Body>
   void operator()(std::size_t count, const Body& body) const {
     for (std::size_t i = 0; i < count; ++i) body(i);
@@ -97,6 +98,7 @@ void in_pieces(std::size_t count, const ParallelFor& parallel_for, const Body& b
 
 // ---- prompt length of each kind of evidence -----------------------------------------------------
 
+// Tokens of the prompt at hand, earlier turns left out. O(1).
 template <class T>
 std::size_t prompt_tokens(const Probabilities<T>& evidence) noexcept {
   return evidence.keys > evidence.past ? evidence.keys - evidence.past : 0;
@@ -132,6 +134,7 @@ bool has_rows(const Scores<T>&) noexcept {
 
 // ---- floats of scratch that score() needs -------------------------------------------------------
 
+// Floats of scratch memory that score() needs for this evidence; 0 for all but queries and keys. O(1).
 template <class Q, class K>
 std::size_t score_scratch(const QueryKey<Q, K>& evidence) noexcept {
   // logits, query, one over each head's sum; a widened key for each piece
@@ -145,6 +148,7 @@ std::size_t score_scratch(const Evidence&) noexcept {
 
 // ---- checks -------------------------------------------------------------------------------------
 
+// Extents, strides and pointers that score() would not survive. Every score() checks by itself. O(1).
 template <class T>
 Status check(const Probabilities<T>& evidence) noexcept {
   using detail::fail;
@@ -187,6 +191,7 @@ Status check(const HeadVectors<T>& vectors, const char* what, const char* head_s
                                entry);
 }
 
+// As check(Probabilities), and scale, soft-cap and bias.
 template <class Q, class K>
 Status check(const QueryKey<Q, K>& evidence) noexcept {
   using detail::fail;
@@ -212,6 +217,7 @@ Status check(const QueryKey<Q, K>& evidence) noexcept {
                                evidence.dim);
 }
 
+// A pointer where there are scores; score() compares their number with the spans'.
 template <class T>
 Status check(const Scores<T>& evidence) noexcept {
   if (!evidence.values.empty() && evidence.values.data() == nullptr) return detail::fail(Errc::null_data, "scores");

@@ -19,6 +19,7 @@ namespace fastv {
 
 // ---- RoPE-free: FEATHER's phi_-R (arXiv 2412.13180) ---------------------------------------------
 
+// Which elements of a vector RoPE turns together.
 enum class RopeLayout {
   half,        // pairs (i, i + dim / 2): Hugging Face's LLaMA and Qwen, ggml's NEOX
   interleaved  // pairs (2 i, 2 i + 1): the original LLaMA, ggml's NORM
@@ -26,10 +27,10 @@ enum class RopeLayout {
 
 // How keys were rotated: pair i of token t by the angle positions[axis[i]][t] * frequencies[i].
 struct Rope {
-  Span<const float> frequencies;        // [dim / 2], theta^(-2 i / dim) in most models
-  Span<const Index> positions;          // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
-  Span<const unsigned char> axis = {};  // [dim / 2], M-RoPE's section of each pair; empty: axis 0
-  RopeLayout layout = RopeLayout::half;
+  Span<const float> frequencies;         // [dim / 2], theta^(-2 i / dim) in most models
+  Span<const Index> positions;           // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
+  Span<const unsigned char> axis = {};   // [dim / 2], M-RoPE's section of each pair; empty: axis 0
+  RopeLayout layout = RopeLayout::half;  // see its type
 };
 
 namespace detail {
@@ -244,6 +245,7 @@ void prior_corrected(Span<Score> scores, Span<const Score> prior) noexcept {
 // One head's softmax over the keys of one rank: the greatest logit, and the sum of exp(logit - greatest). A rank
 // whose keys are all hidden, or that has none, has {-infinity's stand-in, 0}.
 struct SoftmaxPart {
+  // See above.
   float greatest = -3.0e38f;
   float sum = 0;
 };

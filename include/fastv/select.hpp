@@ -142,6 +142,7 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
 
 // What select() returns: the number of kept indices, and of visual scores that are NaN.
 struct Selected {
+  // Kept indices, and visual scores that are NaN.
   std::size_t count = 0;
   std::size_t nan_scores = 0;
 };
