@@ -189,6 +189,28 @@ TEST(Hostile, OneSequencesShapeDoesNotHarmTheBatch) {
   }
 }
 
+TEST(Hostile, ABatchLongerThanAnIndexCounts) {
+  const Request requests[] = {{{}, picture, max_tokens - 4, 8}};
+  const auto batch = BatchPruner<>().prune(requests, [](std::size_t) { return sound(); });
+  EXPECT_EQ(batch.code(), Errc::too_many_tokens);
+}
+
+TEST(Hostile, NumbersThatDoNotDivideOrMatch) {
+  float out[16];
+  auto map = probabilities(floats, 3, 1, 8);
+  map.value_norms = {floats, 2 * 4};  // of 2 KV heads, for 3 query heads
+  EXPECT_EQ(score<float>({}, map, picture, Span<float>(out)).code, Errc::heads_not_divisible);
+  const SoftmaxPart parts[2] = {};
+  EXPECT_EQ(merge_shards(Span<const SoftmaxPart>(parts), 1, 0, {floats, 7}, Span<float>(out, 4)).code,
+            Errc::scores_size);
+}
+
+TEST(Hostile, HiddenStatesThatOverflowRateNothing) {
+  std::vector<float> hidden(8 * 4, 3e38f);
+  EXPECT_EQ(text_raters(hidden.data(), 8, 4, 4, picture, {5, 3}, indices, Span<float>(floats, 64)).code(),
+            Errc::all_scores_nan);
+}
+
 TEST(Hostile, FrequenciesThatAreNoneMakeNaN) {
   const float values[] = {oracle::infinity(), oracle::nan_float(), 1e30f};
   for (const float frequency : values) {
