@@ -253,6 +253,12 @@ std::vector<Case> serving_cases() {
        merge_shards(Span<const SoftmaxPart>(parts), 4, 0, {}, Span<float>(floats, 0))},
       {Errc::no_block_tokens, {"key", "0 tokens"}, paged(0, 2)},
       {Errc::block_table_short, {"2 blocks", "3 are"}, paged(3, 2)},
+      {Errc::beyond_memory, {"number of heads is 2147483648", "8 entries"}, broken([](auto& e) {
+         e.heads = max_tokens + 1;
+       })},
+      {Errc::layers_differ,
+       {"5 layers", "has 4"},
+       settings_under({Budget::Of::flops, 1}, ModelShape{5, 8, 2, 1, 4, 16}, {10, 4, visual}).status},
       {Errc::bad_times,
        {"2 layer", "entry 1"},
        settings_under({Budget::Of::seconds, 1, 2, 0, falling}, small, {10, 4, visual}).status},

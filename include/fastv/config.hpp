@@ -131,8 +131,10 @@ enum class Errc : unsigned char {
   room_too_small,     // an output span is too short
   no_block_tokens,    // blocks of 0 tokens
   block_table_short,  // fewer blocks than the tokens need
+  beyond_memory,      // a stride or a size that no memory could hold
   // planning
   bad_times,         // a table of layer times that does not ascend or has fewer than two entries
+  layers_differ,     // the model's shape and the prompt state different numbers of layers
   budget_too_small,  // even the least plan is above the budget
   // tensors of an engine
   tensor_type,     // an element type that is not read
@@ -356,6 +358,12 @@ inline Message Status::message() const noexcept {
       say("the block table has %lld blocks but %lld are needed: hand over the whole table of the sequence", value,
           limit);
       break;
+    case Errc::beyond_memory:
+      say("the %s is %lld, which at %lld entries is more than any memory holds: check both", what, value, limit);
+      break;
+    case Errc::layers_differ:
+      say("the model's shape has %lld layers but the prompt's model has %lld: describe the same model", value, limit);
+      break;
     case Errc::bad_times:
       say("the table of %lld layer times is wrong at entry %lld: give at least two, with tokens and seconds ascending",
           value, place);
@@ -444,6 +452,14 @@ inline Status fail(Errc code, const char* what = "", long long value = 0, long l
 }
 inline Status fail_real(Errc code, double real) noexcept { return {code, "", 0, 0, 0, real, 0}; }
 
+// Whether a caller's span has the entries that are about to be read or written.
+template <class T>
+Status check_room(Span<T> room, std::size_t needed, const char* what) noexcept {
+  if (room.size() < needed) return fail(Errc::room_too_small, what, number(room.size()), number(needed));
+  if (needed > 0 && room.data() == nullptr) return fail(Errc::null_data, what);
+  return {};
+}
+
 }  // namespace detail
 
 // Settings that are wrong whatever the prompt.
@@ -464,10 +480,10 @@ inline Status check(const Config& config) noexcept {
   return {};
 }
 
-// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt.
-inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
-  using detail::fail;
-  using detail::number;
+namespace detail {
+
+// Sorted, disjoint, not empty, inside `tokens` tokens.
+inline Status check_spans(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
   if (tokens == 0) return fail(Errc::no_tokens);
   if (tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(tokens), number(max_tokens));
   if (!visual.empty() && visual.data() == nullptr) return fail(Errc::null_data, "visual spans");
@@ -488,6 +504,8 @@ inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
         return fail(Errc::spans_overlap, "", number(span.first), number(before.first + before.count), place);
     }
     if (span.continues && i == 0) return fail(Errc::span_continues_nothing, "", 0, 0, place);
+    if (span.original > max_tokens)
+      return fail(Errc::too_many_tokens, "", number(span.original), number(max_tokens), place);
     if (span.original != 0 && span.original < span.count)
       return fail(Errc::span_original, "", number(span.original), number(span.count), place);
     if (!span.continues) {
@@ -496,8 +514,19 @@ inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
       if (span.columns != 0 && count % span.columns != 0)
         return fail(Errc::span_columns, "", number(span.columns), number(count), place);
     }
-    if (span.first + span.count == tokens) return fail(Errc::last_token_visual, "", number(tokens - 1), 0, place);
   }
+  return {};
+}
+
+}  // namespace detail
+
+// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt, and the last
+// token none of theirs.
+inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  if (Status status = detail::check_spans(visual, tokens); !status) return status;
+  const std::size_t last = visual.size() - 1;
+  if (!visual.empty() && visual[last].first + visual[last].count == tokens)
+    return detail::fail(Errc::last_token_visual, "", detail::number(tokens - 1), 0, detail::number(last));
   return {};
 }
 

@@ -166,7 +166,11 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
                                      std::size_t first_layer = 2, const Config& settings = {}) noexcept {
   using detail::fail;
   using detail::number;
+  if (shape.layers != prompt.layers)
+    return {{}, fail(Errc::layers_differ, "", number(shape.layers), number(prompt.layers))};
   if (budget.of == Budget::Of::seconds) {
+    if (Status status = detail::check_room(budget.times, budget.times.size(), "layer times"); !status)
+      return {{}, status};
     if (budget.times.size() < 2) return {{}, fail(Errc::bad_times, "", number(budget.times.size()))};
     for (std::size_t i = 0; i < budget.times.size(); ++i) {
       const bool ascends = i == 0 || (budget.times[i].tokens > budget.times[i - 1].tokens &&

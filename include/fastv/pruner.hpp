@@ -76,8 +76,7 @@ Status score_all(const Config& config, const Evidence& evidence, Span<const Toke
   const RowSet prior(ScoreRows::listed, config.prior_rows, prompt_tokens(evidence));
   if (Status status = score<Score>(prior, evidence, visual, work.prior, work.scratch, parallel_for); !status)
     return status;
-  prior_corrected(work.scores, Span<const Score>(work.prior.data(), work.prior.size()));
-  return {};
+  return prior_corrected(work.scores, Span<const Score>(work.prior.data(), work.prior.size()));
 }
 template <class Score, class ParallelFor>
 Status score_all(const Config&, const NoEvidence&, Span<const TokenSpan>, const Workspace<Score>&,
@@ -175,6 +174,8 @@ class Pruner {
     if (!keep) return failed(keep.status);
     const std::size_t count = visual_tokens(visual), length = tokens - count + *keep;
     const bool ranks = config_.selection == Selection::top_k && count > 0;
+    // Before memory is asked for: wrong shapes would ask for any amount of it.
+    if (Status status = ranks ? check(evidence) : Status{}; !status) return failed(status);
     const std::size_t scratch = ranks ? score_scratch(evidence) : 0;
     if (Status status = reserve_for(count, length, visual.size(), scratch); !status) return failed(status);
 
