@@ -261,16 +261,20 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
                    static_cast<std::ptrdiff_t>(tokens_apart(row)) * keys.token_stride};
   };
 
-  // Products wait here, [rows, heads held, streams], until a few go to each row of logits at once: walking all heads of
-  // a token would touch a cache line of logits for each product.
+  // Products wait here, [rows, heads held, streams], until several go to each row of logits together: the lines of all
+  // heads' logits do not stay in the first-level cache while keys stream through it.
   float held[room + streams];
   const std::size_t fitting = room / (heads_held * streams), rows_held = fitting < 32 ? fitting : 32;
   const auto deliver = [&](std::size_t row, std::size_t count_of_rows, std::size_t head) {
-    for (std::size_t h = 0; h < heads_held; ++h)
-      for (std::size_t n = 0; n < streams; ++n) {
-        float* to = logits + (head + h) * logits_stride + first + first_token(row) + n * tokens_apart(row);
-        for (std::size_t r = 0; r < count_of_rows; ++r) to[r] = held[(r * heads_held + h) * streams + n];
+    const std::size_t apart = tokens_apart(row);
+    for (std::size_t h = 0; h < heads_held; ++h) {
+      float* to = logits + (head + h) * logits_stride + first + first_token(row);
+      for (std::size_t r = 0; r < count_of_rows; ++r) {
+        const float* from = held + (r * heads_held + h) * streams;
+        FASTV_UNROLL
+        for (std::size_t n = 0; n < streams; ++n) to[r + n * apart] = from[n];
       }
+    }
   };
 
   Words special{};
