@@ -162,9 +162,9 @@ class Progress {
 // ---- measuring ----------------------------------------------------------------------------------
 
 // Runs the candidates in turn, forwards and backwards, as many rounds as the benchmark has iterations.
-// Reports the median time of the first as the benchmark's time, and for each other candidate a counter: the median over
-// the rounds of (its time) / (the first one's), so that both numbers of a ratio were taken within a millisecond. The
-// benchmark needs UseManualTime() and Iterations(rounds).
+// Reports the median time of the first as the benchmark's time, and for each other candidate a counter: (its time) /
+// (the first one's), lower quartiles both, since a neighbour on the machine slows some rounds of either and never
+// speeds one up. The benchmark needs UseManualTime() and Iterations(rounds).
 struct Candidate {
   const char* counter;        // "of_limit", "vs_rival"; of the first candidate unused
   std::function<void()> run;  // one run
@@ -190,17 +190,14 @@ inline void compare(benchmark::State& state, const char* name, const std::vector
       Progress::get().tick();
     }
     state.ResumeTiming();
-    const auto median = [](std::vector<double> values) {
-      const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-      std::nth_element(values.begin(), middle, values.end());
-      return *middle;
+    const auto quantile = [](std::vector<double> values, double q) {
+      const auto at = values.begin() + static_cast<std::ptrdiff_t>(static_cast<double>(values.size()) * q);
+      std::nth_element(values.begin(), at, values.end());
+      return *at;
     };
-    state.SetIterationTime(median(seconds[0]) * static_cast<double>(rounds));
-    for (std::size_t i = 1; i < candidates.size(); ++i) {
-      std::vector<double> ratios(rounds);
-      for (std::size_t round = 0; round < rounds; ++round) ratios[round] = seconds[i][round] / seconds[0][round];
-      state.counters[candidates[i].counter] = median(ratios);
-    }
+    state.SetIterationTime(quantile(seconds[0], 0.5) * static_cast<double>(rounds));
+    for (std::size_t i = 1; i < candidates.size(); ++i)
+      state.counters[candidates[i].counter] = quantile(seconds[i], 0.25) / quantile(seconds[0], 0.25);
   }
 }
 

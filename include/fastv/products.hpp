@@ -274,6 +274,8 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
         FASTV_UNROLL
         for (std::size_t n = 0; n < streams; ++n) to[r + n * apart] = from[n];
       }
+      for (std::size_t n = 0; n < streams; ++n)  // where the next rows will go
+        prefetch(to + n * apart + count_of_rows, count_of_rows * sizeof(float));
     }
   };
 
