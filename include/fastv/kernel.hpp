@@ -58,7 +58,7 @@ inline void prefetch(const void* from, std::size_t bytes) noexcept {
 // Lanes of partial sums, so that the compiler may vectorise a sum without reordering one.
 inline constexpr std::size_t lanes = 32;
 
-// q.k over dim elements: any type, any value, any compiler. four_products() below is its fast brother.
+// q.k over dim elements: any type, any value, any compiler. fast_products() is its fast brother.
 template <class K>
 inline float dot(const float* q, const K* k, std::size_t dim) noexcept {
   float sums[lanes] = {};
@@ -73,7 +73,7 @@ inline float dot(const float* q, const K* k, std::size_t dim) noexcept {
   return sums[0];
 }
 
-// Room for a query row, zeros behind it: whole steps of four_products() for every vector width.
+// Room for a query row, zeros behind it: whole steps of partial_sums() for every vector width.
 inline constexpr std::size_t padded(std::size_t dim) noexcept { return (dim + 31) / 32 * 32; }
 
 // Blocks of `size` that so many tokens need.
