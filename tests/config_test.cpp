@@ -11,7 +11,7 @@ namespace {
 using namespace fastv;
 
 constexpr Errc last_of_core = Errc::out_of_memory;  // those behind it are of tensors: tests/torch_test.cpp
-constexpr Errc last_errc = Errc::device_rule;
+constexpr Errc last_errc = Errc::not_in_graph;
 
 // ---- helpers that make one call go wrong --------------------------------------------------------
 

@@ -136,19 +136,14 @@ enum class Errc : unsigned char {
   bad_times,         // a table of layer times that does not ascend or has fewer than two entries
   layers_differ,     // the model's shape and the prompt state different numbers of layers
   budget_too_small,  // even the least plan is above the budget
-  // tensors of an engine
-  tensor_type,     // an element type that is not read
-  tensor_batched,  // more than one sequence in a tensor
-  tensor_axis,
-  not_in_graph,  // settings that have no form as graph nodes
   // memory
   out_of_memory,
-  // a framework's tensors (torch.hpp)
+  // a framework's tensors (torch.hpp, ggml.hpp)
   tensor_undefined,
   tensor_dims,           // not the number of dimensions the view has
   tensor_no_dim,         // a token dimension that the tensor does not have
   tensor_batch,          // more than one sequence
-  tensor_type,           // an element type that cannot be scored by
+  tensor_type,           // an element type that is not read element by element
   tensor_types_differ,   // query and key
   tensor_device,         // a view of memory that the CPU cannot read
   tensor_not_dense,      // sparse, or negated lazily
@@ -157,7 +152,8 @@ enum class Errc : unsigned char {
   tensor_requires_grad,  // written in place behind autograd's back
   tensor_tokens,         // not as many along the dimension as the prompt has
   head_dims_differ,      // of query and key
-  device_rule            // a rule that is not offered as operations on the device
+  device_rule,           // a rule that is not offered as operations on the device
+  not_in_graph           // settings that have no form as nodes of a graph
 };
 
 // One sentence, ready to print.
@@ -372,16 +368,6 @@ inline Message Status::message() const noexcept {
       say("the budget is %g but even a prefill without visual tokens behind the first layers costs %g: raise it", real,
           least);
       break;
-    case Errc::tensor_type:
-      say("%s has elements of type %lld, which are not read one by one: use F32, F16 or BF16", what, value);
-      break;
-    case Errc::tensor_batched: say("%s holds more than one sequence: hand over one at a time", what); break;
-    case Errc::tensor_axis: say("tokens of %s cannot lie along axis %lld: use 0 to %lld", what, value, limit); break;
-    case Errc::not_in_graph:
-      say("%s",
-          "inside a graph only the last row's attention can be ranked by, without a prior: use ScoreRows::last, or "
-          "prune between two graphs");
-      break;
     case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
     case Errc::tensor_undefined: say("%s is an undefined tensor: hand over one with data", what); break;
     case Errc::tensor_dims:
@@ -389,14 +375,14 @@ inline Message Status::message() const noexcept {
           value, limit);
       break;
     case Errc::tensor_no_dim:
-      say("the token dimension is %lld but the tensor has %lld dimensions: count from 0, or from -1 backwards", value,
-          limit);
+      say("the token dimension is %lld but the tensor has %lld dimensions: count from 0", value, limit);
       break;
     case Errc::tensor_batch:
-      say("%s is a batch of %lld, but one sequence is pruned at a time: hand over tensor[i]", what, value);
+      say("%s is a batch of %lld, but one sequence is pruned at a time: hand over one of them", what, value);
       break;
     case Errc::tensor_type:
-      say("tensors of element type %s cannot be scored by: use Float, Double, Half or BFloat16", what);
+      say("tensors of element type %s cannot be read element by element: use Float (F32), Half (F16) or BFloat16",
+          what);
       break;
     case Errc::tensor_types_differ:
       say("the element type of the key is %s but not that of the query: convert one of them with to()", what);
@@ -432,6 +418,11 @@ inline Message Status::message() const noexcept {
       break;
     case Errc::device_rule:
       say("%s is set but not offered on the device: copy the scores to the CPU and use a Pruner with scores()", what);
+      break;
+    case Errc::not_in_graph:
+      say("%s",
+          "inside a graph only the last row's attention can be ranked by, without a prior: use ScoreRows::last, or "
+          "prune between two graphs");
       break;
   }
   return message;

@@ -22,7 +22,8 @@ using llava::Prefill;
 using llava::Prompt;
 using llava::PruneBy;
 
-constexpr int threads = 2;
+// One thread: with more, llama.cpp cuts the keys of a step among them by their number, and sums in another order.
+constexpr int threads = 1;
 constexpr std::size_t steps = 16;
 
 // Written once per run and removed at its end.
@@ -46,8 +47,8 @@ tiny_gguf::LanguageModel spec_of(const std::string& architecture, ggml_type type
   spec.layers = 5;
   spec.hidden = spec.ffn = 256;  // whole blocks of Q4_K
   spec.heads = 8;
-  spec.kv_heads = architecture == "qwen" ? 8 : 2;  // qwen has no grouped queries
-  if (architecture == "qwen2vl") spec.rms_eps = 0;   // this release of llama.cpp never reads it
+  spec.kv_heads = architecture == "qwen" ? 8 : 2;   // qwen has no grouped queries
+  if (architecture == "qwen2vl") spec.rms_eps = 0;  // this release of llama.cpp never reads it
   return spec;
 }
 
@@ -73,8 +74,8 @@ Prompt prompt_of(const llava::Shape& shape, const std::vector<std::size_t>& pict
     } else {
       const std::int32_t first = prompt.next_position;
       for (std::size_t i = 0; i < count; ++i)
-        positions.push_back({first, first + static_cast<std::int32_t>(i / columns),
-                             first + static_cast<std::int32_t>(i % columns), 0});
+        positions.push_back(
+            {first, first + static_cast<std::int32_t>(i / columns), first + static_cast<std::int32_t>(i % columns), 0});
       prompt.next_position += static_cast<std::int32_t>(columns);
     }
     words(text);
@@ -193,7 +194,9 @@ class Pruned : public testing::TestWithParam<Scene> {};
 TEST_P(Pruned, LogitsAreThoseOfAMaskedLlamaDecode) {
   const Scene scene = GetParam();
   const Loaded loaded(spec_of(scene.architecture), std::string(scene.architecture) + "_f32");
-  const Prompt prompt = prompt_of(loaded.model.shape(), scene.pictures, 20, 7);
+  // Enough text that what is left has 64 tokens: ggml's flash attention sums in F32 from there on, and in F16, to about
+  // 1e-3, below.
+  const Prompt prompt = prompt_of(loaded.model.shape(), scene.pictures, 40, 7);
   Config config;
   config.filtering_layer = scene.filtering_layer;
   config.keep_count = scene.keep;
@@ -246,7 +249,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Scene{"llama, K = 1", "llama", {36}, 1, fastv::by_ratio},
                     Scene{"llama, prune in the last layer only", "llama", {36}, 4, fastv::by_ratio},
                     Scene{"llama, two pictures", "llama", {36, 25}, 2, fastv::by_ratio},
-                    Scene{"llama, keep one", "llama", {36}, 2, 1}, Scene{"llama, keep all but one", "llama", {36}, 2, 35},
+                    Scene{"llama, keep one", "llama", {36}, 2, 1},
+                    Scene{"llama, keep all but one", "llama", {36}, 2, 35},
                     Scene{"llama, keep all", "llama", {36}, 2, 36}, Scene{"llama, keep none", "llama", {36}, 2, 0},
                     Scene{"llama, LLaVA-1.5's geometry", "llama", {576}, 2, 144},
                     Scene{"llama, eight frames of 256", "llama", std::vector<std::size_t>(8, 256), 2, fastv::by_ratio},
@@ -284,7 +288,8 @@ TEST(Engine, ThePieceDoesNotMatter) {
       llava::Cache cache = engine.cache(engine.plan(prompt, {Config{}}), 0);
       runs.push_back(engine.prefill(prompt, {Config{}}, cache));
       EXPECT_EQ(runs.back().kept, runs.front().kept) << piece;
-      EXPECT_LE(largest_difference(runs.back().logits, runs.front().logits), 1e-3) << piece;
+      // Pieces of fewer than 64 tokens are summed in F16; the largest logit is about 3.
+      EXPECT_LE(largest_difference(runs.back().logits, runs.front().logits), 0.03) << piece;
     }
   }
 }
@@ -317,12 +322,12 @@ TEST(Engine, AQuantisedCacheStaysClose) {
   EngineOptions options;
   options.cache_type = GGML_TYPE_Q8_0;
   const Engine engine(loaded.model, Loaded::backends(), options), exact(loaded.model, Loaded::backends());
-  llava::Cache cache = engine.cache(engine.plan(prompt, {Config{}}), steps);
-  llava::Cache exact_cache = exact.cache(exact.plan(prompt, {Config{}}), steps);
+  llava::Cache cache = engine.cache(engine.plan(prompt, {}), steps);
+  llava::Cache exact_cache = exact.cache(exact.plan(prompt, {}), steps);
   EXPECT_LT(cache.bytes() * 10, exact_cache.bytes() * 6);  // 34 bytes for 32 elements, not 64
-  const std::vector<float> a = engine.prefill(prompt, {Config{}}, cache).logits,
-                           b = exact.prefill(prompt, {Config{}}, exact_cache).logits;
-  EXPECT_LE(largest_difference(a, b), 0.1);
+  const std::vector<float> a = engine.prefill(prompt, {}, cache).logits,
+                           b = exact.prefill(prompt, {}, exact_cache).logits;
+  EXPECT_LE(largest_difference(a, b), 0.2);  // the largest logit is about 3
   EXPECT_GT(largest_difference(a, b), 0);
 }
 
@@ -338,8 +343,7 @@ TEST(Engine, SaysWhatIsWrong) {
   llava::Cache cache = engine.cache(engine.plan(prompt, {}), 0);
   engine.prefill(prompt, {}, cache);
   std::size_t decoded = 0;
-  EXPECT_THROW(
-      for (; decoded < 1000; ++decoded) engine.decode(1, cache), std::length_error);
+  EXPECT_THROW(for (; decoded < 1000; ++decoded) engine.decode(1, cache), std::length_error);
   EXPECT_EQ(decoded, 256 - prompt.tokens);  // the cache is rounded up to whole steps of keys
 }
 
