@@ -52,7 +52,8 @@ std::size_t Cache::bytes() const { return ggml_backend_buffer_get_size(buffer_.g
 // One graph under construction: nodes, and the inputs to be filled once it has been allocated.
 class Engine::Graph {
  public:
-  Graph(const Engine& engine, Cache& cache, std::size_t nodes)
+  // cache: of the layers; null for a graph without any.
+  Graph(const Engine& engine, Cache* cache, std::size_t nodes)
       : engine_(engine),
         cache_(cache),
         context_(ggml_init({ggml_tensor_overhead() * nodes + ggml_graph_overhead_custom(nodes, false), nullptr, true})),
@@ -99,7 +100,7 @@ class Engine::Graph {
     ggml_context* ctx = context();
     const Shape& s = engine_.model_.shape();
     const Layer& w = engine_.model_.layers()[index];
-    Cache::Layer& cache = cache_.layers_[index];
+    Cache::Layer& cache = cache_->layers_[index];
     const std::int64_t c = s.head_dim, t = hidden->ne[1];
 
     ggml_tensor* x = norm(hidden, w.attention_norm);  // [d, t]
@@ -291,7 +292,7 @@ class Engine::Graph {
   }
 
   const Engine& engine_;
-  Cache& cache_;
+  Cache* cache_;
   ggml_context_ptr context_;
   ggml_cgraph* graph_;
   Evidence evidence_{};
@@ -335,8 +336,7 @@ std::vector<float> Engine::embed(const std::vector<std::int32_t>& tokens) const 
       throw std::out_of_range("token " + std::to_string(token) + " is not among the " +
                               std::to_string(model_.shape().vocabulary) + " of the vocabulary");
   if (tokens.empty()) return {};
-  Cache none = cache(fastv::Plan{}, 0);
-  Graph graph(*this, none, 16);
+  Graph graph(*this, nullptr, 16);
   ggml_tensor* ids = graph.input(GGML_TYPE_I32, {whole(tokens.size())}, tokens);
   ggml_tensor* rows = graph.output(ggml_get_rows(graph.context(), model_.token_embeddings(), ids));
   graph.run();
@@ -358,7 +358,7 @@ Prefill Engine::prefill(const Prompt& prompt, const std::vector<fastv::Config>& 
     return prefill_between_graphs(prompt, schedule, cache, progress);
   const auto start = Clock::now();
   const Shape& s = model_.shape();
-  Graph graph(*this, cache, prefill_nodes(model_, prompt.tokens, options_.piece, schedule.size()));
+  Graph graph(*this, &cache, prefill_nodes(model_, prompt.tokens, options_.piece, schedule.size()));
   ggml_tensor* hidden = graph.input(GGML_TYPE_F32, {s.hidden, whole(prompt.tokens)}, prompt.embeddings);
   ggml_tensor* positions = graph.input(GGML_TYPE_I32, {whole(prompt.positions.size())}, prompt.positions);
   std::vector<fastv::GraphPruner> pruners;
@@ -411,7 +411,7 @@ Prefill Engine::prefill_between_graphs(const Prompt& prompt, const std::vector<f
   for (std::size_t stage = 0; stage <= schedule.size(); ++stage) {
     const std::size_t tokens = prompt_positions.size();
     const std::size_t end = stage < schedule.size() ? schedule[stage].filtering_layer : size(s.layers);
-    Graph graph(*this, cache, prefill_nodes(model_, tokens, options_.piece, 1));
+    Graph graph(*this, &cache, prefill_nodes(model_, tokens, options_.piece, 1));
     ggml_tensor* x = graph.input(GGML_TYPE_F32, {s.hidden, whole(tokens)}, hidden);
     ggml_tensor* ids = graph.input(GGML_TYPE_I32, {whole(positions.size())}, positions);
     ggml_tensor* out = graph.layers(begin, end, x, ids);
@@ -477,7 +477,7 @@ std::vector<float> Engine::decode(std::int32_t token, Cache& cache) const {
   for (const Cache::Layer& layer : cache.layers_)
     if (layer.length == layer.capacity)
       throw std::length_error("the KV cache is full after " + std::to_string(layer.length) + " tokens: plan for more");
-  Graph graph(*this, cache, size(s.layers) * 48 + 64);
+  Graph graph(*this, &cache, size(s.layers) * 48 + 64);
   ggml_tensor* id = graph.input(GGML_TYPE_I32, {1}, std::vector<std::int32_t>{token});
   ggml_tensor* hidden = ggml_get_rows(graph.context(), model_.token_embeddings(), id);
   std::vector<std::int32_t> position(static_cast<std::size_t>(s.position_axes()), cache.next_position_++);

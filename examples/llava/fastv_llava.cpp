@@ -1,6 +1,4 @@
 // fastv-llava: answers a prompt about pictures with a GGUF model, with FastV. See --help.
-#include <mtmd-helper.h>
-
 #include <chrono>
 #include <cstdio>
 
@@ -77,13 +75,18 @@ Run generate(const std::string& name, const Engine& engine, const Words& words, 
   return run;
 }
 
-void quiet(ggml_log_level level, const char* text, void*) {
-  if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+// Their logs are many lines; what goes wrong is said by the exceptions.
+void quiet(ggml_log_level, const char*, void*) {}
+
+// So that the first of two runs is not the one that reads the weights from the disk.
+void warm_up(const Engine& engine, const Prompt& prompt) {
+  Cache cache = engine.cache(engine.plan(prompt, {}), 1);
+  engine.decode(0, cache);
 }
 
 void answer(const Options& options) {
   llama_log_set(quiet, nullptr);
-  mtmd_helper_log_set(quiet, nullptr);
+  mtmd_log_set(quiet, nullptr);
   const Backends backends(options.threads);
   const auto model = with_progress("Loading the model (%)", [&](const Progress& progress) {
     return std::make_unique<Model>(options.model, backends, progress);
@@ -125,6 +128,7 @@ void answer(const Options& options) {
   std::vector<Run> runs;
   if (options.compare) {
     const auto silent = [](const std::string&) {};
+    warm_up(engine, prompt);
     runs.push_back(run("all tokens", {}, silent));
     runs.push_back(run("FastV", options.schedule, silent));
     std::fputs(comparison(shape, runs[0], runs[1]).c_str(), stdout);

@@ -1,12 +1,11 @@
 #include "prompt.hpp"
 
-#include <mtmd-helper.h>
-
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
 #include "../reference/tensors.hpp"
+#include "../scenes/picture.hpp"
 
 namespace llava {
 
@@ -155,13 +154,10 @@ Eyes::Eyes(const std::string& path, const Words& words, const Shape& shape, int 
 }
 
 Eyes::Picture Eyes::open(const std::string& path) const {
-  const mtmd_helper_bitmap_wrapper opened =
-      mtmd_helper_bitmap_init_from_file(context_.get(), path.c_str(), false, mtmd_helper_init_opt_default());
-  if (opened.video_ctx != nullptr) mtmd_helper_video_free(opened.video_ctx);
-  Picture picture{path, std::unique_ptr<mtmd_bitmap, MtmdDeleter>(opened.bitmap)};
-  if (!picture.bitmap || mtmd_bitmap_is_audio(picture.bitmap.get()))
-    throw std::invalid_argument(path + " cannot be read as a picture: use a PNG or JPEG file");
-  return picture;
+  const scenes::Picture picture = scenes::load_picture(path);
+  return {path, std::unique_ptr<mtmd_bitmap, MtmdDeleter>(mtmd_bitmap_init(static_cast<std::uint32_t>(picture.width),
+                                                                           static_cast<std::uint32_t>(picture.height),
+                                                                           picture.pixels.data()))};
 }
 
 Prompt Eyes::prompt(const Engine& engine, const Shape& shape, const std::string& dressed,

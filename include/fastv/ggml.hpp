@@ -287,7 +287,8 @@ class GraphPruner {
   }
   const Status& status() const noexcept { return status_; }
 
-  // Call when the graph has been allocated: set(tensor, data, bytes) for each input that select() made.
+  // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select()
+  // made. (ggml may use an input's memory again behind its last reader.)
   template <class Set>
   void set_inputs(const Set& set) const {
     if (fixed_input_ != nullptr)
