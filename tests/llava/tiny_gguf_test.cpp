@@ -142,6 +142,25 @@ TEST(TinyGguf, OneSpecificationIsOneFile) {
   EXPECT_EQ(hash, 15987508330549571300u);
 }
 
+// llama.cpp runs with any sections, but only those of half a head rotate all of it.
+TEST(TinyGguf, SectionsOfMRopeCoverHalfAHead) {
+  for (const std::uint32_t hidden : {64u, 128u, 512u}) {
+    tiny_gguf::LanguageModel spec;
+    spec.architecture = "qwen2vl";
+    spec.hidden = hidden;
+    const File file(spec, "sections");
+    gguf_context* gguf = gguf_init_from_file(file.name.c_str(), {true, nullptr});
+    ASSERT_NE(gguf, nullptr);
+    const std::int64_t key = gguf_find_key(gguf, "qwen2vl.rope.dimension_sections");
+    ASSERT_GE(key, 0);
+    ASSERT_EQ(gguf_get_arr_n(gguf, key), 4u);
+    const auto* sections = static_cast<const std::int32_t*>(gguf_get_arr_data(gguf, key));
+    EXPECT_EQ(sections[0] + sections[1] + sections[2] + sections[3], static_cast<int>(hidden / spec.heads / 2));
+    EXPECT_GT(std::min({sections[0], sections[1], sections[2]}), 0);
+    gguf_free(gguf);
+  }
+}
+
 // More weights than are made afresh: rows still differ, and the file is whole.
 TEST(TinyGguf, LongTensorsRepeatWithoutEqualRows) {
   tiny_gguf::LanguageModel spec;
