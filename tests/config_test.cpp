@@ -10,7 +10,8 @@ namespace {
 
 using namespace fastv;
 
-constexpr Errc last_errc = Errc::out_of_memory;
+constexpr Errc last_of_core = Errc::out_of_memory;  // those behind it are of tensors: tests/torch_test.cpp
+constexpr Errc last_errc = Errc::not_in_graph;
 
 // ---- helpers that make one call go wrong --------------------------------------------------------
 
@@ -52,6 +53,12 @@ Config with_rows(Span<const Index> rows) {
   Config config;
   config.score_rows = ScoreRows::listed;
   config.listed_rows = rows;
+  return config;
+}
+Config with_prior() {
+  static const Index rows[] = {4};
+  Config config;
+  config.prior_rows = rows;
   return config;
 }
 Status selected(Span<const float> scores, std::size_t room = 8) {
@@ -166,6 +173,12 @@ std::vector<Case> cases() {
       {Errc::room_too_small, {"scratch", "0 ", "needs"}, scored({}, sound(), 3, 0)},
       {Errc::room_too_small, {"scores", "2 ", "needs 3"}, scored({}, sound(), 2)},
       {Errc::room_too_small, {"scores", "2 ", "needs 3"}, scored({}, probabilities(numbers, 2, 1, 8), 2)},
+      {Errc::prior_without_rows,
+       {"prior_rows", "prior_corrected()"},
+       Pruner<>(with_prior()).prune(Scores<float>{{numbers, 3}, 8}, visual).status},
+      {Errc::prior_without_rows,
+       {"prior_rows"},
+       Pruner<>(with_prior()).prune(KeysOnly<float>{keys_of(sound())}, visual).status},
       // memory
       {Errc::out_of_memory, {"4611686018427387904 bytes"}, Pruner<>().reserve(std::size_t{1} << 60, 1)},
       {Errc::out_of_memory, {"9223372036854775807 bytes"}, Pruner<>().reserve(huge, 1)},
@@ -240,6 +253,12 @@ std::vector<Case> serving_cases() {
        merge_shards(Span<const SoftmaxPart>(parts), 4, 0, {}, Span<float>(floats, 0))},
       {Errc::no_block_tokens, {"key", "0 tokens"}, paged(0, 2)},
       {Errc::block_table_short, {"2 blocks", "3 are"}, paged(3, 2)},
+      {Errc::beyond_memory, {"number of heads is 2147483648", "8 entries"}, broken([](auto& e) {
+         e.heads = max_tokens + 1;
+       })},
+      {Errc::layers_differ,
+       {"5 layers", "has 4"},
+       settings_under({Budget::Of::flops, 1}, ModelShape{5, 8, 2, 1, 4, 16}, {10, 4, visual}).status},
       {Errc::bad_times,
        {"2 layer", "entry 1"},
        settings_under({Budget::Of::seconds, 1, 2, 0, falling}, small, {10, 4, visual}).status},
@@ -270,7 +289,7 @@ TEST(Errc, EachConditionGivesItsOwnCodeAndASentenceThatNamesItsNumbers) {
 TEST(Errc, TheTableAboveLeavesNoneOut) {
   std::set<int> raised;
   for (const Case& c : all_cases()) raised.insert(static_cast<int>(c.code));
-  for (int code = 1; code <= static_cast<int>(last_errc); ++code)
+  for (int code = 1; code <= static_cast<int>(last_of_core); ++code)
     EXPECT_EQ(raised.count(code), 1u) << "no test raises Errc " << code;
 }
 

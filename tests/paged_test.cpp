@@ -104,6 +104,25 @@ TEST(PagedKeys, ScoresDoNotDependOnPagesOrTheirSize) {
     }
 }
 
+TEST(PagedKeys, LengthsDoNotDependOnPagesOrChunks) {
+  Rng rng(2);
+  const std::size_t heads = 2, dim = 24, tokens = 21;
+  std::vector<float> values(heads * tokens * dim);
+  for (float& x : values) x = static_cast<float>(rng.real(-1, 1));
+  const TokenSpan visual[] = {{3, 5}, {9, 10}};
+  std::vector<float> expected(heads * 15), norms(heads * 15);
+  ASSERT_TRUE(value_norms(head_vectors(values.data(), heads, tokens, dim, KvLayout::head_major), visual,
+                          Span<float>(expected)));
+  for (const PageLayout layout : layouts) {
+    Paged cache(rng, layout, heads, tokens, dim, 4);
+    for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t t = 0; t < tokens; ++t)
+        for (std::size_t e = 0; e < dim; ++e) cache.at(h, t, e) = values[(h * tokens + t) * dim + e];
+    ASSERT_TRUE(value_norms(cache.vectors(), visual, Span<float>(norms)));
+    EXPECT_EQ(norms, expected);
+  }
+}
+
 // Compacts K and V of two layers that share a table, and compares with the plain way.
 void check_compact(Rng& rng, PageLayout layout, std::size_t tokens, std::size_t block_tokens,
                    const std::vector<Index>& kept) {

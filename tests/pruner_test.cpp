@@ -344,7 +344,7 @@ TEST(Memory, SizesBeyondTheAddressSpaceAreAnErrorToo) {
   Pruner<> pruner;
   EXPECT_EQ(pruner.reserve(~std::size_t{0}, 1).code, Errc::out_of_memory);
   EXPECT_EQ(pruner.reserve(1, ~std::size_t{0}).code, Errc::out_of_memory);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.heads = e.kv_heads = ~std::size_t{0}; }), Errc::out_of_memory);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.heads = e.kv_heads = ~std::size_t{0}; }), Errc::beyond_memory);
 }
 
 // ---- moving -------------------------------------------------------------------------------------

@@ -211,6 +211,25 @@ TEST(QueryKeyScores, ManySpansAreNumberedInOrder) {
   expect_scores_of_attention<float>(tensors, a, visual);
 }
 
+// Keys of earlier turns are attended to, but the spans count from the prompt at hand.
+TEST(EveryEvidence, CountsSpansFromBehindTheKeysOfEarlierTurns) {
+  oracle::Rng rng(19);
+  const std::size_t past = 40, keys = 100;
+  auto a = random_attention(rng, 4, 2, 1, keys, 24);
+  Tensors<float, float> tensors(a, KvLayout::token_major);
+  const std::vector<TokenSpan> whole = {{45, 20}, {70, 25}}, prompt = {{5, 20}, {30, 25}};
+  auto map = probabilities(tensors.key.data(), 4, 1, keys);
+  KeysOnly<float> alone{keys_of(tensors.view)};
+  const auto expect_shifted = [&](auto evidence) {
+    const auto expected = scores_of<float>({}, evidence, whole);
+    evidence.past = past;
+    EXPECT_EQ(scores_of<float>({}, evidence, prompt), expected);
+  };
+  expect_shifted(tensors.view);
+  expect_shifted(map);
+  expect_shifted(alone);
+}
+
 TEST(QueryKeyScores, ExtremeElementsOfOneTokenMakeEveryScoreNaN) {
   oracle::Rng rng(18);
   for (const float bad : {oracle::nan_float(), -oracle::nan_float(), oracle::infinity()})

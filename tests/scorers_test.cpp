@@ -211,7 +211,7 @@ TEST(PriorCorrected, EqualsTheFormula) {
   for (float& x : q) x = static_cast<float>(std::exp(rng.real(-14, 0)));
   const double p_sum = std::accumulate(p.begin(), p.end(), 0.0), q_sum = std::accumulate(q.begin(), q.end(), 0.0);
   std::vector<float> s = p;
-  prior_corrected(Span<float>(s), Span<const float>(q));
+  ASSERT_TRUE(prior_corrected(Span<float>(s), Span<const float>(q)));
   for (std::size_t i = 0; i < p.size(); ++i) {
     const double a = static_cast<double>(p[i]) / p_sum, b = static_cast<double>(q[i]) / q_sum;
     EXPECT_NEAR(static_cast<double>(s[i]), a * std::log((a + 1e-6) / (b + 1e-6)), 1e-6);
@@ -235,7 +235,7 @@ TEST(PriorCorrected, ConfigAsksForTheSeparatorsRow) {
   config.listed_rows = separator;
   Pruner<> q_only(config);
   ASSERT_TRUE(q_only.prune(evidence, visual));
-  prior_corrected(Span<float>(expected), q_only.scores());
+  ASSERT_TRUE(prior_corrected(Span<float>(expected), q_only.scores()));
   config.listed_rows = question;
   config.prior_rows = separator;
   Pruner<> both(config);

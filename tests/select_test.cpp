@@ -299,6 +299,18 @@ TEST(Select, EverySpanDrawsItsOwnRandomSubset) {
   EXPECT_NE(first, second);
 }
 
+TEST(Select, RandomDrawsFromTheSeedOfItsSettings) {
+  Config config;
+  config.selection = Selection::random;
+  const oracle::Layout picture{61, {{0, 60}}};
+  for (const std::uint64_t seed : {0u, 5u, 6u}) {
+    config.seed = seed;
+    auto kept = select_from(config, std::vector<float>(), picture).kept;
+    kept.pop_back();  // the text
+    EXPECT_EQ(kept, random_subset(60, 30, seed));
+  }
+}
+
 TEST(Select, UniformUsesTheColumnsOfItsSpan) {
   Config config;
   config.selection = Selection::uniform;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fastv/eigen.hpp>
+#include <fastv/fastv.hpp>
 #include <numeric>
 
 #include "ops.hpp"

@@ -99,12 +99,16 @@ template <class T>
 Status compact(Span<const Index> kept, Span<T> values) noexcept {
   return compact(kept, rows(values.data(), values.size()));
 }
+template <class = void>
+Status compact(detail::Anything, detail::Unknown) noexcept;
 
 // A mask [rows, columns] of `element_bytes` bytes an entry, rows row_stride bytes apart, over the whole prompt on
 // both axes: keeps the kept rows and of each the kept columns, in place. The rows stay row_stride bytes apart.
 // O(kept^2).
 inline Status compact_mask(Span<const Index> kept, void* data, std::size_t tokens, std::size_t element_bytes,
                            std::ptrdiff_t row_stride) noexcept {
+  if (tokens > 0 && element_bytes > detail::most_entries / tokens)
+    return detail::fail(Errc::beyond_memory, "size of an entry", detail::number(element_bytes), detail::number(tokens));
   const auto bytes = static_cast<std::ptrdiff_t>(element_bytes);
   const Rows whole{data, tokens, tokens * element_bytes, row_stride};
   if (Status status = compact(kept, whole); !status) return status;
@@ -116,6 +120,7 @@ inline Status compact_mask(Span<const Index> kept, void* data, std::size_t token
 // What a paged compact() leaves: the blocks the kept tokens are in, in order, and those that are free again. Both are
 // parts of the block table that was handed in, which compact() has reordered.
 struct Blocks {
+  // See above.
   Span<const Index> used, freed;
 };
 
@@ -128,7 +133,7 @@ inline unsigned char* page_row(const PagedRows& pages, Index block, std::size_t 
 
 inline Status check_pages(const PagedRows& pages) noexcept {
   if (pages.block_tokens == 0) return fail(Errc::no_block_tokens, "the cache");
-  const std::size_t needed = (pages.count + pages.block_tokens - 1) / pages.block_tokens;
+  const std::size_t needed = blocks_for(pages.count, pages.block_tokens);
   if (pages.block_table.size() < needed)
     return fail(Errc::block_table_short, "", number(pages.block_table.size()), number(needed));
   if (needed > 0 && pages.block_table.data() == nullptr) return fail(Errc::null_data, "the block table");
@@ -152,6 +157,7 @@ inline Result<Blocks> compact(Span<const Index> kept, Span<const PagedRows> cach
   using detail::fail;
   using detail::number;
   if (caches.empty()) return {};
+  if (Status status = detail::check_room(caches, caches.size(), "the caches"); !status) return {{}, status};
   const PagedRows& shared = caches[0];
   for (const PagedRows& cache : caches) {
     if (Status status = detail::check_pages(cache); !status) return {{}, status};
@@ -192,9 +198,9 @@ inline Result<Blocks> compact(Span<const Index> kept, Span<const PagedRows> cach
 // tokens keep theirs. positions: [axes, count], any order. O(axes * count).
 template <class T>
 T next_position(Span<const T> positions) noexcept {
-  T most = -1;
-  for (const T position : positions) most = position > most ? position : most;
-  return static_cast<T>(most + 1);
+  T next = 0;
+  for (const T position : positions) next = position >= next ? static_cast<T>(position + 1) : next;
+  return next;
 }
 
 // For re-ranking while decoding: every token stays in the cache, and each step hides those that its own ranking does
@@ -202,8 +208,7 @@ T next_position(Span<const T> positions) noexcept {
 // negative value the kernel likes) where it is not. Keys past the prompt (decoded tokens) are always seen. O(keys).
 inline Status keep_bias(Span<const Index> kept, std::size_t tokens, Span<float> bias, float hidden) noexcept {
   if (Status status = detail::check_indices(kept, tokens); !status) return status;
-  if (bias.size() < tokens)
-    return detail::fail(Errc::room_too_small, "the bias row", detail::number(bias.size()), detail::number(tokens));
+  if (Status status = detail::check_room(bias, tokens, "the bias row"); !status) return status;
   for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = i < tokens ? hidden : 0.0f;
   for (const Index index : kept) bias[index] = 0;
   return {};
@@ -212,9 +217,7 @@ inline Status keep_bias(Span<const Index> kept, std::size_t tokens, Span<float> 
 // The same as a bitmap, bit i % 32 of word i / 32: 1 where a key is seen. Bits past the keys are 1.
 inline Status keep_bitmap(Span<const Index> kept, std::size_t tokens, Span<std::uint32_t> bitmap) noexcept {
   if (Status status = detail::check_indices(kept, tokens); !status) return status;
-  if (bitmap.size() < (tokens + 31) / 32)
-    return detail::fail(Errc::room_too_small, "the bitmap", detail::number(bitmap.size()),
-                        detail::number((tokens + 31) / 32));
+  if (Status status = detail::check_room(bitmap, detail::blocks_for(tokens, 32), "the bitmap"); !status) return status;
   for (std::uint32_t& word : bitmap) word = ~std::uint32_t{0};
   std::size_t next = 0;
   for (std::size_t i = 0; i < tokens; ++i) {

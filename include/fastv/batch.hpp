@@ -10,7 +10,7 @@ namespace fastv {
 // padding on the right, at first = (i + 1) * longest - tokens with padding on the left; padding is in no sequence and
 // goes.
 struct Request {
-  Config config;
+  Config config;                 // its own settings
   Span<const TokenSpan> visual;  // positions within the sequence; empty: it passes untouched
   std::size_t first;             // its first row in the packed tensors
   std::size_t tokens;            // its length, without padding
@@ -30,6 +30,7 @@ struct [[nodiscard]] KeptBatch {
   std::size_t failed = 0;        // sequences that failed
   Status status;                 // of the batch as a whole
 
+  // True where the batch as a whole is right (see failed and statuses for its sequences), and what status says.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   Errc code() const noexcept { return status.code; }
   Message message() const noexcept { return status.message(); }
@@ -39,16 +40,24 @@ struct [[nodiscard]] KeptBatch {
   }
 };
 
+// A Pruner for many sequences at once. Score as there; nothing is allocated once it has seen its largest batch. Every
+// member is noexcept; what can go wrong is in the result, for the batch and for each sequence.
 template <class Score = float>
 class BatchPruner {
  public:
   // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed
-  // tensors), asked only for sequences with visual tokens, once to size the scratch memory and once to score.
+  // tensors), asked only for sequences with visual tokens, once to prune and, if scores rank them, once before to check
+  // it and to size the scratch memory.
   // parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not touch the others.
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(
+        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence of sequence "
+        "i: see fastv::probabilities() and fastv::query_key()");
     const std::size_t n = requests.size();
+    if (Status status = detail::check_room(requests, n, "the requests"); !status) return failure(status);
     if (Status status = slots_.reserve(n + 1); !status) return failure(status);
     if (Status status = statuses_.reserve(n); !status) return failure(status);
     if (Status status = nans_.reserve(n); !status) return failure(status);
@@ -71,7 +80,12 @@ class BatchPruner {
       if (!statuses_[i] || request.visual.empty()) continue;
       next.visual += visual_tokens(request.visual);
       next.spans += request.visual.size();
-      next.scratch += score_scratch(evidence_of(i));
+      if (request.config.selection != Selection::top_k) continue;
+      // Checked before its size is believed: one wrong shape must not move the others' memory.
+      const auto evidence = evidence_of(i);
+      statuses_[i] = check_length(evidence, request);
+      if (statuses_[i]) statuses_[i] = check(evidence);
+      if (statuses_[i]) next.scratch += score_scratch(evidence);
     }
     slots_[n] = next;
     if (Status status = scores_.reserve(next.visual); !status) return failure(status);
@@ -107,6 +121,13 @@ class BatchPruner {
     return kept_visual(request.config, request.visual).status;
   }
 
+  template <class Evidence>
+  static Status check_length(const Evidence& evidence, const Request& request) noexcept {
+    const std::size_t tokens = prompt_tokens(evidence);
+    if (tokens == request.tokens) return {};
+    return detail::fail(Errc::tokens_differ, "", detail::number(tokens), detail::number(request.tokens));
+  }
+
   template <class EvidenceOf>
   void prune_sequence(const Request& request, std::size_t i, const EvidenceOf& evidence_of) noexcept {
     Slot& slot = slots_[i];
@@ -121,11 +142,8 @@ class BatchPruner {
           scores_.part(slot.visual, visual), prior_.part(slot.visual, request.config.prior_rows.empty() ? 0 : visual),
           marks_.part(slot.visual, visual), quotas_.part(slot.spans, end.spans - slot.spans),
           scratch_.part(slot.scratch, end.scratch - slot.scratch)};
-      Result<Selected> selected;
-      if (prompt_tokens(evidence) != request.tokens)
-        selected.status = detail::fail(Errc::tokens_differ, "", detail::number(prompt_tokens(evidence)),
-                                       detail::number(request.tokens));
-      else
+      Result<Selected> selected{{}, check_length(evidence, request)};
+      if (selected)
         selected = detail::prune_one(request.config, evidence, request.visual, work, {kept, request.tokens}, Serial{});
       statuses_[i] = selected.status;
       slot.scored = selected && request.config.selection == Selection::top_k;

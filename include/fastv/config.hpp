@@ -10,58 +10,66 @@ namespace fastv {
 
 // ---- settings -----------------------------------------------------------------------------------
 
+// Which rows of the attention map a score is the mean of.
 enum class ScoreRows {
   last,   // the last prompt token's row: what the authors' released code ranks by (default)
   all,    // mean over every row of the prompt: the wording of the paper, section 4.1
   listed  // mean over Config::listed_rows
 };
 
+// By what rule the planned count is filled.
 enum class Selection {
   top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
   random,  // every subset equally likely, drawn from Config::seed; looks at no score
   uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
 };
 
+// Who competes with whom.
 enum class Quota {
   per_picture,  // every picture keeps its own share (default)
   pooled        // all pictures compete for one count
 };
 
+// How L (1 - R) becomes a whole number of tokens.
 enum class Rounding {
   half_even,  // the authors' llava-hf code (default)
   up          // ceil(L (1 - R)): the rule of TensorRT-Edge-LLM's visual pruner
 };
 
+// What R is a share of, in a schedule of several stages.
 enum class RatioOf {
   remaining,  // R is the share of what earlier stages left (default; the same as original in the first stage)
   original    // R is the share of the picture's tokens before any stage
 };
 
+// Config::keep_count where filtering_ratio decides.
 inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
 // One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
   std::size_t filtering_layer = 2;  // K: layers that run before this stage (paper, section 4.1)
   double filtering_ratio = 0.5;     // R: share of the visual tokens that is dropped, in [0, 1]
+  // See their types.
   RatioOf ratio_of = RatioOf::remaining;
   Rounding rounding = Rounding::half_even;
   std::size_t keep_count = by_ratio;  // visual tokens kept in the whole prompt; by_ratio: R decides
-  Quota quota = Quota::per_picture;
-  std::size_t min_per_picture = 0;  // tokens every picture keeps where the budget allows
+  Quota quota = Quota::per_picture;   // see its type
+  std::size_t min_per_picture = 0;    // tokens every picture keeps where the budget allows
 
-  ScoreRows score_rows = ScoreRows::last;
-  Span<const Index> prior_rows = {};   // not empty: corrected for what these rows attend to; see prior_corrected()
-  Span<const Index> listed_rows = {};  // prompt positions, for ScoreRows::listed; read during each call
+  ScoreRows score_rows = ScoreRows::last;  // see its type
+  Span<const Index> prior_rows = {};       // not empty: corrected for what these rows attend to; see prior_corrected()
+  Span<const Index> listed_rows = {};      // prompt positions, for ScoreRows::listed; read during each call
 
-  Selection selection = Selection::top_k;
-  std::uint64_t seed = 0;          // for Selection::random
-  double uniform_share = 0;        // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;     // top_k: every window of this many rows and columns of the grid keeps its
-  std::size_t window_columns = 0;  //   share of the count; 0: the whole picture is one window
+  Selection selection = Selection::top_k;  // see its type
+  std::uint64_t seed = 0;                  // for Selection::random
+  double uniform_share = 0;                // top_k: this share of the count goes to an even grid, in [0, 1]
+  std::size_t window_rows = 0;             // top_k: every window of this many rows and columns of the grid keeps its
+  std::size_t window_columns = 0;          //   share of the count; 0: the whole picture is one window
 };
 
 // ---- what can go wrong --------------------------------------------------------------------------
 
+// What can go wrong at run time. Status::message() says it in a sentence, with the numbers.
 enum class Errc : unsigned char {
   ok,
   // settings
@@ -111,8 +119,9 @@ enum class Errc : unsigned char {
   rope_size,          // a table of Rope has the wrong length
   shard_ranks,        // parts that do not divide among the ranks
   bias_size,
-  scores_size,       // not one score per visual token
-  evidence_missing,  // top_k without scores
+  scores_size,         // not one score per visual token
+  evidence_missing,    // top_k without scores
+  prior_without_rows,  // prior_rows with evidence that has none
   all_scores_nan,
   infinite_score,
   // applying
@@ -122,27 +131,41 @@ enum class Errc : unsigned char {
   room_too_small,     // an output span is too short
   no_block_tokens,    // blocks of 0 tokens
   block_table_short,  // fewer blocks than the tokens need
+  beyond_memory,      // a stride or a size that no memory could hold
   // planning
   bad_times,         // a table of layer times that does not ascend or has fewer than two entries
+  layers_differ,     // the model's shape and the prompt state different numbers of layers
   budget_too_small,  // even the least plan is above the budget
-  // tensors of an engine
-  tensor_type,     // an element type that is not read
-  tensor_batched,  // more than one sequence in a tensor
-  tensor_axis,
-  not_in_graph,  // settings that have no form as graph nodes
   // memory
-  out_of_memory
+  out_of_memory,
+  // a framework's tensors (torch.hpp, ggml.hpp)
+  tensor_undefined,
+  tensor_dims,           // not the number of dimensions the view has
+  tensor_no_dim,         // a token dimension that the tensor does not have
+  tensor_batch,          // more than one sequence
+  tensor_type,           // an element type that is not read element by element
+  tensor_types_differ,   // query and key
+  tensor_device,         // a view of memory that the CPU cannot read
+  tensor_not_dense,      // sparse, or negated lazily
+  tensor_stride,         // entries that must be adjacent are not
+  tensor_rows,           // dimensions that no rows and planes describe
+  tensor_requires_grad,  // written in place behind autograd's back
+  tensor_tokens,         // not as many along the dimension as the prompt has
+  head_dims_differ,      // of query and key
+  device_rule,           // a rule that is not offered as operations on the device
+  not_in_graph           // settings that have no form as nodes of a graph
 };
 
 // One sentence, ready to print.
 struct Message {
+  // The sentence, ended by a zero, of at most 255 characters.
   char text[256];
   const char* c_str() const noexcept { return text; }
 };
 
 // An Errc and the numbers its sentence names. True where nothing went wrong.
 struct [[nodiscard]] Status {
-  Errc code = Errc::ok;
+  Errc code = Errc::ok;   // what went wrong
   const char* what = "";  // the argument at fault
   long long value = 0;    // its value
   long long limit = 0;    // what it had to respect
@@ -150,16 +173,19 @@ struct [[nodiscard]] Status {
   double real = 0;        // its value, if it is not a whole number
   double least = 0;       // what it had to reach, if that is not a whole number
 
-  explicit operator bool() const noexcept { return code == Errc::ok; }
+  explicit operator bool() const noexcept { return code == Errc::ok; }  // true where nothing went wrong
+  // The sentence for code, with these numbers.
   Message message() const noexcept;
 };
 
 // A value, or the Status that says why there is none. Read the value only where the result is true.
 template <class T>
 struct [[nodiscard]] Result {
+  // The value, and why there is none.
   T value{};
   Status status{};
 
+  // True where there is a value; the value, unchecked; and what status says.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   const T& operator*() const noexcept { return value; }
   const T* operator->() const noexcept { return &value; }
@@ -303,6 +329,9 @@ inline Message Status::message() const noexcept {
     case Errc::evidence_missing:
       say("%s", "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
       break;
+    case Errc::prior_without_rows:
+      say("%s", "prior_rows is set but this evidence has no query rows: clear it, or use prior_corrected() yourself");
+      break;
     case Errc::all_scores_nan:
       say("all %lld visual scores are NaN: check the attention or the queries and keys of layer K-1", value);
       break;
@@ -325,6 +354,12 @@ inline Message Status::message() const noexcept {
       say("the block table has %lld blocks but %lld are needed: hand over the whole table of the sequence", value,
           limit);
       break;
+    case Errc::beyond_memory:
+      say("the %s is %lld, which at %lld entries is more than any memory holds: check both", what, value, limit);
+      break;
+    case Errc::layers_differ:
+      say("the model's shape has %lld layers but the prompt's model has %lld: describe the same model", value, limit);
+      break;
     case Errc::bad_times:
       say("the table of %lld layer times is wrong at entry %lld: give at least two, with tokens and seconds ascending",
           value, place);
@@ -333,17 +368,62 @@ inline Message Status::message() const noexcept {
       say("the budget is %g but even a prefill without visual tokens behind the first layers costs %g: raise it", real,
           least);
       break;
-    case Errc::tensor_type:
-      say("%s has elements of type %lld, which are not read one by one: use F32, F16 or BF16", what, value);
+    case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
+    case Errc::tensor_undefined: say("%s is an undefined tensor: hand over one with data", what); break;
+    case Errc::tensor_dims:
+      say("%s has %lld dimensions but needs %lld; one more in front, of size 1, is allowed where there are heads", what,
+          value, limit);
       break;
-    case Errc::tensor_batched: say("%s holds more than one sequence: hand over one at a time", what); break;
-    case Errc::tensor_axis: say("tokens of %s cannot lie along axis %lld: use 0 to %lld", what, value, limit); break;
+    case Errc::tensor_no_dim:
+      say("the token dimension is %lld but the tensor has %lld dimensions: count from 0", value, limit);
+      break;
+    case Errc::tensor_batch:
+      say("%s is a batch of %lld, but one sequence is pruned at a time: hand over one of them", what, value);
+      break;
+    case Errc::tensor_type:
+      say("tensors of element type %s cannot be read element by element: use Float (F32), Half (F16) or BFloat16",
+          what);
+      break;
+    case Errc::tensor_types_differ:
+      say("the element type of the key is %s but not that of the query: convert one of them with to()", what);
+      break;
+    case Errc::tensor_device:
+      say("%s is not on the CPU, whose memory views read: use prune_on_device() and gather_rows(), or move it with "
+          "cpu()",
+          what);
+      break;
+    case Errc::tensor_not_dense:
+      say("%s is sparse or negated lazily: make it dense with to_dense() or resolve_neg()", what);
+      break;
+    case Errc::tensor_stride:
+      say("the last stride of %s is %lld but must be 1: call contiguous(), or transpose other dimensions only", what,
+          value);
+      break;
+    case Errc::tensor_rows:
+      say("dimension %lld of the tensor has stride %lld, which fits neither into its rows nor into one set of planes: "
+          "call contiguous(), or use gather_rows()",
+          place, value);
+      break;
+    case Errc::tensor_requires_grad:
+      say("%s requires a gradient, which writing in place would falsify: use gather_rows(), or detach() it", what);
+      break;
+    case Errc::tensor_tokens:
+      say("dimension %lld of the tensor has %lld entries but the prompt has %lld tokens: name the dimension of tokens, "
+          "and narrow() a larger cache",
+          place, value, limit);
+      break;
+    case Errc::head_dims_differ:
+      say("the head dimension of the query is %lld but that of the key is %lld: hand over the same layer's", value,
+          limit);
+      break;
+    case Errc::device_rule:
+      say("%s is set but not offered on the device: copy the scores to the CPU and use a Pruner with scores()", what);
+      break;
     case Errc::not_in_graph:
       say("%s",
           "inside a graph only the last row's attention can be ranked by, without a prior: use ScoreRows::last, or "
           "prune between two graphs");
       break;
-    case Errc::out_of_memory: say("%lld bytes of scratch memory could not be allocated", value); break;
   }
   return message;
 }
@@ -352,7 +432,7 @@ inline Message Status::message() const noexcept {
 
 namespace detail {
 
-inline long long number(std::size_t value) noexcept {
+inline long long number(unsigned long long value) noexcept {
   constexpr unsigned long long most = 0x7fffffffffffffffull;
   return static_cast<long long>(value > most ? most : value);
 }
@@ -362,6 +442,14 @@ inline Status fail(Errc code, const char* what = "", long long value = 0, long l
   return {code, what, value, limit, place, 0, 0};
 }
 inline Status fail_real(Errc code, double real) noexcept { return {code, "", 0, 0, 0, real, 0}; }
+
+// Whether a caller's span has the entries that are about to be read or written.
+template <class T>
+Status check_room(Span<T> room, std::size_t needed, const char* what) noexcept {
+  if (room.size() < needed) return fail(Errc::room_too_small, what, number(room.size()), number(needed));
+  if (needed > 0 && room.data() == nullptr) return fail(Errc::null_data, what);
+  return {};
+}
 
 }  // namespace detail
 
@@ -383,10 +471,10 @@ inline Status check(const Config& config) noexcept {
   return {};
 }
 
-// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt.
-inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
-  using detail::fail;
-  using detail::number;
+namespace detail {
+
+// Sorted, disjoint, not empty, inside `tokens` tokens.
+inline Status check_spans(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
   if (tokens == 0) return fail(Errc::no_tokens);
   if (tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(tokens), number(max_tokens));
   if (!visual.empty() && visual.data() == nullptr) return fail(Errc::null_data, "visual spans");
@@ -407,6 +495,8 @@ inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
         return fail(Errc::spans_overlap, "", number(span.first), number(before.first + before.count), place);
     }
     if (span.continues && i == 0) return fail(Errc::span_continues_nothing, "", 0, 0, place);
+    if (span.original > max_tokens)
+      return fail(Errc::too_many_tokens, "", number(span.original), number(max_tokens), place);
     if (span.original != 0 && span.original < span.count)
       return fail(Errc::span_original, "", number(span.original), number(span.count), place);
     if (!span.continues) {
@@ -415,8 +505,19 @@ inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
       if (span.columns != 0 && count % span.columns != 0)
         return fail(Errc::span_columns, "", number(span.columns), number(count), place);
     }
-    if (span.first + span.count == tokens) return fail(Errc::last_token_visual, "", number(tokens - 1), 0, place);
   }
+  return {};
+}
+
+}  // namespace detail
+
+// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt, and the last
+// token none of theirs.
+inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  if (Status status = detail::check_spans(visual, tokens); !status) return status;
+  const std::size_t last = visual.size() - 1;
+  if (!visual.empty() && visual[last].first + visual[last].count == tokens)
+    return detail::fail(Errc::last_token_visual, "", detail::number(tokens - 1), 0, detail::number(last));
   return {};
 }
 

@@ -20,11 +20,11 @@ namespace fastv {
 
 // Shape of a decoder-only model. Counts of elements, not bytes.
 struct ModelShape {
-  std::size_t layers;
-  std::size_t hidden;  // d
-  std::size_t heads;   // query heads
-  std::size_t kv_heads;
-  std::size_t head_dim;
+  std::size_t layers;            // decoder layers
+  std::size_t hidden;            // d
+  std::size_t heads;             // query heads
+  std::size_t kv_heads;          // key and value heads; fewer than heads under GQA
+  std::size_t head_dim;          // elements of a head's vectors
   std::size_t intermediate;      // m, width of the FFN
   std::size_t ffn_matrices = 3;  // 3: gate, up, down (LLaMA); 2: up, down
   std::size_t vocabulary = 0;    // width of the output head; 0 leaves it out
@@ -84,6 +84,7 @@ inline std::uint64_t decode_macs(const ModelShape& shape, const Plan& plan, std:
   return total;
 }
 
+// prefill_macs() and decode_macs() in floating-point operations, 2 per multiply-add.
 inline double prefill_flops(const ModelShape& shape, const Plan& plan) noexcept {
   return 2.0 * static_cast<double>(prefill_macs(shape, plan));
 }
@@ -104,18 +105,21 @@ inline std::uint64_t kv_bytes(const ModelShape& shape, const Plan& plan, std::si
 
 // Measured time of one layer's prefill on so many tokens.
 struct LayerTime {
+  // Tokens that the layer ran on, and seconds it took.
   std::size_t tokens;
   double seconds;
 };
 
 // What a prefill may cost. Exactly one kind is limited.
 struct Budget {
+  // What is limited.
   enum class Of {
     flops_ratio,  // prefill_macs over those without pruning
     flops,        // prefill_flops
     kv_bytes,     // kv_bytes after `generated` decoding steps
     seconds       // sum of the layers' times, read off `times`
   };
+  // What is limited, and the most it may be, in the unit of `of`.
   Of of;
   double limit;
   std::size_t element_bytes = 2;     // of the KV cache
@@ -162,7 +166,11 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
                                      std::size_t first_layer = 2, const Config& settings = {}) noexcept {
   using detail::fail;
   using detail::number;
+  if (shape.layers != prompt.layers)
+    return {{}, fail(Errc::layers_differ, "", number(shape.layers), number(prompt.layers))};
   if (budget.of == Budget::Of::seconds) {
+    if (Status status = detail::check_room(budget.times, budget.times.size(), "layer times"); !status)
+      return {{}, status};
     if (budget.times.size() < 2) return {{}, fail(Errc::bad_times, "", number(budget.times.size()))};
     for (std::size_t i = 0; i < budget.times.size(); ++i) {
       const bool ascends = i == 0 || (budget.times[i].tokens > budget.times[i - 1].tokens &&

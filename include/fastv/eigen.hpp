@@ -1,9 +1,10 @@
-// fastv: views of Eigen matrices. Needs Eigen 3.4 or newer; no Eigen object is stored anywhere.
+// fastv: views of Eigen matrices. Needs Eigen 3.4 or newer; no Eigen object is stored anywhere. Of the core it includes
+// no more than views and errors; whoever prunes includes fastv.hpp too.
 #pragma once
 
 #include <Eigen/Core>
 
-#include "fastv.hpp"
+#include "config.hpp"
 
 namespace fastv {
 
@@ -18,8 +19,9 @@ Rows rows(Eigen::PlainObjectBase<Derived>& matrix) noexcept {
           sizeof(Scalar), width, static_cast<std::ptrdiff_t>(count * sizeof(Scalar))};
 }
 
-// Keeps the kept rows of a matrix and shrinks it to them.
-template <class Derived>
+// Keeps the kept rows of a matrix and shrinks it to them, which allocates anew. kept: Kept, or a Span of indices. A
+// Kept that failed, or a wrong index, leaves the matrix as it is. O(elements kept).
+template <class Kept, class Derived>
 Status compact_rows(const Kept& kept, Eigen::PlainObjectBase<Derived>& matrix) {
   const Status status = compact(kept, rows(matrix));
   if (status) matrix.conservativeResize(static_cast<Eigen::Index>(kept.size()), matrix.cols());

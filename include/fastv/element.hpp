@@ -8,11 +8,11 @@ namespace fastv {
 
 // Storage types, defined by their bits, so that Eigen::half, ggml_fp16_t, at::Half, __half and their bfloat16
 // brothers map onto them without a copy (cast the pointer).
-struct half {  // IEEE 754 binary16
-  std::uint16_t bits;
+struct half {          // IEEE 754 binary16
+  std::uint16_t bits;  // sign, 5 of exponent, 10 of fraction
 };
-struct bfloat16 {  // the upper half of a float
-  std::uint16_t bits;
+struct bfloat16 {      // the upper half of a float
+  std::uint16_t bits;  // sign, 8 of exponent, 7 of fraction
 };
 
 namespace detail {
@@ -26,7 +26,8 @@ inline To bit_cast(const From& from) noexcept {
 }
 
 // Floats are classified and compared by their bits: -ffast-math lets a compiler assume that NaN and infinities do not
-// exist, and then drops the tests for them.
+// exist, and then drops the tests for them. By reference, since clang 18 and later take a float that is handed over by
+// value to be neither.
 template <class T>
 struct FloatBits;
 template <>
@@ -44,15 +45,15 @@ template <class T>
 using Word = typename FloatBits<T>::Word;
 
 template <class T>
-inline Word<T> bits_of(T value) noexcept {
+inline Word<T> bits_of(const T& value) noexcept {
   return bit_cast<Word<T>>(value);
 }
 template <class T>
-inline bool is_nan(T value) noexcept {
+inline bool is_nan(const T& value) noexcept {
   return (bits_of(value) & ~FloatBits<T>::sign) > FloatBits<T>::infinity;
 }
 template <class T>
-inline bool is_infinite(T value) noexcept {
+inline bool is_infinite(const T& value) noexcept {
   return (bits_of(value) & ~FloatBits<T>::sign) == FloatBits<T>::infinity;
 }
 template <class T>
@@ -63,7 +64,7 @@ inline T nan_value() noexcept {
 // An unsigned integer that orders like the float: greater float, greater key. NaN has key 0, below all others, and -0
 // has the key of +0.
 template <class T>
-inline Word<T> order_key(T value) noexcept {
+inline Word<T> order_key(const T& value) noexcept {
   constexpr Word<T> sign = FloatBits<T>::sign;
   const Word<T> bits = bits_of(value), magnitude = bits & static_cast<Word<T>>(~sign);
   const Word<T> key = bits == magnitude ? (bits | sign) : static_cast<Word<T>>(sign - magnitude);

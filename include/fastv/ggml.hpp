@@ -18,14 +18,14 @@ namespace fastv {
 
 namespace detail {
 
-inline Status fail_tensor(Errc code, const char* what, const ggml_tensor* tensor) noexcept {
-  return fail(code, what, static_cast<long long>(tensor->type), tensor->ne[3]);
+inline Status fail_type(const ggml_tensor* tensor) noexcept {
+  return fail(Errc::tensor_type, ggml_type_name(tensor->type));
 }
 
 // A tensor that is to be read or moved on the host.
 inline Status check_tensor(const ggml_tensor* tensor, const char* what) noexcept {
   if (tensor == nullptr || tensor->data == nullptr) return fail(Errc::null_data, what);
-  if (tensor->ne[3] != 1) return fail_tensor(Errc::tensor_batched, what, tensor);
+  if (tensor->ne[3] != 1) return fail(Errc::tensor_batch, what, tensor->ne[3]);
   return {};
 }
 
@@ -37,7 +37,7 @@ Status with_elements(const ggml_tensor* tensor, const char* what, Use use) noexc
     case GGML_TYPE_F32: return use(static_cast<const float*>(tensor->data));
     case GGML_TYPE_F16: return use(static_cast<const half*>(tensor->data));
     case GGML_TYPE_BF16: return use(static_cast<const bfloat16*>(tensor->data));
-    default: return fail_tensor(Errc::tensor_type, what, tensor);
+    default: return fail_type(tensor);
   }
 }
 
@@ -68,7 +68,7 @@ HeadVectors<T> head_vectors(const T* data, const ggml_tensor* tensor) noexcept {
 inline Result<Rows> token_rows(const ggml_tensor* tensor, int axis) noexcept {
   using detail::fail;
   if (Status status = detail::check_tensor(tensor, "the tensor"); !status) return {{}, status};
-  if (axis < 0 || axis > 2) return {{}, fail(Errc::tensor_axis, "the tensor", axis, 2)};
+  if (axis < 0 || axis > 2) return {{}, fail(Errc::tensor_no_dim, "the tensor", axis, 3)};
   const auto size = [&](int i) { return static_cast<std::size_t>(tensor->ne[i]); };
   const auto stride = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
   if (axis > 0 && tensor->nb[0] != ggml_type_size(tensor->type))
@@ -76,8 +76,8 @@ inline Result<Rows> token_rows(const ggml_tensor* tensor, int axis) noexcept {
             fail(Errc::overlapping_stride, "stride of ne[0] of the tensor", static_cast<long long>(tensor->nb[0]),
                  static_cast<long long>(ggml_type_size(tensor->type)))};
   if (axis == 0) {
-    if (ggml_blck_size(tensor->type) != 1) return {{}, detail::fail_tensor(Errc::tensor_type, "the tensor", tensor)};
-    if (tensor->ne[2] != 1) return {{}, detail::fail_tensor(Errc::tensor_batched, "the tensor", tensor)};
+    if (ggml_blck_size(tensor->type) != 1) return {{}, detail::fail_type(tensor)};
+    if (tensor->ne[2] != 1) return {{}, fail(Errc::tensor_batch, "the tensor", tensor->ne[2])};
     return {{tensor->data, size(0), ggml_type_size(tensor->type), stride(0), size(1), stride(1)}, {}};
   }
   const int other = 3 - axis;
@@ -98,8 +98,7 @@ template <class Use>
 Status with_query_key(const ggml_tensor* query, const ggml_tensor* key, float scale, Use use) noexcept {
   return detail::with_elements(query, "query", [&](auto q) {
     return with_head_vectors(key, "key", [&](const auto& keys) {
-      if (query->ne[0] != key->ne[0])
-        return detail::fail(Errc::rows_differ, "the head dimension", query->ne[0], key->ne[0]);
+      if (query->ne[0] != key->ne[0]) return detail::fail(Errc::head_dims_differ, "", query->ne[0], key->ne[0]);
       auto evidence =
           query_key(q, static_cast<std::size_t>(query->ne[1]), static_cast<std::size_t>(query->ne[2]), keys, scale);
       evidence.query_head_stride = detail::elements(query->nb[1], sizeof(*q));

@@ -58,7 +58,7 @@ inline void prefetch(const void* from, std::size_t bytes) noexcept {
 // Lanes of partial sums, so that the compiler may vectorise a sum without reordering one.
 inline constexpr std::size_t lanes = 32;
 
-// q.k over dim elements: any type, any value, any compiler. four_products() below is its fast brother.
+// q.k over dim elements: any type, any value, any compiler. fast_products() is its fast brother.
 template <class K>
 inline float dot(const float* q, const K* k, std::size_t dim) noexcept {
   float sums[lanes] = {};
@@ -73,8 +73,16 @@ inline float dot(const float* q, const K* k, std::size_t dim) noexcept {
   return sums[0];
 }
 
-// Room for a query row, zeros behind it: whole steps of four_products() for every vector width.
+// Room for a query row, zeros behind it: whole steps of partial_sums() for every vector width.
 inline constexpr std::size_t padded(std::size_t dim) noexcept { return (dim + 31) / 32 * 32; }
+
+// Blocks of `size` that so many tokens need.
+inline constexpr std::size_t blocks_for(std::size_t tokens, std::size_t size) noexcept {
+  return tokens / size + (tokens % size != 0 ? 1u : 0u);
+}
+
+// No tensor has more entries, nor bytes: products of sizes below it cannot overflow.
+inline constexpr std::size_t most_entries = static_cast<std::size_t>(-1) / 32;
 
 struct Axis {
   const char* what;
@@ -83,23 +91,28 @@ struct Axis {
 };
 
 // Strides must not be negative, and no two entries may overlap: in order of stride, whatever the order of the axes,
-// each axis must step over all that the ones before it reach.
+// each axis must step over all that the ones before it reach. Where an axis has no entries, nothing can overlap.
 template <std::size_t N>
 Status check_strides(Axis (&&axes)[N], std::size_t entry) noexcept {
   for (const Axis& axis : axes)
     if (axis.stride < 0) return fail(Errc::negative_stride, axis.what, static_cast<long long>(axis.stride));
+  for (const Axis& axis : axes)
+    if (axis.extent == 0) return {};
   for (std::size_t i = 1; i < N; ++i)
     for (std::size_t j = i; j > 0 && axes[j].stride < axes[j - 1].stride; --j) {
       const Axis larger = axes[j - 1];
       axes[j - 1] = axes[j];
       axes[j] = larger;
     }
+  if (entry > most_entries) return fail(Errc::beyond_memory, "size of an entry", number(entry), 1);
   std::size_t reach = entry;
   for (const Axis& axis : axes) {
     if (axis.extent <= 1) continue;
     const auto stride = static_cast<std::size_t>(axis.stride);
     if (stride < reach)
       return fail(Errc::overlapping_stride, axis.what, static_cast<long long>(axis.stride), number(reach));
+    if (stride > (most_entries - reach) / (axis.extent - 1))
+      return fail(Errc::beyond_memory, axis.what, static_cast<long long>(axis.stride), number(axis.extent));
     reach += stride * (axis.extent - 1);
   }
   return {};

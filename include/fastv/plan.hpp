@@ -14,7 +14,7 @@ struct Prompt {
 
 // Visual tokens kept of `tokens`: round(tokens * (1 - R)), in double arithmetic, with the rounding error of 1 - R
 // part of the rule, as the authors' llava-hf code computes it (github.com/pkunlp-icler/FastV): 35 tokens at R = 0.9
-// keep 3.
+// keep 3. R must lie in [0, 1], as check(config) makes sure.
 inline std::size_t kept_of(std::size_t tokens, double filtering_ratio,
                            Rounding rounding = Rounding::half_even) noexcept {
   // volatile: the product is rounded to double before anything else happens to it. Contracted into a fused
@@ -28,6 +28,7 @@ inline std::size_t kept_of(std::size_t tokens, double filtering_ratio,
   return whole + ((rest > 0.5 || (rest == 0.5 && whole % 2 == 1)) ? 1u : 0u);
 }
 
+// Tokens of all spans together. O(spans).
 inline std::size_t visual_tokens(Span<const TokenSpan> visual) noexcept {
   std::size_t count = 0;
   for (const TokenSpan& span : visual) count += span.count;
@@ -113,6 +114,11 @@ inline std::size_t kept_of(const Config& config, std::size_t tokens, std::size_t
 // Visual tokens kept in the whole prompt. By count: as given. By ratio: the sum of the pictures' shares or, pooled,
 // the share of them all. A prompt without visual tokens keeps 0 of 0 whatever the settings say. O(spans).
 inline Result<std::size_t> kept_visual(const Config& config, Span<const TokenSpan> visual) noexcept {
+  if (Status status = check(config); !status) return {0, status};
+  if (Status status = detail::check_room(visual, visual.size(), "visual spans"); !status) return {0, status};
+  for (const TokenSpan& span : visual)
+    if (const std::size_t most = span.original > span.count ? span.original : span.count; most > max_tokens)
+      return {0, detail::fail(Errc::too_many_tokens, "", detail::number(most), detail::number(max_tokens))};
   const std::size_t total = visual_tokens(visual);
   if (total == 0) return {0, {}};
   if (config.keep_count != by_ratio) {
@@ -148,8 +154,7 @@ inline Status picture_quotas(const Config& config, Span<const TokenSpan> visual,
     ++pictures;
     minima += minimum(picture);
   });
-  if (quotas.size() < pictures)
-    return detail::fail(Errc::room_too_small, "quotas", detail::number(quotas.size()), detail::number(pictures));
+  if (Status status = detail::check_room(quotas, pictures, "quotas"); !status) return status;
 
   std::size_t i = 0;
   if (config.keep_count == by_ratio) {
@@ -174,17 +179,21 @@ inline Status picture_quotas(const Config& config, Span<const TokenSpan> visual,
   return {};
 }
 
+// The most stages a schedule may have.
 inline constexpr std::size_t max_stages = 8;
 
 // Token count and KV length of every layer. Layers before the first stage run on all n tokens and keep all their KV;
 // from a stage's filtering layer on they run on what it kept. A plain value: make_plan() fills it.
 struct Plan {
+  // One stage: the layers that run before it, and the visual tokens it keeps.
   struct Stage {
+    // See above.
     std::size_t filtering_layer, kept_visual;
   };
   std::size_t tokens = 0;  // n
-  std::size_t layers = 0;
+  std::size_t layers = 0;  // of the model
   std::size_t visual = 0;  // visual tokens in the prompt
+  // Stages, in order; those past `stages` are unused.
   std::size_t stages = 0;
   Stage stage[max_stages] = {};
 
@@ -218,6 +227,7 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt,
   if (prompt.layers == 0) return {{}, fail(Errc::no_layers)};
   if (schedule.size() > max_stages)
     return {{}, fail(Errc::too_many_stages, "", number(schedule.size()), number(max_stages))};
+  if (Status status = detail::check_room(schedule, schedule.size(), "the schedule"); !status) return {{}, status};
   if (Status status = check(prompt.visual, prompt.tokens); !status) return {{}, status};
 
   Plan plan;
@@ -242,8 +252,8 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt,
     if (s + 1 == schedule.size() || visual.empty()) continue;
 
     // What the next stage finds: each picture as one span of its quota or, pooled, one span of them all.
-    if (scratch.size() < visual.size() || quotas.size() < visual.size())
-      return {{}, fail(Errc::room_too_small, "scratch", number(scratch.size()), number(visual.size()))};
+    if (Status status = detail::check_room(scratch, visual.size(), "scratch"); !status) return {{}, status};
+    if (Status status = detail::check_room(quotas, visual.size(), "quotas"); !status) return {{}, status};
     std::size_t pictures = 0;
     if (config.quota == Quota::per_picture) {
       if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
@@ -264,6 +274,7 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt,
   return {plan, {}};
 }
 
+// The same for one stage.
 inline Result<Plan> make_plan(const Config& config, const Prompt& prompt) noexcept {
   return make_plan(Span<const Config>(&config, 1), prompt);
 }

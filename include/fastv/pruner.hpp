@@ -69,14 +69,14 @@ struct Workspace {
 template <class Score, class Evidence, class ParallelFor>
 Status score_all(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
                  const Workspace<Score>& work, const ParallelFor& parallel_for) noexcept {
+  if (!config.prior_rows.empty() && !has_rows(evidence)) return fail(Errc::prior_without_rows);
   if (Status status = score<Score>(config, evidence, visual, work.scores, work.scratch, parallel_for); !status)
     return status;
   if (config.prior_rows.empty()) return {};
   const RowSet prior(ScoreRows::listed, config.prior_rows, prompt_tokens(evidence));
   if (Status status = score<Score>(prior, evidence, visual, work.prior, work.scratch, parallel_for); !status)
     return status;
-  prior_corrected(work.scores, Span<const Score>(work.prior.data(), work.prior.size()));
-  return {};
+  return prior_corrected(work.scores, Span<const Score>(work.prior.data(), work.prior.size()));
 }
 template <class Score, class ParallelFor>
 Status score_all(const Config&, const NoEvidence&, Span<const TokenSpan>, const Workspace<Score>&,
@@ -98,13 +98,24 @@ Result<Selected> prune_one(const Config& config, const Evidence& evidence, Span<
 
 }  // namespace detail
 
+namespace detail {
+
+// Evidence is what prompt_tokens() can be asked of.
+template <class Evidence, class = void>
+inline constexpr bool is_evidence = false;
+template <class Evidence>
+inline constexpr bool is_evidence<Evidence, decltype(static_cast<void>(prompt_tokens(made<const Evidence&>())))> = true;
+
+}  // namespace detail
+
 // What prune() returns. The indices stay valid until the next prune() or reserve() of the same Pruner.
 struct [[nodiscard]] Kept {
   Span<const Index> indices;   // ascending positions in the whole prompt; every text token is among them
   std::size_t tokens = 0;      // n: length of the prompt, and so the position id of the first decoded token
   std::size_t nan_scores = 0;  // visual scores that were NaN, ranked below all others
-  Status status;
+  Status status;               // why nothing is kept, where something is wrong
 
+  // True where pruning succeeded; what status says; and the indices as a range.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   Errc code() const noexcept { return status.code; }
   Message message() const noexcept { return status.message(); }
@@ -122,8 +133,10 @@ struct [[nodiscard]] Kept {
 template <class Score = float>
 class Pruner {
  public:
+  // config is copied; a list of rows in it is read at each prune(). Allocates nothing yet.
   explicit Pruner(const Config& config = {}) noexcept : config_(config) {}
 
+  // The settings it was made with.
   const Config& config() const noexcept { return config_; }
 
   // True once, after the layer at which to prune: layers_run counts the decoder layers that have run. At K = 0 it is
@@ -149,6 +162,10 @@ class Pruner {
   // score() and select().
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
+    static_assert(detail::is_evidence<Evidence>,
+                  "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence: make one of your "
+                  "tensors by fastv::probabilities() or fastv::query_key(); for Eigen, ggml and LibTorch include "
+                  "<fastv/eigen.hpp>, <fastv/ggml.hpp> or <fastv/torch.hpp>");
     const std::size_t tokens = prompt_tokens(evidence);
     scores_.use(0);
     if (Status status = check(config_); !status) return failed(status);
@@ -157,6 +174,8 @@ class Pruner {
     if (!keep) return failed(keep.status);
     const std::size_t count = visual_tokens(visual), length = tokens - count + *keep;
     const bool ranks = config_.selection == Selection::top_k && count > 0;
+    // Before memory is asked for: wrong shapes would ask for any amount of it.
+    if (Status status = ranks ? check(evidence) : Status{}; !status) return failed(status);
     const std::size_t scratch = ranks ? score_scratch(evidence) : 0;
     if (Status status = reserve_for(count, length, visual.size(), scratch); !status) return failed(status);
 
@@ -167,6 +186,15 @@ class Pruner {
     if (!selected) return failed(selected.status);
     scores_.use(ranks ? count : 0);
     return {{kept.data(), length}, tokens, selected->nan_scores, {}};
+  }
+
+  // Evidence as an adaptor hands it over: one that it could not make passes its status on.
+  template <class Evidence, class ParallelFor = Serial>
+  Kept prune(const Result<Evidence>& evidence, Span<const TokenSpan> visual,
+             const ParallelFor& parallel_for = {}) noexcept {
+    if (evidence) return prune(*evidence, visual, parallel_for);
+    scores_.use(0);
+    return failed(evidence.status);
   }
 
   // The scores behind the last prune(), one per visual token, spans in order; empty after a rule that looks at none

@@ -51,6 +51,7 @@ class RowSet {
 inline Status check_shape(const char* what, std::size_t heads, std::size_t rows, std::size_t keys, std::size_t past,
                           std::size_t heads_total) noexcept {
   if (heads == 0) return fail(Errc::no_heads, what);
+  if (heads > max_tokens) return fail(Errc::beyond_memory, "number of heads", number(heads), number(keys));
   if (rows == 0) return fail(Errc::no_rows, what);
   if (keys > max_tokens) return fail(Errc::too_many_tokens, "", number(keys), number(max_tokens));
   if (past >= keys) return fail(Errc::no_tokens);
@@ -74,6 +75,7 @@ inline Status check_norms(Span<const float> norms, std::size_t kv_heads, std::si
 // threads, and returns when all are done. This one uses the calling thread; examples/parallel shows OpenMP and a
 // pool. Results do not depend on it, bit for bit.
 struct Serial {
+  // Calls body(0) ... body(count - 1).
   template <class Body>
   void operator()(std::size_t count, const Body& body) const {
     for (std::size_t i = 0; i < count; ++i) body(i);
@@ -97,6 +99,7 @@ void in_pieces(std::size_t count, const ParallelFor& parallel_for, const Body& b
 
 // ---- prompt length of each kind of evidence -----------------------------------------------------
 
+// Tokens of the prompt at hand, earlier turns left out. O(1).
 template <class T>
 std::size_t prompt_tokens(const Probabilities<T>& evidence) noexcept {
   return evidence.keys > evidence.past ? evidence.keys - evidence.past : 0;
@@ -115,8 +118,24 @@ std::size_t prompt_tokens(const Scores<T>& evidence) noexcept {
 }
 inline std::size_t prompt_tokens(const NoEvidence& evidence) noexcept { return evidence.tokens; }
 
+// ---- whether it has query rows, which Config::prior_rows asks for --------------------------------
+
+template <class Evidence>
+bool has_rows(const Evidence&) noexcept {
+  return true;
+}
+template <class K>
+bool has_rows(const KeysOnly<K>&) noexcept {
+  return false;
+}
+template <class T>
+bool has_rows(const Scores<T>&) noexcept {
+  return false;
+}
+
 // ---- floats of scratch that score() needs -------------------------------------------------------
 
+// Floats of scratch memory that score() needs for this evidence; 0 for all but queries and keys. O(1).
 template <class Q, class K>
 std::size_t score_scratch(const QueryKey<Q, K>& evidence) noexcept {
   // logits, query, one over each head's sum; a widened key for each piece
@@ -130,6 +149,7 @@ std::size_t score_scratch(const Evidence&) noexcept {
 
 // ---- checks -------------------------------------------------------------------------------------
 
+// Extents, strides and pointers that score() would not survive. Every score() checks by itself. O(1).
 template <class T>
 Status check(const Probabilities<T>& evidence) noexcept {
   using detail::fail;
@@ -153,6 +173,7 @@ Status check(const HeadVectors<T>& vectors, const char* what, const char* head_s
   if (vectors.heads == 0) return fail(Errc::no_heads, what);
   if (vectors.dim == 0) return fail(Errc::no_dim, what);
   if (vectors.data == nullptr) return fail(Errc::null_data, what);
+  if (vectors.tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(vectors.tokens), number(max_tokens));
   const Pages& pages = vectors.pages;
   if (pages.chunk != 0 && vectors.dim % pages.chunk != 0)
     return fail(Errc::chunk_not_divisor, what, number(pages.chunk), number(vectors.dim));
@@ -160,7 +181,7 @@ Status check(const HeadVectors<T>& vectors, const char* what, const char* head_s
   const bool paged = !pages.block_table.empty();
   if (paged) {
     if (pages.block_tokens == 0) return fail(Errc::no_block_tokens, what);
-    const std::size_t needed = (vectors.tokens + pages.block_tokens - 1) / pages.block_tokens;
+    const std::size_t needed = detail::blocks_for(vectors.tokens, pages.block_tokens);
     if (pages.block_table.size() < needed)
       return fail(Errc::block_table_short, "", number(pages.block_table.size()), number(needed));
     if (pages.block_table.data() == nullptr) return fail(Errc::null_data, "the block table");
@@ -168,10 +189,11 @@ Status check(const HeadVectors<T>& vectors, const char* what, const char* head_s
   return detail::check_strides({{token_stride, vectors.token_stride, paged ? pages.block_tokens : vectors.tokens},
                                 {head_stride, vectors.head_stride, vectors.heads},
                                 {"chunk stride", pages.chunk_stride, vectors.dim / entry},
-                                {"block stride", pages.block_stride, pages.block_table.size()}},
+                                {"block stride", pages.block_stride, paged ? pages.block_table.size() : 1}},
                                entry);
 }
 
+// As check(Probabilities), and scale, soft-cap and bias.
 template <class Q, class K>
 Status check(const QueryKey<Q, K>& evidence) noexcept {
   using detail::fail;
@@ -197,6 +219,16 @@ Status check(const QueryKey<Q, K>& evidence) noexcept {
                                evidence.dim);
 }
 
+// The keys' own check.
+template <class K>
+Status check(const KeysOnly<K>& evidence) noexcept {
+  return check(evidence.keys, "key", "head stride of key", "token stride of key");
+}
+
+// Nothing to be wrong.
+inline Status check(const NoEvidence&) noexcept { return {}; }
+
+// A pointer where there are scores; score() compares their number with the spans'.
 template <class T>
 Status check(const Scores<T>& evidence) noexcept {
   if (!evidence.values.empty() && evidence.values.data() == nullptr) return detail::fail(Errc::null_data, "scores");
@@ -205,7 +237,7 @@ Status check(const Scores<T>& evidence) noexcept {
 
 // ---- scoring ------------------------------------------------------------------------------------
 // score(config, evidence, visual, scores, scratch, parallel_for) writes one score per visual token, spans in order.
-// visual: sorted, disjoint, inside the prompt (check(visual, tokens) tells). scores: one entry per visual token.
+// visual: sorted, disjoint, inside the prompt. scores: one entry per visual token.
 // scratch: score_scratch(evidence) floats. Re-entrant; no allocation.
 
 namespace detail {
@@ -238,7 +270,7 @@ void cap_and_bias(const QueryKey<Q, K>& evidence, std::size_t seen, float* logit
 // What every score() does first.
 template <class Score>
 Status begin_score(Span<Score> scores, std::size_t count) noexcept {
-  if (scores.size() < count) return fail(Errc::room_too_small, "scores", number(scores.size()), number(count));
+  if (Status status = check_room(scores, count, "scores"); !status) return status;
   for (std::size_t i = 0; i < count; ++i) scores[i] = 0;
   return {};
 }
@@ -254,6 +286,7 @@ template <class Score, class T, class ParallelFor = Serial>
 Status score(const detail::RowSet& rows, const Probabilities<T>& evidence, Span<const TokenSpan> visual,
              Span<Score> scores, Span<float>, const ParallelFor& parallel_for = {}) noexcept {
   if (Status status = check(evidence); !status) return status;
+  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
   const std::size_t count = visual_tokens(visual), norms = evidence.value_norms.size();
   const std::size_t kv_heads = count == 0 ? 0 : norms / count;
   if (Status status = detail::check_norms(evidence.value_norms, kv_heads, count); !status) return status;
@@ -296,13 +329,11 @@ Status score(const detail::RowSet& rows, const Probabilities<T>& evidence, Span<
 template <class Score, class Q, class K, class ParallelFor = Serial>
 Status score(const detail::RowSet& rows, const QueryKey<Q, K>& evidence, Span<const TokenSpan> visual,
              Span<Score> scores, Span<float> scratch, const ParallelFor& parallel_for = {}) noexcept {
-  using detail::fail;
-  using detail::number;
   if (Status status = check(evidence); !status) return status;
+  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
   const std::size_t count = visual_tokens(visual);
   if (Status status = detail::check_norms(evidence.value_norms, evidence.kv_heads, count); !status) return status;
-  if (scratch.size() < score_scratch(evidence))
-    return fail(Errc::room_too_small, "scratch", number(scratch.size()), number(score_scratch(evidence)));
+  if (Status status = detail::check_room(scratch, score_scratch(evidence), "scratch"); !status) return status;
   if (Status status = rows.check_covered(evidence.rows); !status) return status;
   if (Status status = detail::begin_score(scores, count); !status) return status;
 
@@ -359,6 +390,7 @@ Status score(const detail::RowSet&, const Scores<T>& evidence, Span<const TokenS
              Span<float> = {}, const ParallelFor& = {}) noexcept {
   using detail::number;
   if (Status status = check(evidence); !status) return status;
+  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
   const std::size_t count = visual_tokens(visual);
   if (evidence.values.size() != count)
     return detail::fail(Errc::scores_size, "", number(evidence.values.size()), number(count));
@@ -374,7 +406,8 @@ template <class Score, class K, class ParallelFor = Serial>
 Status score(const detail::RowSet&, const KeysOnly<K>& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> = {}, const ParallelFor& parallel_for = {}) noexcept {
   const HeadVectors<K>& keys = evidence.keys;
-  if (Status status = check(keys, "key", "head stride of key", "token stride of key"); !status) return status;
+  if (Status status = check(evidence); !status) return status;
+  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
   const std::size_t count = visual_tokens(visual);
   if (Status status = detail::begin_score(scores, count); !status) return status;
   const Score share = Score(1) / static_cast<Score>(keys.heads);

@@ -19,6 +19,7 @@ namespace fastv {
 
 // ---- RoPE-free: FEATHER's phi_-R (arXiv 2412.13180) ---------------------------------------------
 
+// Which elements of a vector RoPE turns together.
 enum class RopeLayout {
   half,        // pairs (i, i + dim / 2): Hugging Face's LLaMA and Qwen, ggml's NEOX
   interleaved  // pairs (2 i, 2 i + 1): the original LLaMA, ggml's NORM
@@ -26,10 +27,10 @@ enum class RopeLayout {
 
 // How keys were rotated: pair i of token t by the angle positions[axis[i]][t] * frequencies[i].
 struct Rope {
-  Span<const float> frequencies;        // [dim / 2], theta^(-2 i / dim) in most models
-  Span<const Index> positions;          // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
-  Span<const unsigned char> axis = {};  // [dim / 2], M-RoPE's section of each pair; empty: axis 0
-  RopeLayout layout = RopeLayout::half;
+  Span<const float> frequencies;         // [dim / 2], theta^(-2 i / dim) in most models
+  Span<const Index> positions;           // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
+  Span<const unsigned char> axis = {};   // [dim / 2], M-RoPE's section of each pair; empty: axis 0
+  RopeLayout layout = RopeLayout::half;  // see its type
 };
 
 namespace detail {
@@ -37,6 +38,10 @@ namespace detail {
 // sin and cos of an angle up to 2^30 or so, in double: reduced by pi / 2 in two parts, then Cephes' polynomials.
 inline void sin_cos(double angle, double& sine, double& cosine) noexcept {
   const double turns = angle * 0.63661977236758134308;  // 2 / pi
+  if (!(turns > -0x1p52 && turns < 0x1p52)) {           // no whole number of turns: frequencies that are none
+    sine = cosine = nan_value<double>();
+    return;
+  }
   const auto quadrant = static_cast<std::int64_t>(turns + (turns < 0 ? -0.5 : 0.5));
   const auto n = static_cast<double>(quadrant);
   const double x = (angle - n * 1.57079632673412561417) - n * 6.07710050650619224932e-11;
@@ -83,12 +88,15 @@ Status unrotate(const HeadVectors<T>& vectors, const Rope& rope, Span<float> out
     return fail(Errc::rope_size, "frequencies", number(rope.frequencies.size()), number(pairs));
   if (!rope.axis.empty() && rope.axis.size() != pairs)
     return fail(Errc::rope_size, "axis", number(rope.axis.size()), number(pairs));
+  if (Status status = detail::check_room(rope.frequencies, pairs, "frequencies"); !status) return status;
+  if (Status status = detail::check_room(rope.axis, rope.axis.size(), "axis"); !status) return status;
   std::size_t axes = 1;
   for (const unsigned char axis : rope.axis) axes = axis + 1u > axes ? axis + 1u : axes;
   if (rope.positions.size() < axes * tokens)
     return fail(Errc::rope_size, "positions", number(rope.positions.size()), number(axes * tokens));
-  if (out.size() < vectors.heads * tokens * vectors.dim)
-    return fail(Errc::room_too_small, "the output", number(out.size()), number(vectors.heads * tokens * vectors.dim));
+  if (Status status = detail::check_room(rope.positions, axes * tokens, "positions"); !status) return status;
+  if (Status status = detail::check_room(out, vectors.heads * tokens * vectors.dim, "the output"); !status)
+    return status;
 
   detail::in_pieces(tokens, parallel_for, [&](std::size_t begin, std::size_t end) {
     detail::for_each_vector(vectors, begin, end, [&](std::size_t head, std::size_t token, const T* data) {
@@ -128,8 +136,7 @@ Status value_norms(const HeadVectors<T>& values, Span<const TokenSpan> visual, S
   if (past > values.tokens) return detail::fail(Errc::no_tokens);
   if (Status status = check(visual, values.tokens - past); !status) return status;
   const std::size_t count = visual_tokens(visual);
-  if (norms.size() < values.heads * count)
-    return detail::fail(Errc::room_too_small, "value_norms", number(norms.size()), number(values.heads * count));
+  if (Status status = detail::check_room(norms, values.heads * count, "value_norms"); !status) return status;
   detail::for_each_stretch(visual, 0, count, [&](std::size_t first, std::size_t position, std::size_t n) {
     const std::size_t begin = past + position;
     detail::for_each_vector(values, begin, begin + n, [&](std::size_t head, std::size_t token, const T* v) {
@@ -160,9 +167,10 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
                     number(text.count - 1))};
   if (stride < width)
     return {0, fail(Errc::overlapping_stride, "row stride of hidden states", number(stride), number(width))};
-  if (rows.size() < text.count) return {0, fail(Errc::room_too_small, "rows", number(rows.size()), number(text.count))};
-  if (scratch.size() < 2 * text.count)
-    return {0, fail(Errc::room_too_small, "scratch", number(scratch.size()), number(2 * text.count))};
+  if (stride > detail::most_entries / tokens)
+    return {0, fail(Errc::beyond_memory, "row stride of hidden states", number(stride), number(tokens))};
+  if (Status status = detail::check_room(rows, text.count, "rows"); !status) return {0, status};
+  if (Status status = detail::check_room(scratch, 2 * text.count, "scratch"); !status) return {0, status};
 
   float* relevance = scratch.data();
   float* logits = relevance + text.count;
@@ -226,7 +234,12 @@ inline float log_of(float x) noexcept {
 // not seen the question (the separator right behind the picture), each divided by its sum. scores: P in, S out. NaN
 // in either stays NaN. O(visual tokens).
 template <class Score>
-void prior_corrected(Span<Score> scores, Span<const Score> prior) noexcept {
+Status prior_corrected(Span<Score> scores, Span<const Score> prior) noexcept {
+  using detail::number;
+  if (prior.size() != scores.size())
+    return detail::fail(Errc::scores_size, "", number(prior.size()), number(scores.size()));
+  if (Status status = detail::check_room(scores, scores.size(), "scores"); !status) return status;
+  if (Status status = detail::check_room(prior, prior.size(), "the prior"); !status) return status;
   Score p_sum = 0, q_sum = 0;
   for (std::size_t i = 0; i < scores.size(); ++i) {
     p_sum += scores[i];
@@ -237,6 +250,7 @@ void prior_corrected(Span<Score> scores, Span<const Score> prior) noexcept {
     const auto ratio = static_cast<float>((p + Score(1e-6)) / (q + Score(1e-6)));
     scores[i] = detail::is_nan(ratio) ? detail::nan_value<Score>() : p * static_cast<Score>(detail::log_of(ratio));
   }
+  return {};
 }
 
 // ---- key-sharded: context parallel --------------------------------------------------------------
@@ -244,6 +258,7 @@ void prior_corrected(Span<Score> scores, Span<const Score> prior) noexcept {
 // One head's softmax over the keys of one rank: the greatest logit, and the sum of exp(logit - greatest). A rank
 // whose keys are all hidden, or that has none, has {-infinity's stand-in, 0}.
 struct SoftmaxPart {
+  // See above.
   float greatest = -3.0e38f;
   float sum = 0;
 };
@@ -255,16 +270,12 @@ struct SoftmaxPart {
 template <class Q, class K>
 Status score_shard(const QueryKey<Q, K>& evidence, Span<const TokenSpan> visual, Span<SoftmaxPart> parts,
                    Span<float> numerators, Span<float> scratch) noexcept {
-  using detail::fail;
-  using detail::number;
   if (Status status = check(evidence); !status) return status;
+  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
   const std::size_t count = visual_tokens(visual);
-  if (parts.size() < evidence.heads)
-    return fail(Errc::room_too_small, "parts", number(parts.size()), number(evidence.heads));
-  if (numerators.size() < evidence.heads * count)
-    return fail(Errc::room_too_small, "numerators", number(numerators.size()), number(evidence.heads * count));
-  if (scratch.size() < score_scratch(evidence))
-    return fail(Errc::room_too_small, "scratch", number(scratch.size()), number(score_scratch(evidence)));
+  if (Status status = detail::check_room(parts, evidence.heads, "parts"); !status) return status;
+  if (Status status = detail::check_room(numerators, evidence.heads * count, "numerators"); !status) return status;
+  if (Status status = detail::check_room(scratch, score_scratch(evidence), "scratch"); !status) return status;
   float* logits = scratch.data();
   float* query = logits + evidence.heads * evidence.keys;
   detail::load_query(evidence, evidence.rows - 1, query);
@@ -300,6 +311,9 @@ Status merge_shards(Span<const SoftmaxPart> parts, std::size_t ranks, std::size_
   const std::size_t heads = parts.size() / ranks, count = scores.size();
   if (numerators.size() != heads * count)
     return fail(Errc::scores_size, "", number(numerators.size()), number(heads * count));
+  if (Status status = detail::check_room(parts, parts.size(), "parts"); !status) return status;
+  if (Status status = detail::check_room(numerators, heads * count, "numerators"); !status) return status;
+  if (Status status = detail::check_room(scores, count, "scores"); !status) return status;
   for (std::size_t i = 0; i < count; ++i) scores[i] = 0;
   for (std::size_t head = 0; head < heads; ++head) {
     float most = parts[head].greatest, sum = 0;

@@ -142,6 +142,7 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
 
 // What select() returns: the number of kept indices, and of visual scores that are NaN.
 struct Selected {
+  // Kept indices, and visual scores that are NaN.
   std::size_t count = 0;
   std::size_t nan_scores = 0;
 };
@@ -164,9 +165,8 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
   const std::size_t total = visual_tokens(visual);
   const Result<std::size_t> keep = kept_visual(config, visual);
   if (!keep) return {{}, keep.status};
-  if (kept.size() < tokens - total + *keep)
-    return {{}, fail(Errc::room_too_small, "kept indices", number(kept.size()), number(tokens - total + *keep))};
-  if (marks.size() < total) return {{}, fail(Errc::room_too_small, "marks", number(marks.size()), number(total))};
+  if (Status status = detail::check_room(kept, tokens - total + *keep, "kept indices"); !status) return {{}, status};
+  if (Status status = detail::check_room(marks, total, "marks"); !status) return {{}, status};
   if (config.quota == Quota::per_picture) {
     if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
   }
@@ -231,8 +231,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
 // per span. Returns the number of spans written. O(kept + spans).
 inline Result<std::size_t> remaining(Span<const Index> kept, Span<const TokenSpan> visual,
                                      Span<TokenSpan> left) noexcept {
-  if (left.size() < visual.size())
-    return {0, detail::fail(Errc::room_too_small, "spans", detail::number(left.size()), detail::number(visual.size()))};
+  if (Status status = detail::check_room(kept, kept.size(), "kept indices"); !status) return {0, status};
+  if (Status status = detail::check_room(visual, visual.size(), "visual spans"); !status) return {0, status};
+  if (Status status = detail::check_room(left, visual.size(), "spans"); !status) return {0, status};
   std::size_t written = 0, k = 0,
               lost = 0;  // lost: original tokens of this picture's spans that were left out
   bool begun = false;    // a span of this picture has been written

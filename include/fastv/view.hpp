@@ -7,12 +7,51 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 namespace fastv {
 
+namespace detail {
+
+// The little of <type_traits> that views need; the header itself is 3,000 lines. Never defined: for decltype only.
+template <class T>
+T&& made() noexcept;
+template <class T>
+auto array_of(T*) noexcept -> T (*)[];
+template <class T>
+void takes(T) noexcept;
+template <class T, class U>
+inline constexpr bool is_same = false;
+template <class T>
+inline constexpr bool is_same<T, T> = true;
+
+// Parameters of overloads that stand behind all others, since a user's conversion is the worst: a tensor type which no
+// real overload knows ends in a sentence that says what to do, not in a list of candidates.
+struct Anything {
+  template <class T>
+  constexpr Anything(const T&) noexcept {}
+};
+struct Unknown {
+  template <class T>
+  constexpr Unknown(const T&) noexcept {
+    static_assert(!is_same<T, T>,
+                  "fastv knows no view of this type here: include <fastv/eigen.hpp>, <fastv/ggml.hpp> or "
+                  "<fastv/torch.hpp> for the tensors of these engines, or hand over a pointer to the elements and "
+                  "their sizes, as in fastv::rows(data, count, width)");
+  }
+};
+
+// A ggml_tensor, whose own bytes are not its elements'.
+template <class T, class = void>
+inline constexpr bool is_ggml_tensor = false;
+template <class T>
+inline constexpr bool is_ggml_tensor<T, decltype(static_cast<void>(made<T&>().ne), static_cast<void>(made<T&>().nb))> =
+    true;
+
+}  // namespace detail
+
 // Position of a token in the prompt, or of a row in a tensor. Prompts hold at most max_tokens tokens.
 using Index = std::uint32_t;
+// The most tokens a prompt, or rows a batch, may have: every Index fits 31 bits.
 inline constexpr std::size_t max_tokens = 0x7fffffff;
 
 // ---- ranges -------------------------------------------------------------------------------------
@@ -21,15 +60,18 @@ inline constexpr std::size_t max_tokens = 0x7fffffff;
 template <class T>
 class Span {
  public:
+  // An empty span, a pointer and a length, an array, or anything with data() and size(); const may be added.
   constexpr Span() noexcept = default;
   constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
   template <std::size_t N>
   constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
-  template <class Container, class Pointer = decltype(std::declval<Container&>().data()),
-            class = std::enable_if_t<std::is_convertible<std::remove_pointer_t<Pointer> (*)[], T (*)[]>::value>>
+  // Through a pointer to an array, since those convert by adding const alone, never from derived to base.
+  template <class Container,
+            class = decltype(detail::takes<T (*)[]>(detail::array_of(detail::made<Container&>().data())))>
   constexpr Span(Container&& container) noexcept
       : data_(container.data()), size_(static_cast<std::size_t>(container.size())) {}
 
+  // As std::span's; no index is checked.
   constexpr T* data() const noexcept { return data_; }
   constexpr std::size_t size() const noexcept { return size_; }
   constexpr bool empty() const noexcept { return size_ == 0; }
@@ -46,6 +88,7 @@ class Span {
 // whose rows are set apart by tokens that are not to compete (AnyRes newlines) is several spans, all but the first of
 // which `continue` it: they share one quota and one grid.
 struct TokenSpan {
+  // Position of the first token in the prompt, and how many follow each other.
   std::size_t first;
   std::size_t count;
   std::size_t columns = 0;   // of the picture's grid, for rules that need it; 0: unknown. Read from its first span
@@ -63,6 +106,7 @@ struct TokenSpan {
 // leaves them. Build it with probabilities(), or fill the strides (in elements) by hand.
 template <class T>
 struct Probabilities {
+  // [heads, rows, keys], strides in elements, and leading keys that are no candidates; see above.
   const T* data;
   std::size_t heads, rows, keys;
   std::ptrdiff_t head_stride, row_stride;
@@ -72,16 +116,21 @@ struct Probabilities {
   Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
 };
 
+// Contiguous probabilities [heads, rows, keys].
 template <class T>
 Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t rows, std::size_t keys) noexcept {
   return {data, heads, rows, keys, static_cast<std::ptrdiff_t>(rows * keys), static_cast<std::ptrdiff_t>(keys)};
 }
+template <class = void>
+Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0,
+                                   detail::Anything = 0) noexcept;
 
 // Where a cache lies in pages: token t is in block block_table[t / block_tokens], block_stride elements apart. A
 // head's vector may be split into chunks of `chunk` elements, chunk_stride apart (vLLM's key cache); 0: it is in one
 // piece.
 struct Pages {
   Span<const Index> block_table = {};  // empty: the cache is one piece
+  // Tokens of a block, elements from block to block, elements of a chunk and from chunk to chunk; see above.
   std::size_t block_tokens = 0;
   std::ptrdiff_t block_stride = 0;
   std::size_t chunk = 0;
@@ -91,8 +140,9 @@ struct Pages {
 // The keys or values of one layer: [heads, tokens, dim], in whatever order the strides (in elements) say.
 template <class T>
 struct HeadVectors {
+  // [KV heads, tokens, dim], strides in elements; elements of a vector are adjacent, or as pages says.
   const T* data;
-  std::size_t heads, tokens, dim;  // KV heads
+  std::size_t heads, tokens, dim;
   std::ptrdiff_t head_stride, token_stride;
   Pages pages = {};
 };
@@ -110,19 +160,21 @@ struct HeadVectors {
 // bias[key]  where a bias row is given (-infinity hides a key, as padding masks do).
 template <class Q, class K = Q>
 struct QueryKey {
+  // [heads, rows, dim], strides in elements.
   const Q* query;
   std::size_t heads, rows, dim;
   std::ptrdiff_t query_head_stride, query_row_stride;
 
+  // [kv_heads, keys, dim], strides in elements.
   const K* key;
   std::size_t kv_heads, keys;
   std::ptrdiff_t key_head_stride, key_token_stride;
 
-  float scale;  // 1 / sqrt(dim) in most models
-  float soft_cap = 0;
-  Span<const float> bias = {};  // [keys] or empty
-  bool causal = true;           // a row sees the keys up to its own position; false: all keys
-  std::size_t past = 0;
+  float scale;                         // 1 / sqrt(dim) in most models
+  float soft_cap = 0;                  // 0: none
+  Span<const float> bias = {};         // [keys] or empty
+  bool causal = true;                  // a row sees the keys up to its own position; false: all keys
+  std::size_t past = 0;                // leading keys that are no candidates
   std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
   Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
   Pages pages = {};                    // of the keys
@@ -180,10 +232,15 @@ QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, co
                          std::size_t capacity = 0) noexcept {
   return query_key(query, heads, rows, head_vectors(key, kv_heads, keys, dim, layout, capacity), scale);
 }
+template <class = void>
+QueryKey<float> query_key(detail::Unknown, detail::Anything, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // The keys alone, for the query-free rule of scorers.hpp: engines that must prune before the question has arrived.
 template <class K>
 struct KeysOnly {
+  // The keys of layer K-1, and how many leading ones are no candidates.
   HeadVectors<K> keys;
   std::size_t past = 0;
 };
@@ -192,13 +249,14 @@ struct KeysOnly {
 // close ones may tie. tokens: length of the prompt.
 template <class T>
 struct Scores {
+  // One score per visual token, and the length of the prompt.
   Span<const T> values;
   std::size_t tokens;
 };
 
 // For the selection rules that look at no score (random, uniform). tokens: length of the prompt.
 struct NoEvidence {
-  std::size_t tokens;
+  std::size_t tokens;  // length of the prompt
 };
 
 // ---- bytes: what is moved -----------------------------------------------------------------------
@@ -207,6 +265,7 @@ struct NoEvidence {
 // type, quantised blocks included, since rows are only moved. Row i of plane p starts at data + p * plane_stride + i
 // * row_stride (bytes).
 struct Rows {
+  // [planes, count, row_bytes], strides in bytes; see above.
   void* data;
   std::size_t count, row_bytes;
   std::ptrdiff_t row_stride;
@@ -217,14 +276,18 @@ struct Rows {
 // A contiguous tensor [count, width].
 template <class T>
 Rows rows(T* data, std::size_t count, std::size_t width = 1) noexcept {
-  static_assert(std::is_trivially_copyable<T>::value, "rows are moved as bytes");
+  static_assert(!detail::is_ggml_tensor<T>,
+                "the rows of a ggml_tensor are fastv::token_rows(tensor, axis) of <fastv/ggml.hpp>");
+  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
   return {data, count, width * sizeof(T), static_cast<std::ptrdiff_t>(width * sizeof(T))};
 }
+template <class = void>
+Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // Contiguous position ids of several axes, [axes, count] (M-RoPE: 3 or 4).
 template <class T>
 Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
-  static_assert(std::is_trivially_copyable<T>::value, "rows are moved as bytes");
+  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
   return {data, count, sizeof(T), sizeof(T), axes, static_cast<std::ptrdiff_t>(count * sizeof(T))};
 }
 
@@ -246,11 +309,12 @@ inline Rows kv_rows(void* data, std::size_t count, std::size_t kv_heads, std::si
 //   a token, a plane per head [block, kv head, dim / x, token, x] row_bytes = x
 //   elements, a plane per head and x (vLLM's key cache)
 struct PagedRows {
-  void* data;
+  void* data;               // of block 0
   Span<Index> block_table;  // of this sequence; compact() reorders it
+  // Rows of a block, bytes from block to block; tokens in use, bytes of a row; strides in bytes within a block.
   std::size_t block_tokens;
   std::ptrdiff_t block_stride;
-  std::size_t count, row_bytes;  // tokens in use
+  std::size_t count, row_bytes;
   std::ptrdiff_t row_stride;
   std::size_t planes = 1;
   std::ptrdiff_t plane_stride = 0;

@@ -176,9 +176,9 @@ TEST(GgmlRows, MoveTokensAlongEveryAxisAndOfEveryType) {
 TEST(GgmlRows, RefuseWhatCannotBeMoved) {
   HostTensors host;
   EXPECT_EQ(fastv::token_rows(nullptr, 1).code(), Errc::null_data);
-  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 8}), 3).code(), Errc::tensor_axis);
-  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 8}), -1).code(), Errc::tensor_axis);
-  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 2, 2, 2}), 1).code(), Errc::tensor_batched);
+  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 8}), 3).code(), Errc::tensor_no_dim);
+  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 8}), -1).code(), Errc::tensor_no_dim);
+  EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_F32, {8, 2, 2, 2}), 1).code(), Errc::tensor_batch);
   EXPECT_EQ(fastv::token_rows(host.make(GGML_TYPE_Q8_0, {32, 4}), 0).code(), Errc::tensor_type);
   ggml_tensor* columns = ggml_transpose(host.context(), host.make(GGML_TYPE_F32, {8, 4}));
   EXPECT_EQ(fastv::token_rows(columns, 1).code(), Errc::overlapping_stride);
@@ -243,8 +243,8 @@ TEST(GgmlEvidence, RefusesWhatIsNotReadElementByElement) {
   };
   EXPECT_EQ(code(q, host.make(GGML_TYPE_Q8_0, {32, 2, 40})), Errc::tensor_type);
   EXPECT_EQ(code(q, nullptr), Errc::null_data);
-  EXPECT_EQ(code(q, host.make(GGML_TYPE_F32, {16, 2, 40})), Errc::rows_differ);
-  EXPECT_EQ(code(q, host.make(GGML_TYPE_F32, {32, 2, 40, 2})), Errc::tensor_batched);
+  EXPECT_EQ(code(q, host.make(GGML_TYPE_F32, {16, 2, 40})), Errc::head_dims_differ);
+  EXPECT_EQ(code(q, host.make(GGML_TYPE_F32, {32, 2, 40, 2})), Errc::tensor_batch);
   EXPECT_EQ(code(q, host.make(GGML_TYPE_F32, {32, 3, 40})), Errc::heads_not_divisible);
   ggml_tensor* odd = host.make(GGML_TYPE_F32, {32, 2, 40});
   odd->nb[2] += 2;

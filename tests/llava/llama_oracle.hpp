@@ -16,9 +16,8 @@ namespace oracle {
 
 class Llama {
  public:
-  // piece: llama.cpp's n_ubatch. context: tokens of the KV cache.
-  Llama(const std::string& path, int threads, std::size_t context, std::size_t piece,
-        ggml_type cache_type = GGML_TYPE_F16) {
+  // piece: llama.cpp's n_ubatch. context: tokens of the KV cache. masks: hide_all_but() will be called.
+  Llama(const std::string& path, int threads, std::size_t context, std::size_t piece, bool masks = true) {
     llama_log_set(
         [](ggml_log_level level, const char* text, void*) {
           if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -32,8 +31,7 @@ class Llama {
     params.n_ubatch = static_cast<std::uint32_t>(piece);
     params.n_threads = params.n_threads_batch = threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    params.type_k = params.type_v = cache_type;
-    params.cb_eval = &Llama::on_node;
+    params.cb_eval = masks ? &Llama::on_node : nullptr;
     params.cb_eval_user_data = this;
     context_.reset(llama_init_from_model(model_.get(), params));
     if (!context_) throw std::runtime_error("libllama makes no context for " + path);

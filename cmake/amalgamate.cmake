@@ -1,0 +1,62 @@
+# The library as one file:
+#   cmake [-DADAPTORS="eigen ggml"] [-DOUT=fastv.hpp] -P cmake/amalgamate.cmake
+# Every header once, in the order of their includes; the adaptors asked for behind the core.
+cmake_minimum_required(VERSION 3.16)
+get_filename_component(_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+if(NOT DEFINED OUT)
+  set(OUT fastv.hpp)
+endif()
+string(REPLACE " " ";" _adaptors "${ADAPTORS}")
+set(_seen "")
+set(_text "")
+
+# Appends a header to _text, each #include "..." in it replaced by that header.
+function(append name)
+  if(name IN_LIST _seen)
+    return()
+  endif()
+  list(APPEND _seen ${name})
+  set(_path ${_root}/include/fastv/${name})
+  if(NOT EXISTS ${_path})
+    message(FATAL_ERROR "There is no ${_path}: ADAPTORS names headers of include/fastv without .hpp")
+  endif()
+  file(READ ${_path} _rest)
+  string(REPLACE "#pragma once\n" "" _rest "${_rest}")
+  while(TRUE)
+    string(FIND "${_rest}" "#include \"" _at)
+    if(_at EQUAL -1)
+      break()
+    endif()
+    string(SUBSTRING "${_rest}" 0 ${_at} _before)
+    string(SUBSTRING "${_rest}" ${_at} -1 _rest)
+    string(FIND "${_rest}" "\n" _end)
+    string(SUBSTRING "${_rest}" 0 ${_end} _line)
+    math(EXPR _end "${_end} + 1")
+    string(SUBSTRING "${_rest}" ${_end} -1 _rest)
+    string(REGEX REPLACE "#include \"([^\"]*)\".*" "\\1" _included "${_line}")
+    string(APPEND _text "${_before}")
+    append(${_included})
+  endwhile()
+  string(APPEND _text "${_rest}")
+  set(_text "${_text}" PARENT_SCOPE)
+  set(_seen "${_seen}" PARENT_SCOPE)
+endfunction()
+
+append(fastv.hpp)
+foreach(_adaptor IN LISTS _adaptors)
+  append(${_adaptor}.hpp)
+endforeach()
+
+file(READ ${_root}/include/fastv/version.hpp _version)
+string(REGEX REPLACE ".*_MAJOR ([0-9]+).*_MINOR ([0-9]+).*_PATCH ([0-9]+).*" "\\1.\\2.\\3" _version "${_version}")
+file(READ ${_root}/LICENSE _licence)
+string(REGEX REPLACE "\n+$" "" _licence "${_licence}")
+string(REPLACE "\n" "\n// " _licence "// ${_licence}")
+string(REPLACE "// \n" "//\n" _licence "${_licence}")
+file(WRITE ${OUT} "// fastv ${_version} in one file, made by cmake/amalgamate.cmake of its repository. Do not edit: change the headers there.
+//
+${_licence}
+#pragma once
+
+${_text}")
+message(STATUS "fastv ${_version} is in ${OUT}")

@@ -1,0 +1,43 @@
+# The adaptors as targets: fastv::eigen, fastv::ggml, fastv::torch, each fastv::fastv and its engine's own package, whose
+# headers arrive as SYSTEM since the targets are imported. Used by find_package(fastv COMPONENTS ...) and, for
+# add_subdirectory, by the list FASTV_COMPONENTS.
+set(fastv_known_components eigen ggml torch)
+
+# fastv_add_component(NAME MESSAGE): makes fastv::NAME, or sets MESSAGE to a sentence that says why not. A macro, so that
+# what the engine's package sets reaches the caller.
+macro(fastv_add_component name message)
+  set(${message} "")
+  set(_fastv_engine "")
+  if(NOT "${name}" IN_LIST fastv_known_components)
+    list(JOIN fastv_known_components ", " _fastv_known)
+    set(${message} "fastv has no component \"${name}\": it has ${_fastv_known}.")
+  elseif("${name}" STREQUAL "eigen")
+    # Without a version: Eigen's own file accepts only the same major one, and 5 will do as well as 3.4.
+    find_package(Eigen3 CONFIG QUIET)
+    if(NOT TARGET Eigen3::Eigen)
+      set(${message} "fastv::eigen needs Eigen: install it (Debian: libeigen3-dev) or set Eigen3_DIR.")
+    elseif(Eigen3_VERSION VERSION_LESS 3.4)
+      set(${message} "fastv::eigen needs Eigen 3.4 or newer but found ${Eigen3_VERSION} in ${Eigen3_DIR}.")
+    else()
+      set(_fastv_engine Eigen3::Eigen)
+    endif()
+  elseif("${name}" STREQUAL "ggml")
+    find_package(ggml CONFIG QUIET)
+    if(TARGET ggml::ggml)
+      set(_fastv_engine ggml::ggml)
+    else()
+      set(${message} "fastv::ggml needs ggml: install it (ggml or llama.cpp, cmake --install) and set ggml_DIR.")
+    endif()
+  elseif("${name}" STREQUAL "torch")
+    find_package(Torch CONFIG QUIET)
+    if(TARGET torch)
+      set(_fastv_engine torch)
+    else()
+      set(${message} "fastv::torch needs LibTorch: install it (Debian: libtorch-dev) or set Torch_DIR.")
+    endif()
+  endif()
+  if(_fastv_engine AND NOT TARGET fastv::${name})
+    add_library(fastv::${name} INTERFACE IMPORTED ${FASTV_COMPONENTS_SCOPE})
+    set_target_properties(fastv::${name} PROPERTIES INTERFACE_LINK_LIBRARIES "fastv::fastv;${_fastv_engine}")
+  endif()
+endmacro()

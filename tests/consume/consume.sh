@@ -1,0 +1,134 @@
+#!/bin/sh
+# A user's project, made and built each way fastv can be added; ctest runs each (label `consume`).
+#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | vcpkg | conan
+# CXX, WORK as in ../headers/check.sh. Ends with 77 where what it needs is not installed: skipped, which is not passed.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/tests/consume
+: "${CXX:=c++}" "${WORK:=$root/build/consume}"
+export CXX
+way=$1
+# Folders with spaces in their names, as on many a user's disk.
+work="$WORK/the $way${2:+ $2}"
+rm -rf "$work"
+mkdir -p "$work"
+version=$(sed -n 's/^#define FASTV_VERSION_[A-Z]* //p' "$root/include/fastv/version.hpp" | paste -sd . -)
+
+fail() { echo "$*" >&2; exit 1; }
+skip() { echo "$way${2:+ $2} is NOT TESTED HERE: $1"; exit 77; }
+quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "failed: $*"; }; }
+# The package into "$work/moved": installed elsewhere first, then moved.
+install_package() {
+  quiet cmake -S "$root" -B "$work/package" -DFASTV_BUILD_TESTS=OFF -DFASTV_BUILD_EXAMPLES=OFF -DFASTV_BUILD_BENCHMARKS=OFF
+  quiet cmake --install "$work/package" --prefix "$work/prefix"
+  mv "$work/prefix" "$work/moved"
+  rm -rf "$work/package"
+  ! grep -rnF "$work" "$work/moved" || fail "the package knows where it was installed"
+}
+# configure PROJECT OPTION... ; then build and run its program.
+configure() { project=$1; shift; cmake -S "$here/$project" -B "$work/build" -DPROGRAM="$root/examples/minimal.cpp" "$@"; }
+build_and_run() {
+  quiet cmake --build "$work/build" -j 2
+  "$work/build/consume"
+}
+# refused SENTENCE OPTION... : find_package must fail and say so.
+refused() {
+  sentence=$1
+  shift
+  rm -rf "$work/build"
+  if configure find_package -DCMAKE_PREFIX_PATH="$work/moved" "$@" >"$work/log" 2>&1; then fail "accepted: $*"; fi
+  tr -s ' \n' '  ' <"$work/log" | grep -F "$sentence" >/dev/null || { cat "$work/log"; fail "$* is refused, but not by: $sentence"; }
+  echo "refused, as it should be: $*"
+}
+
+find_package() {
+  install_package
+  major=${version%%.*} rest=${version#*.}
+  minor=${rest%.*} patch=${version##*.}
+  for wanted in "" $major.$minor $version; do
+    rm -rf "$work/build"
+    quiet configure find_package -DCMAKE_PREFIX_PATH="$work/moved" -DWANTED="$wanted"
+    build_and_run
+  done
+  refused "compatible with requested version" -DWANTED=$major.$((minor + 1))
+  refused "compatible with requested version" -DWANTED=$((major + 1)).0
+  refused "compatible with requested version" -DWANTED=$major.$minor.$((patch + 1))
+  # Before 1.0 minor versions may break: one that asks for an older one must not get this.
+  [ "$minor" = 0 ] || refused "compatible with requested version" -DWANTED=$major.$((minor - 1))
+  refused 'fastv has no component "jax": it has eigen, ggml, torch.' -DCOMPONENTS=jax
+  # Engines made invisible: the sentence names what to install.
+  refused "fastv::eigen needs Eigen: install it" -DCOMPONENTS=eigen -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON
+  refused "fastv::ggml needs ggml: install it" -DCOMPONENTS=ggml -DCMAKE_DISABLE_FIND_PACKAGE_ggml=ON
+  refused "fastv::torch needs LibTorch: install it" -DCOMPONENTS=torch -DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON
+  rm -rf "$work/build"
+  quiet configure find_package -DCMAKE_PREFIX_PATH="$work/moved" -DOPTIONAL=ggml -DCMAKE_DISABLE_FIND_PACKAGE_ggml=ON
+}
+
+component() {
+  [ -f "$root/include/fastv/$1.hpp" ] || skip "include/fastv/$1.hpp does not exist yet" "$1"
+  install_package
+  for prefix in "$HOME"/.cache/fastv/*/prefix; do engines=$prefix; done  # where cmake/llama_cpp.sh builds ggml
+  if ! configure find_package -DCMAKE_PREFIX_PATH="$work/moved;${engines:-}" -DCOMPONENTS="$1" -DPROGRAM="$here/$1.cpp" \
+    >"$work/log" 2>&1; then
+    sentence=$(tr -s ' \n' '  ' <"$work/log" | grep -o "fastv::$1 needs [^.]*\.") || { cat "$work/log"; fail "no sentence"; }
+    skip "$sentence" "$1"
+  fi
+  build_and_run
+}
+
+add_subdirectory() {
+  quiet configure add_subdirectory -DFASTV_CHECKOUT="$root"
+  build_and_run
+  if [ -f /usr/include/eigen3/Eigen/Core ]; then
+    quiet configure add_subdirectory -DFASTV_CHECKOUT="$root" -DFASTV_COMPONENTS=eigen
+    build_and_run
+  fi
+}
+fetch_content() {
+  quiet configure fetch_content -DFASTV_CHECKOUT="$root"
+  build_and_run
+}
+pkg_config() {
+  command -v pkg-config >/dev/null || skip "install pkg-config"
+  install_package
+  export PKG_CONFIG_PATH="$work/moved/share/pkgconfig"
+  [ "$(pkg-config --modversion fastv)" = "$version" ] || fail "fastv.pc states another version"
+  ! pkg-config --atleast-version="${version%%.*}.99" fastv || fail "fastv.pc claims too much"
+  eval "$CXX -std=c++17 $(pkg-config --cflags fastv) '$root/examples/minimal.cpp' -o '$work/consume'"
+  "$work/consume"
+}
+# The unit tests on the one file. Without optimisation: it is the file that is tested here.
+single_file() {
+  mkdir -p "$work/one/fastv"
+  quiet cmake -DADAPTORS=eigen -DOUT="$work/one/fastv.hpp" -P "$root/cmake/amalgamate.cmake"
+  $CXX -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror -I"$work/one" \
+    $(pkg-config --cflags eigen3 | sed 's/-I/-isystem /g') "$here/eigen_single.cpp" -o "$work/eigen_single"
+  "$work/eigen_single"
+  for header in "$root"/include/fastv/*.hpp; do
+    echo '#include "../fastv.hpp"' >"$work/one/fastv/$(basename "$header")"
+  done
+  sources=$(sed -n '/^add_executable(unit_tests$/,/)/p' "$root/tests/CMakeLists.txt" | grep -o '[a-z_]*\.cpp' |
+    sed "s|^|$root/tests/|" | paste -sd ';' -)
+  [ -n "$sources" ] || fail "found no unit tests in tests/CMakeLists.txt"
+  quiet configure single_file -DGENERATED="$work/one" -DTEST_SOURCES="$sources" -DCMAKE_CXX_FLAGS=-O0
+  quiet cmake --build "$work/build" -j 2
+  "$work/build/consume" --gtest_brief=1
+}
+# The port with stand-ins for vcpkg's functions that do their main work, and a consumer of what it installs.
+vcpkg() {
+  quiet cmake -DROOT="$root" -DWORK="$work" -P "$here/vcpkg_stand_in.cmake"
+  quiet configure find_package -DCMAKE_PREFIX_PATH="$work/installed"
+  build_and_run
+}
+# The recipe under stand-ins for conan's modules: it parses, and reads the version.
+conan() {
+  command -v python3 >/dev/null || skip "install python3"
+  [ "$(python3 -B "$here/conan_stand_in.py" "$root/cmake/packaging/conan/conanfile.py" "$work/installed")" = "$version" ] ||
+    fail "the recipe states another version"
+  quiet configure find_package -DCMAKE_PREFIX_PATH="$work/installed"
+  build_and_run
+}
+
+shift
+$way "$@"
+rm -rf "$work"

@@ -1,0 +1,8 @@
+// fastv::ggml brings ggml along.
+#include <cstdio>
+#include <fastv/ggml.hpp>
+
+int main() {
+  std::printf("ggml has %d types\n", static_cast<int>(GGML_TYPE_COUNT));
+  return fastv::token_rows(static_cast<const ggml_tensor*>(nullptr), 1) ? 1 : 0;
+}

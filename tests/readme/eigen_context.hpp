@@ -1,0 +1,6 @@
+// What fragments of README.md on Eigen may name.
+#pragma once
+
+#include <fastv/eigen.hpp>
+
+#include "context.hpp"

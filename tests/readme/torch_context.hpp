@@ -1,0 +1,6 @@
+// What fragments of README.md on LibTorch may name.
+#pragma once
+
+#include <fastv/torch.hpp>
+
+#include "context.hpp"
