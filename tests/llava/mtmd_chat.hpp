@@ -1,5 +1,6 @@
 // llama.cpp itself, unmodified, in this process: libmtmd and libllama answer a question about a picture as
-// llama-mtmd-cli does with --temp 0.
+// llama-mtmd-cli does with --temp 0. One thread: ggml's threads wait for each other by spinning, which takes seconds on
+// a busy machine.
 #pragma once
 
 #include <llama.h>
@@ -14,7 +15,7 @@
 
 class MtmdChat {
  public:
-  MtmdChat(const std::string& model, const std::string& mmproj, int threads = 2) {
+  MtmdChat(const std::string& model, const std::string& mmproj, int threads = 1) {
     llama_log_set(only_errors, nullptr);
     mtmd_log_set(only_errors, nullptr);
     mtmd_helper_log_set(only_errors, nullptr);

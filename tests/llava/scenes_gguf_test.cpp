@@ -29,6 +29,7 @@ std::vector<Item> committed() {
 class ScenesGguf : public testing::Test {
  protected:
   static void SetUpTestSuite() {
+    Eigen::setNbThreads(1);  // pictures are small, and OpenMP's threads spin, which is slow beside other tests
     scenes::write_language_model(folder + "/model", model(), GGML_TYPE_F32);
     scenes::write_vision(folder + "/model", mmproj(), GGML_TYPE_F32);
     assistant_ = std::make_unique<scenes::Assistant>(folder + "/model");
@@ -117,7 +118,7 @@ TEST_F(ScenesGguf, MtmdCliAnswersAsItIs) {
   for (std::size_t i = 0; i < 10; ++i) {
     const Item& item = items[i * items.size() / 10 + i % 5];  // ten pictures, every kind of question twice
     const CommandResult result = run_command({FASTV_MTMD_CLI, "-m", model(), "--mmproj", mmproj(), "--image",
-                                              item.picture, "-p", item.question, "-n", "16", "--temp", "0", "-t", "2"});
+                                              item.picture, "-p", item.question, "-n", "16", "--temp", "0", "-t", "1"});
     ASSERT_EQ(result.status, 0);
     const scenes::Matrix visual = assistant_->look(scenes::load_picture(item.picture));
     EXPECT_EQ(stripped(result.output), assistant_->answer(assistant_->prompt(visual, item.question)).text)

@@ -82,7 +82,9 @@ class Tensors {
     file_.add(name, type, extents, [=, seed = seed_](const Sink& sink) {
       Random random(seed, name);
       std::vector<float> values(static_cast<std::size_t>(pool));
-      for (float& value : values) value = mean + deviation * random.normal();
+      // In double, where the product is exact, so that a fused multiply-add gives the same.
+      for (float& value : values)
+        value = static_cast<float>(double{mean} + double{deviation} * double{random.normal()});
       const std::int64_t block = ggml_blck_size(type);
       std::vector<char> bytes(ggml_row_size(type, pool));
       ggml_quantize_chunk(type, values.data(), bytes.data(), 0, pool / block, block, nullptr);

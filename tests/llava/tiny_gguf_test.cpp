@@ -139,7 +139,26 @@ TEST(TinyGguf, OneSpecificationIsOneFile) {
   // The same on every machine: FNV-1a of the file written where this test was.
   std::uint64_t hash = 0xCBF29CE484222325u;
   for (const char c : File(spec, "a").bytes()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  EXPECT_EQ(hash, 0u);
+  EXPECT_EQ(hash, 15987508330549571300u);
+}
+
+// llama.cpp runs with any sections, but only those of half a head rotate all of it.
+TEST(TinyGguf, SectionsOfMRopeCoverHalfAHead) {
+  for (const std::uint32_t hidden : {64u, 128u, 512u}) {
+    tiny_gguf::LanguageModel spec;
+    spec.architecture = "qwen2vl";
+    spec.hidden = hidden;
+    const File file(spec, "sections");
+    gguf_context* gguf = gguf_init_from_file(file.name.c_str(), {true, nullptr});
+    ASSERT_NE(gguf, nullptr);
+    const std::int64_t key = gguf_find_key(gguf, "qwen2vl.rope.dimension_sections");
+    ASSERT_GE(key, 0);
+    ASSERT_EQ(gguf_get_arr_n(gguf, key), 4u);
+    const auto* sections = static_cast<const std::int32_t*>(gguf_get_arr_data(gguf, key));
+    EXPECT_EQ(sections[0] + sections[1] + sections[2] + sections[3], static_cast<int>(hidden / spec.heads / 2));
+    EXPECT_GT(std::min({sections[0], sections[1], sections[2]}), 0);
+    gguf_free(gguf);
+  }
 }
 
 // More weights than are made afresh: rows still differ, and the file is whole.
@@ -241,7 +260,7 @@ void expect_tokens_of_mtmd_cli(const std::string& architecture, const std::strin
   const File<tiny_gguf::VisionModel> mmproj(vision, "mmproj");
   const CommandResult result = run_command({FASTV_MTMD_CLI, "-m", model.name, "--mmproj", mmproj.name, "--image",
                                             FASTV_TEST_PICTURE, "-p", "what is in this picture?", "-n", "16", "--temp",
-                                            "0", "-c", "1024", "-t", "2", "--image-max-tokens", "64"});
+                                            "0", "-c", "1024", "-t", "1", "--image-max-tokens", "64"});
   EXPECT_EQ(result.status, 0);
   EXPECT_FALSE(stripped(result.output).empty());
 }
