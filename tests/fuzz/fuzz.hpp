@@ -22,10 +22,11 @@ using fastv::TokenSpan;
 
 class Input {
  public:
-  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+  Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size), more_(hash(data, size)) {}
 
-  // Past the end of the bytes everything is 0.
-  std::uint8_t byte() { return at_ < size_ ? data_[at_++] : std::uint8_t{0}; }
+  // Behind the end of the bytes come random ones, the same for the same bytes: were they all 0, a short input would
+  // only ever choose the first of everything that is drawn late.
+  std::uint8_t byte() { return at_ < size_ ? data_[at_++] : static_cast<std::uint8_t>(more_.next()); }
   std::uint64_t word() {
     std::uint64_t value = 0;
     for (int i = 0; i < 8; ++i) value = value << 8 | byte();
@@ -66,8 +67,15 @@ class Input {
   std::size_t left() const { return size_ - at_; }
 
  private:
+  static std::uint64_t hash(const std::uint8_t* data, std::size_t size) {  // FNV-1a
+    std::uint64_t value = 14695981039346656037u;
+    for (std::size_t i = 0; i < size; ++i) value = (value ^ data[i]) * 1099511628211u;
+    return value;
+  }
+
   const std::uint8_t* data_;
   std::size_t size_, at_ = 0;
+  oracle::Rng more_;
 };
 
 // A heap block of its own, exactly so many elements.

@@ -39,7 +39,7 @@ target=$1 seconds=$2
 mkdir -p build/fuzz/found/"$target" tests/fuzz/corpus/"$target"
 status=0
 # Sizes beyond the address space must come back as an error, not as the sanitizer's. One core each, so no fork mode.
-ASAN_OPTIONS=allocator_may_return_null=1 build/fuzz/"$target" -max_total_time="$seconds" -max_len=1024 -timeout=20 \
+ASAN_OPTIONS=allocator_may_return_null=1 build/fuzz/"$target" -max_total_time="$seconds" -max_len=1024 -len_control=0 -timeout=20 \
   -rss_limit_mb=3000 -print_final_stats=1 -artifact_prefix=build/fuzz/"$target"- \
   build/fuzz/found/"$target" tests/fuzz/corpus/"$target" >build/fuzz/"$target".log 2>&1 || status=$?
 executions=$(sed -n 's/^stat::number_of_executed_units: *//p' build/fuzz/"$target".log)
