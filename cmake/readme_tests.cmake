@@ -27,6 +27,11 @@ set(_readme ${PROJECT_SOURCE_DIR}/README.md)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_readme} ${PROJECT_SOURCE_DIR}/tests/readme)
 set(_folder ${CMAKE_CURRENT_BINARY_DIR}/readme)
 
+set(_engine_includes "")
+if(TARGET ggml::ggml)
+  set(_engine_includes -isystem $<JOIN:$<TARGET_PROPERTY:ggml::ggml,INTERFACE_INCLUDE_DIRECTORIES>,;-isystem;>)
+endif()
+
 function(add_cpp_block line code)
   set(_context context)
   foreach(_engine eigen Eigen:: ggml ggml_ torch at::)
@@ -53,7 +58,7 @@ function(add_cpp_block line code)
      exec $0 \"$@\" $BLOCK"
     ${CMAKE_CXX_COMPILER} -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Wno-unused
     -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme
-    -isystem $<JOIN:$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>,;-isystem;>)
+    -isystem $<JOIN:$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>,;-isystem;> ${_engine_includes})
   set_tests_properties(readme.line_${line} PROPERTIES LABELS readme SKIP_RETURN_CODE 77
     ENVIRONMENT "NEEDS=${_needs};BLOCK=${_folder}/line_${line}.cpp")
 endfunction()

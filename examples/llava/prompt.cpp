@@ -29,7 +29,7 @@ class Assembly {
   template <class PositionsOf>
   void picture(const float* rows, std::size_t count, std::size_t columns, std::int32_t span, PositionsOf positions_of) {
     const auto width = static_cast<std::size_t>(shape_.hidden);
-    spans.push_back({prompt_.tokens, count, columns});
+    spans.push_back({prompt_.tokens, count, columns, 0});
     prompt_.visual.push_back({prompt_.tokens, count, columns});
     prompt_.embeddings.insert(prompt_.embeddings.end(), rows, rows + count * width);
     for (std::size_t i = 0; i < count; ++i) place(positions_of(i));
@@ -140,6 +140,7 @@ Eyes::Eyes(const std::string& path, const Words& words, const Shape& shape, int 
       break;
     }
   pads_to_square_ = file.has("clip.projector_type") && file.text("clip.projector_type") == "mlp";
+  has_class_token_ = pads_to_square_ && file.has_tensor("v.class_embd");
   mtmd_context_params params = mtmd_context_params_default();
   params.print_timings = false;
   params.warmup = false;
@@ -203,6 +204,7 @@ Prompt Eyes::prompt(const Engine& engine, const Shape& shape, const std::string&
     if (progress) progress(static_cast<double>(c + 1) / static_cast<double>(n));
   }
   spans = assembly.spans;
+  for (PictureSpan& span : spans) span.first_patch = has_class_token_ ? 1 : 0;
   return assembly.finish();
 }
 

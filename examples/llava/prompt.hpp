@@ -26,6 +26,10 @@ struct MtmdDeleter {
 struct PictureSpan {
   std::size_t first, count;
   std::size_t columns;  // tokens in a row; 0 where they are no grid
+  // Patch of token 0. llama.cpp up to v0.5.0 sets CLIP's class token behind the patches but reads the visual tokens as
+  // if it stood in front (github.com/ggml-org/llama.cpp/issues/25814): token i is patch i + 1, and the last is no
+  // patch.
+  std::size_t first_patch = 0;
 };
 
 // The vocabulary and the chat template of a model, without its weights.
@@ -67,7 +71,7 @@ class Eyes {
 
  private:
   std::string path_;
-  bool pads_to_square_ = false;
+  bool pads_to_square_ = false, has_class_token_ = false;
   std::unique_ptr<mtmd_context, MtmdDeleter> context_;
 };
 

@@ -129,7 +129,8 @@ void write_overlay(const std::string& path, const std::vector<std::string>& pict
       std::size_t count = 0;
       for (const fastv::Index index : kept)
         if (index >= panel.span.first && index < panel.span.first + panel.span.count) {
-          stays[index - panel.span.first] = true;
+          const std::size_t patch = index - panel.span.first + panel.span.first_patch;
+          if (patch < stays.size()) stays[patch] = true;
           ++count;
         }
       const std::size_t columns = panel.span.columns, rows = columns == 0 ? 0 : panel.span.count / columns;

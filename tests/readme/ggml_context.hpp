@@ -2,5 +2,10 @@
 #pragma once
 
 #include <fastv/ggml.hpp>
+#include <ggml-backend.h>
 
 #include "context.hpp"
+
+extern const float scale;
+extern ggml_context* ctx;
+extern ggml_tensor *q, *k, *x, *pos;

@@ -4,3 +4,6 @@
 #include <fastv/torch.hpp>
 
 #include "context.hpp"
+
+extern const float scale;
+extern at::Tensor q, k, x, pos;
