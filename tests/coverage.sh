@@ -23,7 +23,7 @@ rm -rf $work/gcov
 mkdir -p $work/gcov
 # A function nobody calls is in none of them: a translation unit that keeps them all shows those.
 echo '#include <fastv/fastv.hpp>' >$work/all.cpp
-g++ -std=c++17 -O0 --coverage -fkeep-inline-functions -Iinclude -c $work/all.cpp -o $work/all.o
+g++ -std=c++17 -O0 --coverage -fkeep-inline-functions -I"$PWD/include" -c $work/all.cpp -o $work/all.o
 objects=$(find "$PWD/$work" -name '*.gcda' -o -name all.gcno)
 (cd $work/gcov && for object in $objects; do
   gcov --source-prefix "$OLDPWD" --relative-only --stdout "$object" 2>/dev/null

@@ -243,6 +243,17 @@ TEST(Tensors, refuses_malformed_files) {
   refused(entry("F32", "[4294967296,4294967296]", "[0,8]"), "tensor t is malformed");
   refused(entry("F32", "[-1]", "[0,8]"), "tensor t is malformed");
   refused(entry("F32", "\"x\"", "[0,8]"), "tensor t is malformed");
+  refused(entry("F32", "[2.0]", "[0,8]"), "2.0 is no size");
+  refused(entry("F32", "[2]", "[0,9e105]"), "9e+105 is no size");
+}
+
+TEST(DecoderConfig, SizesAreWholeNumbers) {
+  for (const char* size : {"9e105", "8.5", "\"8\"", "18446744073709551615"}) try {
+      (void)decoder_config(nlohmann::json::parse("{\"num_hidden_layers\": " + std::string(size) + "}"));
+      ADD_FAILURE() << "accepted: " << size;
+    } catch (const std::runtime_error& error) {
+      EXPECT_NE(std::string(error.what()).find("num_hidden_layers is "), std::string::npos) << error.what();
+    }
 }
 
 }  // namespace

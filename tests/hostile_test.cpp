@@ -130,7 +130,6 @@ TEST(Hostile, SpansPastTheEvidenceAreNotScored) {
 }
 
 TEST(Hostile, SizesWhoseProductsOverflow) {
-  volatile std::size_t eight = 8;  // g++ would warn of the very overflow that is tried
   Index table[4] = {0, 1, 2, 3};
   PagedRows pages{floats, table, huge, 64, 5, 8, 8};
   const Index kept[] = {0, 3};
@@ -138,7 +137,8 @@ TEST(Hostile, SizesWhoseProductsOverflow) {
   pages.block_table = {};  // 5 tokens need a block, however large it claims to be
   EXPECT_EQ(compact(Span<const Index>(kept), Span<const PagedRows>(&pages, 1)).code(), Errc::block_table_short);
 
-  const Rows wide{floats, 8, 4, 4, eight, static_cast<std::ptrdiff_t>(huge / 2 - 7)};
+  volatile std::ptrdiff_t stride = static_cast<std::ptrdiff_t>(huge / 2 - 7);  // g++ would warn of what it sees ahead
+  const Rows wide{floats, 8, 4, 4, 8, stride};
   EXPECT_EQ(compact(Span<const Index>(kept), wide).code, Errc::beyond_memory);
   EXPECT_EQ(compact(Span<const Index>(kept), Rows{floats, 1, huge, 4}).code, Errc::beyond_memory);
   EXPECT_EQ(compact_mask(kept, floats, 4, huge / 4 + 2, 8).code, Errc::beyond_memory);

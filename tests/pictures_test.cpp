@@ -310,6 +310,7 @@ TEST(VisionConfig, SizesThatCannotBeAreRefused) {
   EXPECT_SAYS(with("patch_size", 7), "patch_size");
   EXPECT_SAYS(with("num_attention_heads", 3), "num_attention_heads");
   EXPECT_SAYS(with("hidden_size", 0), "hidden_size", "0");
+  EXPECT_SAYS(with("hidden_size", 9e105), "hidden_size", "9e+105", "whole number");
   EXPECT_SAYS(with("hidden_act", "relu"), "relu");
   nlohmann::json json = llava_config();
   json["vision_feature_layer"] = 7;

@@ -19,7 +19,7 @@ struct DecoderConfig {
 // The fields of a Hugging Face config.json (of its text_config, in a LLaVA).
 inline DecoderConfig decoder_config(const nlohmann::json& json) {
   const auto positive = [&](const char* field) {
-    const auto value = json.at(field).get<std::int64_t>();
+    const std::int64_t value = whole_number(json, field);
     if (value <= 0 || value > (1 << 24))
       throw std::runtime_error(std::string("config: ") + field + " is " + std::to_string(value) +
                                ", which is no size of a decoder");

@@ -17,6 +17,14 @@ namespace reference {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using RowVector = Eigen::RowVectorXf;
 
+// The whole number `field` of a JSON object. nlohmann's own conversion takes 1e99 too, which is undefined.
+inline std::int64_t whole_number(const nlohmann::json& json, const char* field) {
+  const nlohmann::json& value = json.at(field);
+  if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() >> 63 != 0))
+    throw std::runtime_error(std::string(field) + " is " + value.dump() + " but must be a whole number");
+  return value.get<std::int64_t>();
+}
+
 class Tensors {
  public:
   explicit Tensors(const std::string& path) : path_(path) {
@@ -106,13 +114,13 @@ class Tensors {
     static const std::map<std::string, std::size_t> sizes = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},
                                                              {"F64", 8}, {"I32", 4}, {"I16", 2},  {"I8", 1},
                                                              {"U8", 1},  {"BOOL", 1}};
-    Entry e{entry.at("dtype"), entry.at("shape"), 1, 0};
+    Entry e{entry.at("dtype"), sizes_of(entry.at("shape")), 1, 0};
     const std::size_t limit = bytes_.size() - data_;
     for (const std::size_t extent : e.shape) {
       if (extent != 0 && e.count > limit / extent) throw std::out_of_range("larger than the file");
       e.count *= extent;
     }
-    const std::vector<std::size_t> offsets = entry.at("data_offsets");
+    const std::vector<std::size_t> offsets = sizes_of(entry.at("data_offsets"));
     const std::size_t size = sizes.at(e.dtype);
     if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > limit ||
         offsets[1] - offsets[0] != e.count * size)
@@ -121,6 +129,13 @@ class Tensors {
     entries_.emplace(name, std::move(e));
   } catch (const std::exception& error) {
     throw std::runtime_error(path_ + ": the header's entry of tensor " + name + " is malformed (" + error.what() + ")");
+  }
+
+  static std::vector<std::size_t> sizes_of(const nlohmann::json& list) {
+    if (!list.is_array()) throw std::invalid_argument("no list");
+    for (const auto& size : list)
+      if (!size.is_number_unsigned()) throw std::invalid_argument(size.dump() + " is no size");
+    return list;
   }
 
   const Entry& find(const std::string& name) const {

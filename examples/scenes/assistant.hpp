@@ -139,12 +139,19 @@ class Assistant {
         vision_(vision_config(config), tensors, decoder_.shape().hidden),
         preprocessor_(load_preprocessor(folder + "/preprocessor_config.json")),
         vocabulary_(folder + "/vocab.txt"),
-        max_tokens_(config.at("text_config").value("max_position_embeddings", std::size_t{2048})) {
+        max_tokens_(context_of(config.at("text_config"))) {
     if (static_cast<std::size_t>(vocabulary_.size()) != shape().vocabulary)
       throw std::runtime_error(folder + "/vocab.txt has " + std::to_string(vocabulary_.size()) +
                                " words but config.json " + "says " + std::to_string(shape().vocabulary));
     if (preprocessor_.side != vision_.config().side)
       throw std::runtime_error(folder + ": preprocessor_config.json and config.json differ in the picture's size");
+  }
+
+  static std::size_t context_of(const nlohmann::json& text) {
+    if (!text.contains("max_position_embeddings")) return 2048;
+    const std::int64_t tokens = reference::whole_number(text, "max_position_embeddings");
+    if (tokens < 1) throw std::runtime_error("max_position_embeddings is " + std::to_string(tokens) + ", no context");
+    return static_cast<std::size_t>(tokens);
   }
 
   static nlohmann::json read_json(const std::string& path) {

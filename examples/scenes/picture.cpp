@@ -128,13 +128,14 @@ Preprocessor load_preprocessor(const std::string& path) {
   try {
     const nlohmann::json json = nlohmann::json::parse(in);
     Preprocessor preprocessor;
-    preprocessor.side = json.at("size").contains("height") ? json["size"]["height"].get<int>()
-                                                           : json["size"].at("shortest_edge").get<int>();
+    const nlohmann::json& size = json.at("size");
+    const nlohmann::json& side = size.contains("height") ? size["height"] : size.at("shortest_edge");
+    if (!side.is_number_integer() || side < 1 || side > max_picture_side)
+      throw std::runtime_error("its picture size is " + side.dump());
+    preprocessor.side = side;
     preprocessor.rescale = json.value("rescale_factor", 1 / 255.f);
     preprocessor.mean = json.at("image_mean").get<std::array<float, 3>>();
     preprocessor.deviation = json.at("image_std").get<std::array<float, 3>>();
-    if (preprocessor.side < 1 || preprocessor.side > max_picture_side)
-      throw std::runtime_error("its picture size is " + std::to_string(preprocessor.side));
     return preprocessor;
   } catch (const std::exception& error) {
     throw std::runtime_error(path + " does not say how to prepare a picture: " + error.what());

@@ -46,7 +46,7 @@ inline Activation activation(const std::string& name) {
 inline VisionConfig vision_config(const nlohmann::json& json) {
   const nlohmann::json& vision = json.at("vision_config");
   const auto size = [&](const char* field) {
-    const auto value = vision.at(field).get<std::int64_t>();
+    const std::int64_t value = reference::whole_number(vision, field);
     if (value < 1 || value > (1 << 20))
       throw std::runtime_error(std::string("config: ") + field + " is " + std::to_string(value) +
                                ", which is no size of a vision transformer");
@@ -68,7 +68,8 @@ inline VisionConfig vision_config(const nlohmann::json& json) {
 
   // Hidden state 0 is the input of the first block and -1 the output of the last, so -2 leaves one block out.
   const auto states = static_cast<std::int64_t>(config.layers) + 1;
-  const auto layer = json.value("vision_feature_layer", std::int64_t{-2});
+  const std::int64_t layer =
+      json.contains("vision_feature_layer") ? reference::whole_number(json, "vision_feature_layer") : -2;
   if (layer < -states || layer >= states)
     throw std::runtime_error("config: vision_feature_layer is " + std::to_string(layer) + " but there are " +
                              std::to_string(states) + " hidden states");

@@ -198,6 +198,10 @@ std::size_t score_scratch(const TensorView<View>& evidence) noexcept {
   return evidence.visit([](const auto& view) { return score_scratch(view); });
 }
 template <template <class> class View>
+Status check(const TensorView<View>& evidence) noexcept {
+  return evidence.visit([](const auto& view) { return check(view); });
+}
+template <template <class> class View>
 bool has_rows(const TensorView<View>& evidence) noexcept {
   return evidence.visit([](const auto& view) { return has_rows(view); });
 }
