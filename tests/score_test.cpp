@@ -128,7 +128,8 @@ TYPED_TEST(QueryKeyTypes, EqualDenseAttentionInEveryLayoutAndGrouping) {
   using K = typename TypeParam::Key;
   oracle::Rng rng(10);
   const std::vector<TokenSpan> visual = {{2, 9}, {11, 3}, {17, 8}};
-  for (const auto& [heads, kv_heads] : {std::pair<std::size_t, std::size_t>{1, 1}, {4, 4}, {8, 2}, {6, 3}, {4, 1}})
+  for (const auto& [heads, kv_heads] :
+       {std::pair<std::size_t, std::size_t>{1, 1}, {3, 3}, {4, 4}, {8, 2}, {6, 2}, {6, 3}, {5, 1}})
     for (const std::size_t dim : {1u, 5u, 7u, 32u, 33u, 51u, 80u, 100u, 128u})
       for (const KvLayout layout : {KvLayout::token_major, KvLayout::head_major})
         for (const std::size_t rows : {1u, 5u, 29u}) {

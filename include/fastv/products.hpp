@@ -245,9 +245,9 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
   const bool tokens_outer = keys.head_stride <= keys.token_stride && keys.heads * group * streams <= room;
   const std::size_t heads_held = tokens_outer ? keys.heads * group : paired * group;
   if (count < streams || heads_held * streams > room) return false;
-  const std::size_t dim = keys.dim, part = count / streams;
-  // Along the tokens: `part` tiles, and one of the last 8 keys, if 8 does not divide their number.
-  const std::size_t rows = part + (count % streams != 0 ? 1 : 0);
+  // Along the tokens: `part` tiles, and one of the last 8 keys. So pieces of 2,048 keys are cut into odd parts, whose
+  // streams do not meet in the same sets of the caches.
+  const std::size_t dim = keys.dim, part = (count - 1) / streams, rows = part + 1;
   const std::size_t outer = tokens_outer ? rows : columns, inner = tokens_outer ? columns : rows;
 
   const auto first_token = [&](std::size_t row) { return row < part ? row : count - streams; };
@@ -331,7 +331,7 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
                held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams);
     if (tokens_outer && place.inner + 1 < inner) continue;
     ++waiting;
-    if (waiting == rows_held || row + 1 == part || row + 1 == rows) {
+    if (waiting == rows_held || row + 1 >= part) {
       deliver(row + 1 - waiting, waiting, tokens_outer ? 0 : head);
       waiting = 0;
     }
