@@ -5,7 +5,8 @@
 //   vs_rival   the rival's time / our time; above 1 we are faster. Rivals: Eigen doing the same product
 //              and softmax (score), std::nth_element and std::sort on a copy (select)
 //
-// Times are medians, ratios are of lower quartiles. Results are compared with a slow oracle in double before anything is timed.
+// Times are medians, ratios are of lower quartiles. Results are compared with a slow oracle in double before anything
+// is timed.
 #include <benchmark/benchmark.h>
 
 #include <Eigen/Core>

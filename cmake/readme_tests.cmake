@@ -28,9 +28,9 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_readme} ${PROJ
 set(_folder ${CMAKE_CURRENT_BINARY_DIR}/readme)
 
 set(_engine_includes "")
-if(TARGET ggml::ggml)
-  set(_engine_includes -isystem $<JOIN:$<TARGET_PROPERTY:ggml::ggml,INTERFACE_INCLUDE_DIRECTORIES>,;-isystem;>)
-endif()
+foreach(_folder_of_engine ${FASTV_GGML_INCLUDES})
+  list(APPEND _engine_includes -isystem ${_folder_of_engine})
+endforeach()
 
 function(add_cpp_block line code)
   set(_context context)

@@ -180,8 +180,10 @@ inline ggml_tensor* graph_gather_positions(ggml_context* ctx, ggml_tensor* posit
 // object must outlive the graph.
 class GraphPruner {
  public:
+  // plan() checks the settings.
   explicit GraphPruner(const Config& config = {}) noexcept : config_(config) {}
 
+  // The settings it was made with.
   const Config& config() const noexcept { return config_; }
   // See Pruner::due().
   bool due(std::size_t layers_run) const noexcept { return layers_run == config_.filtering_layer; }
@@ -285,6 +287,7 @@ class GraphPruner {
     return ggml_custom_4d(ctx, GGML_TYPE_I32, static_cast<std::int64_t>(kept()), 1, 1, 1, args, 1, &run_select, 1,
                           this);
   }
+  // What went wrong in the last run of select_exactly()'s node.
   const Status& status() const noexcept { return status_; }
 
   // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select()

@@ -120,14 +120,17 @@ inline std::size_t prompt_tokens(const NoEvidence& evidence) noexcept { return e
 
 // ---- whether it has query rows, which Config::prior_rows asks for --------------------------------
 
+// Whether the evidence can be scored by chosen rows, as a prior needs it.
 template <class Evidence>
 bool has_rows(const Evidence&) noexcept {
   return true;
 }
+// Keys have no rows.
 template <class K>
 bool has_rows(const KeysOnly<K>&) noexcept {
   return false;
 }
+// Ready scores have no rows any more.
 template <class T>
 bool has_rows(const Scores<T>&) noexcept {
   return false;

@@ -22,13 +22,20 @@ namespace fastv {
 template <template <class> class View>
 class TensorView {
  public:
+  // An empty view of floats.
   TensorView() noexcept : floats_{} {}
+  // A view of floats.
   TensorView(const View<float>& view) noexcept : type_(at::kFloat), floats_(view) {}
+  // A view of doubles.
   TensorView(const View<double>& view) noexcept : type_(at::kDouble), doubles_(view) {}
+  // A view of halves.
   TensorView(const View<half>& view) noexcept : type_(at::kHalf), halves_(view) {}
+  // A view of bfloat16s.
   TensorView(const View<bfloat16>& view) noexcept : type_(at::kBFloat16), bfloats_(view) {}
 
+  // Of the tensor's elements.
   at::ScalarType type() const noexcept { return type_; }
+  // Calls use(view) with the view of the tensor's own element type, and returns what it returns.
   template <class Use>
   auto visit(Use use) {
     switch (type_) {
@@ -38,6 +45,7 @@ class TensorView {
       default: return use(floats_);
     }
   }
+  // The same on a view that is not to be changed.
   template <class Use>
   auto visit(Use use) const {
     return const_cast<TensorView*>(this)->visit([&](const auto& view) { return use(view); });
@@ -57,8 +65,11 @@ namespace detail {
 template <class T>
 using QueryKeyOf = QueryKey<T>;
 }
+// What probabilities(tensor) makes.
 using TensorProbabilities = TensorView<Probabilities>;
+// What query_key(tensor, tensor, scale) makes.
 using TensorQueryKey = TensorView<detail::QueryKeyOf>;
+// What scores(tensor, tokens) makes.
 using TensorScores = TensorView<Scores>;
 
 namespace detail {

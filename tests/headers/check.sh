@@ -24,7 +24,8 @@ for folder in $(pkg-config --cflags-only-I eigen3 2>/dev/null) $ENGINES; do syst
 
 fail() { echo "$*" >&2; exit 1; }
 compiles() { $CXX $system -I"$include" -fsyntax-only "$@"; }
-lines() { $CXX -std=c++17 $system -I"$include" -E -x c++ "$1" | wc -l; }
+# Lines of code, without the compiler's own marks between them.
+lines() { $CXX -std=c++17 $system -I"$include" -E -P -x c++ "$1" | wc -l; }
 
 # The standard's and the engine's headers that NAME includes, itself or through fastv's.
 foreign_includes() {

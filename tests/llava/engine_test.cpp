@@ -1,6 +1,7 @@
 // The engine on ggml against llama.cpp itself: without pruning its logits are llama_decode's; with pruning they are
 // those of an unmodified llama_decode whose attention mask hides the dropped keys from layer K on.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -35,7 +36,8 @@ const std::string& model_file(const tiny_gguf::LanguageModel& spec, const std::s
     }
   };
   static Files files;
-  const auto [entry, fresh] = files.by_name.emplace(name, testing::TempDir() + "fastv_" + name + ".gguf");
+  const auto [entry, fresh] =
+      files.by_name.emplace(name, testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_" + name + ".gguf");
   if (fresh) tiny_gguf::write(spec, entry->second);
   return entry->second;
 }
@@ -357,7 +359,8 @@ TEST(Model, SaysWhatIsWrongWithAFile) {
       return error.what();
     }
   };
-  const std::string text = testing::TempDir() + "fastv_text.gguf", cut = testing::TempDir() + "fastv_cut.gguf";
+  const std::string text = testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_text.gguf",
+                    cut = testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_cut.gguf";
   std::FILE* file = std::fopen(text.c_str(), "w");
   std::fputs("no model", file);
   std::fclose(file);

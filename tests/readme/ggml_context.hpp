@@ -1,8 +1,9 @@
 // What fragments of README.md on ggml may name.
 #pragma once
 
-#include <fastv/ggml.hpp>
 #include <ggml-backend.h>
+
+#include <fastv/ggml.hpp>
 
 #include "context.hpp"
 
