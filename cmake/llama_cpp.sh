@@ -11,8 +11,9 @@ package=node-llama-cpp version=3.22.1
 sha256=a0d9dd80eacd2ab1cfe71aee57ac8a806487fd70b3d2a38fbec637752d9e5c5f
 folder=${1:-${FASTV_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/fastv/llama.cpp-v0.5.0}}
 
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 if [ ! -f "$folder/prefix/complete" ]; then
-  mkdir -p "$folder"
   log=$folder/build.log
   echo "Getting llama.cpp v0.5.0 ($package@$version) and building it in $folder: about 5 minutes on 2 cores" >&2
   fail() {

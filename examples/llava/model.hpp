@@ -1,29 +1,13 @@
-// The decoder of a GGUF file: its shape, and its weights in the memory of the devices that will multiply by them.
-//
-// Architectures: llama (LLaVA-1.5, Video-LLaVA's Vicuna, SmolVLM), qwen (QwenVL-Chat), qwen2, qwen2vl. They differ in
-// how q, k and v are stored, in biases and in RoPE; a layer below holds whatever the file has.
+// The decoder of a GGUF file: its weights in the memory of the devices that will multiply by them. Architectures differ
+// in how q, k and v are stored and in biases; a layer holds whatever the file has.
 #pragma once
 
-#include <fastv/fastv.hpp>
 #include <functional>
 
 #include "backends.hpp"
-#include "gguf_file.hpp"
+#include "shape.hpp"
 
 namespace llava {
-
-struct Shape {
-  std::string architecture;
-  std::int64_t layers, hidden, heads, kv_heads, head_dim, ffn, vocabulary, context;
-  float rms_eps, attention_scale;
-  int rope_mode, rope_dims, rope_context;
-  int rope_sections[4];  // M-RoPE: pairs per axis; all 0 otherwise
-  float rope_base, rope_frequency_scale;
-
-  bool m_rope() const { return rope_mode == GGML_ROPE_TYPE_MROPE; }
-  int position_axes() const { return m_rope() ? 4 : 1; }  // ggml's M-RoPE has a fourth, unused here
-  fastv::ModelShape cost_shape() const;
-};
 
 struct Layer {
   ggml_tensor *attention_norm, *ffn_norm;                                    // [d]

@@ -17,6 +17,21 @@ case "${1-}" in
   *) echo "usage: sh tests/fuzz/run.sh [SECONDS | merge] [TARGET...]" >&2 && exit 2 ;;
 esac
 [ $# -gt 0 ] || set -- $(cut -d ' ' -f 1 tests/fuzz/targets.txt)
+# As cmake/llama_cpp.sh installs it; a target that needs it is left out, and named, where it is not there.
+prefix=${FASTV_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/fastv/llama.cpp-v0.5.0}/prefix
+export GGML="-isystem $prefix/include -L$prefix/lib -Wl,-rpath,$prefix/lib -lggml-base -lggml"
+if [ ! -f "$prefix/complete" ]; then
+  some=""
+  for target in "$@"; do
+    if grep -q "^$target .*@ggml" tests/fuzz/targets.txt; then
+      echo "$target is NOT RUN: it needs ggml (sh cmake/llama_cpp.sh)"
+    else
+      some="$some $target"
+    fi
+  done
+  # shellcheck disable=SC2086
+  set -- $some
+fi
 for target in "$@"; do
   grep -q "^$target\( \|$\)" tests/fuzz/targets.txt || { echo "there is no fuzz target $target" >&2; exit 2; }
 done
@@ -26,7 +41,7 @@ mkdir -p build/fuzz
 cat >build/fuzz/build_one.sh <<'SCRIPT'
 set -eu
 target=$1
-words=$(sed -n "s/^$target //p" tests/fuzz/targets.txt)  # sources and flags
+words=$(sed -n "s/^$target //p" tests/fuzz/targets.txt | sed "s|@ggml|$GGML|")  # sources and flags
 folders=$(printf '%s\n' $words | sed -n 's|^\([^-].*\)/[^/]*$|-I\1|p')
 clang++ -std=c++17 -O1 -g -DFASTV_LIBFUZZER -fsanitize=fuzzer,address,undefined,float-cast-overflow \
   -fno-sanitize-recover=all -Iinclude -Iexamples/reference $folders -isystem /usr/include/eigen3 \
