@@ -145,6 +145,7 @@ enum class Errc : unsigned char {
   tensor_batch,          // more than one sequence
   tensor_type,           // an element type that is not read element by element
   tensor_types_differ,   // query and key
+  tensor_index_type,     // indices that are not I32
   tensor_device,         // a view of memory that the CPU cannot read
   tensor_not_dense,      // sparse, or negated lazily
   tensor_stride,         // entries that must be adjacent are not
@@ -387,6 +388,7 @@ inline Message Status::message() const noexcept {
     case Errc::tensor_types_differ:
       say("the element type of the key is %s but not that of the query: convert one of them with to()", what);
       break;
+    case Errc::tensor_index_type: say("indices of type %s cannot be written: use a tensor of I32", what); break;
     case Errc::tensor_device:
       say("%s is not on the CPU, whose memory views read: use prune_on_device() and gather_rows(), or move it with "
           "cpu()",

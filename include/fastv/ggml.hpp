@@ -124,6 +124,19 @@ Kept prune(Pruner<Score>& pruner, const ggml_tensor* query, const ggml_tensor* k
   return status ? kept : Kept{{}, 0, 0, status};
 }
 
+// Kept indices as the I32 [m] that ggml_get_rows() reads. indices: a tensor of host memory, or use kept.indices as they
+// are: they have I32's bits. O(m).
+inline Status write_indices(const Kept& kept, ggml_tensor* indices) noexcept {
+  if (!kept) return kept.status;
+  if (Status status = detail::check_tensor(indices, "the tensor of indices"); !status) return status;
+  if (indices->type != GGML_TYPE_I32) return detail::fail(Errc::tensor_index_type, ggml_type_name(indices->type));
+  if (ggml_nelements(indices) != static_cast<std::int64_t>(kept.size()) || !ggml_is_contiguous(indices))
+    return detail::fail(Errc::room_too_small, "the tensor of indices", ggml_nelements(indices),
+                        detail::number(kept.size()));
+  std::memcpy(indices->data, kept.indices.data(), kept.size() * sizeof(std::int32_t));
+  return {};
+}
+
 // ---- inside one graph ---------------------------------------------------------------------------
 
 // The attention of the last query row, mean over query heads: F32 [keys], one node per step, no mask (the last row sees

@@ -184,6 +184,23 @@ TEST(GgmlRows, RefuseWhatCannotBeMoved) {
   EXPECT_EQ(fastv::token_rows(columns, 1).code(), Errc::overlapping_stride);
 }
 
+TEST(GgmlIndices, AreWrittenAsI32) {
+  HostTensors host;
+  fastv::Pruner<float> pruner;
+  const std::vector<TokenSpan> visual{{4, 24}};
+  const std::vector<float> scores = distinct_scores(24, 2);
+  const fastv::Kept kept = pruner.prune(fastv::Scores<float>{scores, 40}, visual);
+  ASSERT_TRUE(kept);
+  ggml_tensor* indices = host.make(GGML_TYPE_I32, {static_cast<std::int64_t>(kept.size())});
+  ASSERT_TRUE(fastv::write_indices(kept, indices));
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    EXPECT_EQ(static_cast<std::int32_t*>(indices->data)[i], static_cast<std::int32_t>(kept.indices[i]));
+  EXPECT_EQ(fastv::write_indices(kept, host.make(GGML_TYPE_I32, {5})).code, Errc::room_too_small);
+  EXPECT_EQ(fastv::write_indices(kept, host.make(GGML_TYPE_F32, {28})).code, Errc::tensor_index_type);
+  EXPECT_EQ(fastv::write_indices(kept, nullptr).code, Errc::null_data);
+  EXPECT_EQ(fastv::write_indices(fastv::Kept{{}, 0, 0, {Errc::no_tokens}}, indices).code, Errc::no_tokens);
+}
+
 class GgmlEvidence : public testing::TestWithParam<ggml_type> {};
 
 TEST_P(GgmlEvidence, QueryAndKeyAreReadByTheirStrides) {
