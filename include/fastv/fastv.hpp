@@ -9,6 +9,7 @@
 #include "config.hpp"
 #include "cost.hpp"
 #include "element.hpp"
+#include "error.hpp"
 #include "kernel.hpp"
 #include "plan.hpp"
 #include "products.hpp"

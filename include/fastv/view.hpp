@@ -2,7 +2,7 @@
 //
 // Nothing here allocates, copies or owns. Typed views carry strides in elements, byte views in bytes. A view that the
 // caller filled wrongly (null data, no heads, negative or overlapping strides) is found by check() when it is used,
-// and reported as an Errc; see config.hpp.
+// and reported as an Errc; see error.hpp.
 #pragma once
 
 #include <cstddef>
