@@ -83,7 +83,6 @@ enum class Errc : unsigned char {
   tensor_batch,          // more than one sequence
   tensor_type,           // an element type that is not read element by element
   tensor_types_differ,   // query and key
-  tensor_index_type,     // indices that are not I32
   tensor_device,         // a view of memory that the CPU cannot read
   tensor_not_dense,      // sparse, or negated lazily
   tensor_stride,         // entries that must be adjacent are not
@@ -92,6 +91,7 @@ enum class Errc : unsigned char {
   tensor_tokens,         // not as many along the dimension as the prompt has
   head_dims_differ,      // of query and key
   device_rule,           // a rule that is not offered as operations on the device
+  tensor_index_type,     // indices that are not I32
   not_in_graph           // settings that have no form as nodes of a graph
 };
 
