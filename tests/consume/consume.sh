@@ -1,6 +1,7 @@
 #!/bin/sh
 # A user's project, made and built each way fastv can be added; ctest runs each (label `consume`).
-#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | vcpkg | conan
+#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | vcpkg | conan |
+#              ggml_source
 # CXX, WORK as in ../headers/check.sh. Ends with 77 where what it needs is not installed: skipped, which is not passed.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -83,6 +84,12 @@ add_subdirectory() {
     quiet configure add_subdirectory -DFASTV_CHECKOUT="$root" -DFASTV_COMPONENTS=eigen
     build_and_run
   fi
+}
+ggml_source() {
+  for src in "$HOME"/.cache/fastv/*/src; do ggml=$src/ggml; done  # where cmake/llama_cpp.sh keeps it
+  [ -f "${ggml:-}/CMakeLists.txt" ] || skip "ggml's sources are not here (sh cmake/llama_cpp.sh)"
+  quiet configure ggml_source -DFASTV_CHECKOUT="$root" -DGGML_CHECKOUT="$ggml" -DPROGRAM="$here/ggml.cpp"
+  build_and_run
 }
 fetch_content() {
   quiet configure fetch_content -DFASTV_CHECKOUT="$root"
