@@ -58,6 +58,21 @@ python3 -c "
 import json
 assert [s['count'] for s in json.load(open('$out/frames.json'))['prompt']['visual']] == [64, 64]"
 
+# M-RoPE, on random weights: two pictures, pruned inside the graph and between two graphs alike.
+make="$build/tests/llava/make_gguf"
+"$make" --architecture qwen2vl --hidden 64 --kv-heads 2 "$out/qwen2vl.gguf" >/dev/null
+"$make" --projector qwen2vl_merger --projection 64 "$out/mmproj-qwen2vl.gguf" >/dev/null
+for by in graph host; do
+  "$program" -m "$out/qwen2vl.gguf" --mmproj "$out/mmproj-qwen2vl.gguf" --image "$picture" \
+    --image examples/scenes/pictures/scene_00.png -p "hi" -n 4 -t 1 --fastv-by $by --json "$out/qwen2vl_$by.json" >/dev/null 2>&1 ||
+    fail "qwen2vl by $by failed"
+done
+python3 -c "
+import json
+a, b = (json.load(open(f'$out/qwen2vl_{by}.json')) for by in ('graph', 'host'))
+assert len(a['prompt']['visual']) == 2 and a['prompt']['visual'][0]['columns'] > 0, a['prompt']
+assert a['runs'][0]['kept'] == b['runs'][0]['kept'] and len(a['runs'][0]['kept']) < a['prompt']['tokens']"
+
 # wrong EXPECTED_WORDS ARGUMENTS...: one sentence that has the words, and status 2.
 wrong() {
   words=$1
