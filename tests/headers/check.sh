@@ -36,7 +36,9 @@ foreign_includes() {
 
 header() {
   name=$1 file=$include/fastv/$1.hpp
-  engine=$(sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' "$file" | grep -v '^fastv/' | head -n 1)
+  # The engine's header, included here or by a header of ours that is.
+  engine=$(sed -n 's|^#include "\(.*\)"|'"$include"'/fastv/\1|p' "$file" | xargs cat "$file" |
+    sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' | head -n 1)
   if [ -n "$engine" ] && ! echo "#include <$engine>" | compiles -std=c++17 -x c++ - 2>/dev/null; then
     echo "fastv/$name.hpp is NOT TESTED HERE: install what has <$engine>, or name its folder in FASTV_ENGINE_INCLUDES"
     exit 77
