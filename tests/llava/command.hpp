@@ -2,8 +2,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -26,14 +28,19 @@ inline CommandResult run_command(const std::vector<std::string>& arguments) {
     for (const char c : argument) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
     line += "'" + quoted + "' ";
   }
-  const std::string errors = testing::TempDir() + "command_errors.txt";
+  const std::string errors = testing::TempDir() + "command_errors_" + std::to_string(getpid()) + ".txt";
   CommandResult result{-1, ""};
   std::FILE* pipe = popen((line + "2>'" + errors + "'").c_str(), "r");
   if (pipe == nullptr) return result;
   char piece[4096];
   for (std::size_t count; (count = std::fread(piece, 1, sizeof(piece), pipe)) != 0;) result.output.append(piece, count);
   result.status = pclose(pipe);
-  if (result.status != 0) std::fputs(("failed: " + line + "\nsee " + errors + "\n").c_str(), stderr);
+  if (result.status != 0) {
+    std::fputs(("failed: " + line + "\n").c_str(), stderr);
+    std::ifstream said(errors);
+    for (std::string one; std::getline(said, one);) std::fputs((one + "\n").c_str(), stderr);
+  }
+  std::remove(errors.c_str());
   return result;
 }
 
