@@ -58,7 +58,7 @@ TEST(Compact, EqualsAByteLoopForRowsOf1To77BytesAnyStrideAndPlanes) {
   for (std::size_t row_bytes = 1; row_bytes <= 77; ++row_bytes)
     for (int draw = 0; draw < 20; ++draw) {
       const std::size_t count = rng.between(1, 30);
-      Tensor tensor(rng, rng.between(1, 4), count, row_bytes);
+      Tensor tensor(rng, rng.between(1, 20), count, row_bytes);
       const auto kept = random_kept(rng, count);
       const Bytes expected = gathered(kept, tensor.bytes, tensor.rows, tensor.bytes, tensor.rows);
       ASSERT_TRUE(compact(kept, tensor.rows));
@@ -70,7 +70,7 @@ TEST(Gather, EqualsAByteLoopBetweenTensorsOfDifferentStrides) {
   oracle::Rng rng(41);
   for (std::size_t row_bytes = 1; row_bytes <= 77; ++row_bytes)
     for (int draw = 0; draw < 20; ++draw) {
-      const std::size_t count = rng.between(1, 30), planes = rng.between(1, 4);
+      const std::size_t count = rng.between(1, 30), planes = rng.between(1, 20);
       const auto kept = random_kept(rng, count);
       const Tensor from(rng, planes, count, row_bytes);
       Tensor to(rng, planes, std::max<std::size_t>(1, kept.size() + rng.below(3)), row_bytes);

@@ -44,24 +44,30 @@ inline unsigned char* row_at(const Rows& rows, std::size_t plane, std::size_t ro
 // row is read before it is overwritten.
 inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) noexcept {
   // Short rows are over before the hardware has seen where they lead, so the ones to come are asked for by hand; long
-  // ones it follows by itself.
-  constexpr std::size_t ahead = 16;
+  // ones it follows by itself. Eight planes are walked side by side, since one core reads faster from several streams
+  // than from one.
+  constexpr std::size_t ahead = 8, together = 8;
   const bool hint = from.row_bytes >= 64 && from.row_bytes <= 1024;
   const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
-  for (std::size_t plane = 0; plane < from.planes; ++plane)
+  const auto move_run = [&](std::size_t plane, std::size_t target, std::size_t source, std::size_t run) {
+    for (std::size_t i = target + ahead; hint && i < target + run + ahead && i < kept.size(); ++i)
+      prefetch(row_at(from, plane, kept[i]), from.row_bytes);
+    unsigned char* destination = row_at(to, plane, target);
+    const unsigned char* origin = row_at(from, plane, source);
+    if (destination == origin) return;
+    if (dense) {
+      std::memmove(destination, origin, run * from.row_bytes);
+      return;
+    }
+    for (std::size_t i = 0; i < run; ++i)
+      std::memmove(row_at(to, plane, target + i), row_at(from, plane, source + i), from.row_bytes);
+  };
+  for (std::size_t first = 0; first < from.planes; first += together) {
+    const std::size_t last = from.planes - first < together ? from.planes : first + together;
     for_each_run(kept, [&](std::size_t target, std::size_t source, std::size_t run) {
-      unsigned char* destination = row_at(to, plane, target);
-      const unsigned char* origin = row_at(from, plane, source);
-      for (std::size_t i = target + ahead; hint && i < target + run + ahead && i < kept.size(); ++i)
-        prefetch(row_at(from, plane, kept[i]), from.row_bytes);
-      if (destination == origin) return;
-      if (dense) {
-        std::memmove(destination, origin, run * from.row_bytes);
-        return;
-      }
-      for (std::size_t i = 0; i < run; ++i)
-        std::memmove(row_at(to, plane, target + i), row_at(from, plane, source + i), from.row_bytes);
+      for (std::size_t plane = first; plane < last; ++plane) move_run(plane, target, source, run);
     });
+  }
 }
 
 }  // namespace detail
