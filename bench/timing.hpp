@@ -81,11 +81,32 @@ class Ring {
 
 // ---- limits -------------------------------------------------------------------------------------
 
-// Reads `bytes` bytes as fast as one core can: eight streams far apart, each asked for a kibibyte ahead. Of 25 ways of
-// reading (1 to 16 streams, by page or far apart, asked for 0 to 32 KiB ahead) this was the fastest on the machine of
-// README.md, half again as fast as one stream in order. The vectors are the library's, as wide as the build allows;
+// Reads `bytes` bytes in order, as a sum over them does. The vectors are the library's, as wide as the build allows;
 // loops over arrays came out three times slower with g++.
-inline std::uint32_t read_bytes(const unsigned char* data, std::size_t bytes) {
+inline std::uint32_t read_in_order(const unsigned char* data, std::size_t bytes) {
+  using fastv::detail::load;
+  using Words = fastv::detail::Words;
+  constexpr std::size_t vector = sizeof(Words);
+  Words a{}, b{}, c{}, d{};
+  std::size_t i = 0;
+  for (; i + 4 * vector <= bytes; i += 4 * vector) {
+    a += load<Words>(data + i);
+    b += load<Words>(data + i + vector);
+    c += load<Words>(data + i + 2 * vector);
+    d += load<Words>(data + i + 3 * vector);
+  }
+  for (; i + vector <= bytes; i += vector) a += load<Words>(data + i);
+  std::uint32_t sum = 0;
+  for (; i < bytes; ++i) sum += data[i];
+  a += b + c + d;
+  for (std::size_t lane = 0; lane < fastv::detail::width; ++lane) sum += a[lane];
+  return sum;
+}
+
+// The same from eight places at once, far apart, each asked for a kibibyte ahead. Of 25 ways of reading (1 to 16
+// streams, by page or far apart, asked for 0 to 32 KiB ahead) this was the fastest on the machine of README.md, up to
+// half again as fast as reading in order.
+inline std::uint32_t read_in_streams(const unsigned char* data, std::size_t bytes) {
   using fastv::detail::load;
   using Words = fastv::detail::Words;
   constexpr std::size_t vector = sizeof(Words), block = 256, streams = 8;
@@ -103,16 +124,28 @@ inline std::uint32_t read_bytes(const unsigned char* data, std::size_t bytes) {
         d += load<Words>(from + at + 3 * vector);
       }
     }
-  std::size_t i = streams * part;
-  for (; i + vector <= bytes; i += vector) a += load<Words>(data + i);
-  std::uint32_t sum = 0;
-  for (; i < bytes; ++i) sum += data[i];
   a += b + c + d;
+  std::uint32_t sum = read_in_order(data + streams * part, bytes - streams * part);
   for (std::size_t lane = 0; lane < fastv::detail::width; ++lane) sum += a[lane];
   return sum;
 }
 
-// The same for rows that lie `stride` bytes apart: one stream.
+// `count` multiply-adds of floats with nothing to load: what the arithmetic of as many products takes at least.
+inline float multiply_adds(std::size_t count) {
+  using fastv::detail::Floats;
+  constexpr std::size_t sums_at_once = 12, width = fastv::detail::width;  // more than latency times units
+  Floats sums[sums_at_once] = {}, half{}, one{};
+  benchmark::DoNotOptimize(half);
+  half += 0.5f;
+  one += 1.0f;
+  for (std::size_t done = 0; done < count; done += sums_at_once * width)
+    for (std::size_t i = 0; i < sums_at_once; ++i) sums[i] = sums[i] * half + one;
+  float sum = 0;
+  for (const Floats& each : sums) sum += each[0];
+  return sum;
+}
+
+// Reads rows that lie `stride` bytes apart, in order.
 inline std::uint32_t read_rows(const unsigned char* data, std::size_t rows, std::size_t row_bytes, std::size_t stride) {
   constexpr std::size_t lanes = 64, block = lanes * sizeof(std::uint32_t);
   std::uint32_t sums[lanes] = {}, words[lanes];
