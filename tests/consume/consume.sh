@@ -88,6 +88,9 @@ add_subdirectory() {
 ggml_source() {
   for src in "$HOME"/.cache/fastv/*/src; do ggml=$src/ggml; done  # where cmake/llama_cpp.sh keeps it
   [ -f "${ggml:-}/CMakeLists.txt" ] || skip "ggml's sources are not here (sh cmake/llama_cpp.sh)"
+  # A C compiler of the same make, since ggml asks only one of the two what it takes.
+  CC=$(echo "$CXX" | sed 's/clang++/clang/; s/g++/gcc/; s/c++/cc/')
+  export CC
   quiet configure ggml_source -DFASTV_CHECKOUT="$root" -DGGML_CHECKOUT="$ggml" -DPROGRAM="$here/ggml.cpp"
   build_and_run
 }

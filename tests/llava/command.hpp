@@ -48,3 +48,17 @@ inline std::string stripped(const std::string& text) {
   const auto first = text.find_first_not_of(" \n"), last = text.find_last_not_of(" \n");
   return first == std::string::npos ? "" : text.substr(first, last - first + 1);
 }
+
+// The same with llama-mtmd-cli, which ends without waiting for its logger (llama.cpp's issue 22142), so that now and
+// then, on a busy machine, the last words do not come out. The very last ones are two line ends: without them it is run
+// again.
+inline CommandResult run_mtmd_cli(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), FASTV_MTMD_CLI);
+  CommandResult result{-1, ""};
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    result = run_command(arguments);
+    const std::size_t size = result.output.size();
+    if (result.status != 0 || (size >= 2 && result.output.compare(size - 2, 2, "\n\n") == 0)) break;
+  }
+  return result;
+}

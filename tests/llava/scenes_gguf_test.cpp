@@ -117,8 +117,8 @@ TEST_F(ScenesGguf, MtmdCliAnswersAsItIs) {
   const std::vector<Item> items = committed();
   for (std::size_t i = 0; i < 10; ++i) {
     const Item& item = items[i * items.size() / 10 + i % 5];  // ten pictures, every kind of question twice
-    const CommandResult result = run_command({FASTV_MTMD_CLI, "-m", model(), "--mmproj", mmproj(), "--image",
-                                              item.picture, "-p", item.question, "-n", "16", "--temp", "0", "-t", "1"});
+    const CommandResult result = run_mtmd_cli({"-m", model(), "--mmproj", mmproj(), "--image", item.picture, "-p",
+                                               item.question, "-n", "16", "--temp", "0", "-t", "1"});
     ASSERT_EQ(result.status, 0);
     const scenes::Matrix visual = assistant_->look(scenes::load_picture(item.picture));
     EXPECT_EQ(stripped(result.output), assistant_->answer(assistant_->prompt(visual, item.question)).text)

@@ -258,9 +258,9 @@ void expect_tokens_of_mtmd_cli(const std::string& architecture, const std::strin
   vision.projector = projector;
   const File<tiny_gguf::LanguageModel> model(spec, "model");
   const File<tiny_gguf::VisionModel> mmproj(vision, "mmproj");
-  const CommandResult result = run_command({FASTV_MTMD_CLI, "-m", model.name, "--mmproj", mmproj.name, "--image",
-                                            FASTV_TEST_PICTURE, "-p", "what is in this picture?", "-n", "16", "--temp",
-                                            "0", "-c", "1024", "-t", "1", "--image-max-tokens", "64"});
+  const CommandResult result = run_mtmd_cli({"-m", model.name, "--mmproj", mmproj.name, "--image", FASTV_TEST_PICTURE,
+                                             "-p", "what is in this picture?", "-n", "16", "--temp", "0", "-c", "1024",
+                                             "-t", "1", "--image-max-tokens", "64"});
   EXPECT_EQ(result.status, 0);
   EXPECT_FALSE(stripped(result.output).empty());
 }
