@@ -61,6 +61,7 @@ if(FASTV_HAS_GGML)
 endif()
 
 if(NOT FASTV_HAS_LLAMA_CPP)
-  message(STATUS "fastv: examples/llava and its tests are left out: llama.cpp was not found. To build them:")
-  message(STATUS "  sh cmake/llama_cpp.sh   then configure with -DFASTV_LLAMA_CPP_DIR=<the folder it prints>/prefix")
+  message(STATUS "llama.cpp was not found: examples/llava, and the tests of it and of <fastv/ggml.hpp>, are left out. To have "
+                 "them: sh cmake/llama_cpp.sh, then FASTV_CMAKE_OPTIONS=-DFASTV_LLAMA_CPP_DIR=<the folder it prints>/prefix "
+                 "sh tests/run.sh")
 endif()
