@@ -1,11 +1,12 @@
 // What fastv's kernels cost at the shapes of LLaVA-1.5-7B, on one thread, with the data outside the
 // cache, each beside the time that physics or a rival needs for the same in the same run:
 //
-//   of_limit   time one core needs to read (score) or memmove (compact) the same bytes in order / our time; 1 is
-//   perfect of_streams the same of the fastest way we know to read them, from eight places at once of_fma     time of
-//   as many multiply-adds as the scores take, with nothing to load / our time vs_rival   the rival's time / our time;
-//   above 1 we are faster. Rivals: Eigen doing the same product
-//              and softmax (score), std::nth_element and std::sort on a copy (select)
+//   of_limit     time one core needs to read (score) or memmove (compact) the same bytes / our time; 1 is perfect. Read
+//                the fastest way we know, from eight places at once
+//   of_in_order  the same of reading them in order
+//   of_fma       time of as many multiply-adds as the scores take, with nothing to load / our time
+//   vs_rival     the rival's time / our time; above 1 we are faster. Rivals: Eigen doing the same product
+//                and softmax (score), std::nth_element and std::sort on a copy (select)
 //
 // Times are medians, ratios are of lower quartiles. Results are compared with a slow oracle in double before anything
 // is timed.
@@ -240,8 +241,8 @@ void BM_ScoreQueryKey(benchmark::State& state, const std::string& name, std::siz
 
   bench::compare(state, name.c_str(),
                  {{"", [&] { benchmark::DoNotOptimize(score()); }},
-                  {"of_limit", [&] { benchmark::DoNotOptimize(bench::read_in_order(ring.next(), ring.bytes())); }},
-                  {"of_streams", [&] { benchmark::DoNotOptimize(bench::read_in_streams(ring.next(), ring.bytes())); }},
+                  {"of_limit", [&] { benchmark::DoNotOptimize(bench::read_bytes(ring.next(), ring.bytes())); }},
+                  {"of_in_order", [&] { benchmark::DoNotOptimize(bench::read_in_order(ring.next(), ring.bytes())); }},
                   {"of_fma", [&] { benchmark::DoNotOptimize(bench::multiply_adds(heads * tokens * dim)); }},
                   {"vs_rival", [&] { benchmark::DoNotOptimize(attention.by_eigen(ring.next(), wide)); }}});
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(ring.bytes()));
@@ -405,7 +406,7 @@ void BM_PruneAndApply(benchmark::State& state, const std::string& name) {
                  {{"", [&] { benchmark::DoNotOptimize(prune_and_apply(ring.next())); }},
                   {"of_limit", [&] {
                      unsigned char* data = ring.next();
-                     benchmark::DoNotOptimize(bench::read_in_order(data, key_bytes));
+                     benchmark::DoNotOptimize(bench::read_bytes(data, key_bytes));
                      move_in_one_piece(data + key_bytes, state_bytes, moved);
                    }}});
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(key_bytes + moved));
