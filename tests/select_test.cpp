@@ -208,11 +208,12 @@ TEST(UniformRule, WithoutAGridTheGapsDifferByAtMostOne) {
 }
 
 TEST(UniformRule, MiddlesOfStretchesInTheLongestPrompt) {
-  // Marks of one byte in memory that the system hands out as it is touched: 2 GiB of addresses, few of memory.
+  // Marks of one byte in memory that the system hands out as it is touched: a page a mark, where words would fill 8
+  // GiB.
   const std::unique_ptr<std::uint8_t, void (*)(void*)> marks(static_cast<std::uint8_t*>(std::calloc(max_tokens, 1)),
                                                              std::free);
   ASSERT_NE(marks, nullptr);
-  const std::size_t count = std::size_t{1} << 12;
+  const std::size_t count = std::size_t{1} << 18;
   mark_uniform(marks.get(), max_tokens, 0, count);
   // As many places as marks, so that where all are marked, nothing else is.
   for (std::size_t i = 0; i < count; ++i)

@@ -44,11 +44,6 @@ inline CommandResult run_command(const std::vector<std::string>& arguments) {
   return result;
 }
 
-inline std::string stripped(const std::string& text) {
-  const auto first = text.find_first_not_of(" \n"), last = text.find_last_not_of(" \n");
-  return first == std::string::npos ? "" : text.substr(first, last - first + 1);
-}
-
 // The same with llama-mtmd-cli, which ends without waiting for its logger (llama.cpp's issue 22142), so that now and
 // then, on a busy machine, the last words do not come out. The very last ones are two line ends: without them it is run
 // again.
@@ -61,4 +56,9 @@ inline CommandResult run_mtmd_cli(std::vector<std::string> arguments) {
     if (result.status != 0 || (size >= 2 && result.output.compare(size - 2, 2, "\n\n") == 0)) break;
   }
   return result;
+}
+
+inline std::string stripped(const std::string& text) {
+  const auto first = text.find_first_not_of(" \n"), last = text.find_last_not_of(" \n");
+  return first == std::string::npos ? "" : text.substr(first, last - first + 1);
 }

@@ -22,7 +22,7 @@ ask() { "$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" -t 1
 # the very last ones are two line ends.
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
   "$llama_cpp/bin/llama-mtmd-cli" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --image "$picture" \
-    -p "$question" -n 16 --temp 0 -t 1 >"$out/expected.txt" 2>/dev/null
+    -p "$question" -n 16 --temp 0 -t 1 >"$out/expected.txt" 2>/dev/null || fail "llama-mtmd-cli failed"
   [ "$(tail -c 2 "$out/expected.txt" | od -An -c | tr -d ' ')" != '\n\n' ] || break
 done
 expected=$(xargs <"$out/expected.txt")
