@@ -45,14 +45,17 @@ inline float sqrt_of(float x) noexcept {
   return root;
 }
 
-// Asks for memory that will soon be read, to lie in the second-level cache by then.
-inline void prefetch(const void* from, std::size_t bytes) noexcept {
+// Asks for a cache line that will soon be read, to lie in the second-level cache by then.
+inline void prefetch(const void* from) noexcept {
 #if defined(__GNUC__)
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const unsigned char*>(from) + i, 0, 2);
+  __builtin_prefetch(from, 0, 2);
 #else
   static_cast<void>(from);
-  static_cast<void>(bytes);
 #endif
+}
+// The same for `bytes` bytes from there on.
+inline void prefetch(const void* from, std::size_t bytes) noexcept {
+  for (std::size_t i = 0; i < bytes; i += 64) prefetch(static_cast<const unsigned char*>(from) + i);
 }
 
 // Lanes of partial sums, so that the compiler may vectorise a sum without reordering one.
@@ -73,7 +76,7 @@ inline float dot(const float* q, const K* k, std::size_t dim) noexcept {
   return sums[0];
 }
 
-// Room for a query row, zeros behind it: whole steps of partial_sums() for every vector width.
+// Room for a query row, zeros behind it: whole steps of products_of() for every vector width.
 inline constexpr std::size_t padded(std::size_t dim) noexcept { return (dim + 31) / 32 * 32; }
 
 // Blocks of `size` that so many tokens need.
@@ -184,14 +187,11 @@ float length(const HeadVectors<T>& vectors, const T* data) noexcept {
 
 // out += factor * values. In blocks of constant size, which compilers vectorise at -O2 as well.
 template <class Score, class T>
-inline void add_to(Score* out, const T* values, std::size_t count, Score factor = 1) noexcept {
+inline void add_to(Score* __restrict out, const T* __restrict values, std::size_t count, Score factor = 1) noexcept {
   std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    Score sums[lanes];
+  for (; i + lanes <= count; i += lanes)
     for (std::size_t lane = 0; lane < lanes; ++lane)
-      sums[lane] = out[i + lane] + factor * static_cast<Score>(to_float(values[i + lane]));
-    std::memcpy(out + i, sums, sizeof(sums));
-  }
+      out[i + lane] += factor * static_cast<Score>(to_float(values[i + lane]));
   for (; i < count; ++i) out[i] += factor * static_cast<Score>(to_float(values[i]));
 }
 
@@ -206,17 +206,18 @@ inline float greatest(const float* logits, std::size_t keys) noexcept {
   float highest[lanes];
   std::uint32_t bad[lanes] = {};
   for (std::size_t lane = 0; lane < lanes; ++lane) highest[lane] = logits[0];
-  std::size_t i = 0;
-  for (; i + lanes <= keys; i += lanes)
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      const float logit = logits[i + lane];
-      bad[lane] |= unusable(logit);
-      highest[lane] = logit > highest[lane] ? logit : highest[lane];
+  const auto block = [&](const float* from, std::size_t count) {
+    for (std::size_t lane = 0; lane < count; ++lane) {
+      bad[lane] |= unusable(from[lane]);
+      highest[lane] = from[lane] > highest[lane] ? from[lane] : highest[lane];
     }
-  for (std::size_t lane = 0; lane < lanes && i < keys; ++i, ++lane) {
-    bad[lane] |= unusable(logits[i]);
-    highest[lane] = logits[i] > highest[lane] ? logits[i] : highest[lane];
-  }
+  };
+  std::size_t i = 0;
+  for (; i + lanes <= keys; i += lanes) block(logits + i, lanes);
+  if (keys >= lanes)
+    block(logits + keys - lanes, lanes);  // the rest, and some again
+  else
+    block(logits, keys);
   float most = highest[0];
   std::uint32_t any_bad = 0;
   for (std::size_t lane = 0; lane < lanes; ++lane) {
@@ -229,17 +230,20 @@ inline float greatest(const float* logits, std::size_t keys) noexcept {
 // logits -> exp(logits - most), in place; returns their sum.
 inline float exponentials(float* logits, std::size_t keys, float most) noexcept {
   float sums[lanes] = {};
-  std::size_t i = 0;
-  for (; i + lanes <= keys; i += lanes)
+  const auto block = [&](float* values) {
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      const float e = exp_of_negative(logits[i + lane] - most);
-      logits[i + lane] = e;
+      const float e = exp_of_negative(values[lane] - most);
+      values[lane] = e;
       sums[lane] += e;
     }
-  for (std::size_t lane = 0; lane < lanes && i < keys; ++i, ++lane) {
-    logits[i] = exp_of_negative(logits[i] - most);
-    sums[lane] += logits[i];
-  }
+  };
+  std::size_t i = 0;
+  for (; i + lanes <= keys; i += lanes) block(logits + i);
+  float rest[lanes];  // the last ones, and behind them -infinity, whose exponential is 0
+  for (float& value : rest) value = bit_cast<float>(FloatBits<float>::sign | FloatBits<float>::infinity);
+  std::memcpy(rest, logits + i, (keys - i) * sizeof(float));
+  block(rest);
+  std::memcpy(logits + i, rest, (keys - i) * sizeof(float));
   float sum = 0;
   for (std::size_t lane = 0; lane < lanes; ++lane) sum += sums[lane];
   return sum;

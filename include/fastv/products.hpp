@@ -5,16 +5,14 @@
 
 #include "kernel.hpp"
 
-// Vectors as wide as the machine's, by the vector types of GCC and clang, which need no header and, unlike loops,
-// become the same code at -O2 and -O3 and with both compilers. Each kind of machine has a namespace of its own, so that
-// translation units built for different ones may meet in one program. None on 32-bit x86 without SSE2, where vectors
-// have no registers and g++ warns of their calling convention.
+// Vectors of up to 8 floats, by the vector types of GCC and clang, which need no header and, unlike loops, become the
+// same code at -O2 and -O3 and with both compilers. Wider ones would not read faster, and an AMD Zen 4 widens half
+// precision faster by eights than by sixteens. Each kind of machine has a namespace of its own, so that translation
+// units built for different ones may meet in one program. None on 32-bit x86 without SSE2, where vectors have no
+// registers and g++ warns of their calling convention.
 #if !defined(__GNUC__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || (defined(__i386__) && !defined(__SSE2__))
 #define FASTV_VECTORS 0
 #define FASTV_KIND any_machine
-#elif defined(__AVX512F__)
-#define FASTV_VECTORS 16
-#define FASTV_KIND vectors_of_16
 #elif defined(__AVX2__) && defined(__F16C__)
 #define FASTV_VECTORS 8
 #define FASTV_KIND vectors_of_8_and_halves
@@ -78,7 +76,7 @@ struct Widened<bfloat16> {
     return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
   }
 };
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+#if defined(__AVX2__) && defined(__F16C__)
 template <>
 struct Widened<half> {
   // The machine's own conversion is exact for every value, whatever it does with denormal floats.
@@ -89,17 +87,7 @@ struct Widened<half> {
  private:
   static Floats widened(const half* k) noexcept {
     typedef short Shorts __attribute__((vector_size(2 * width)));
-#if defined(__AVX512F__)
-    constexpr int current_rounding = 4;
-#if defined(__clang__)
-    constexpr unsigned short every_lane = 0xffff;
-#else
-    constexpr short every_lane = -1;
-#endif
-    return __builtin_ia32_vcvtph2ps512_mask(load<Shorts>(k), Floats{}, every_lane, current_rounding);
-#else
     return __builtin_ia32_vcvtph2ps256(load<Shorts>(k));
-#endif
   }
 };
 #else
@@ -136,37 +124,37 @@ void arrange(const Q* q, std::size_t dim, float scale, float* query) noexcept {
 
 // ---- sums across vectors ------------------------------------------------------------------------
 
-// Lane of a, or of b counted on from a's, that fold() adds from.
+// Every other block of lanes of a (the even ones, or the odd ones), then those of b. Small blocks stay within their
+// quarter of four lanes: such shuffles are the cheap ones.
 template <std::size_t Block>
-constexpr std::uint32_t lane_to_fold(std::size_t lane, std::size_t odd) noexcept {
-  // Small blocks stay within their quarter of four lanes: such shuffles are the cheap ones.
+constexpr std::uint32_t lane_of(std::size_t lane, std::size_t odd) noexcept {
   constexpr std::size_t span = Block >= 4 ? width : 4;
   const std::size_t from_b = lane % span / (span / 2), block = lane % (span / 2) / Block * 2 + odd;
   return static_cast<std::uint32_t>(from_b * width + lane / span * span + block * Block + lane % Block);
 }
-// Neighbouring blocks of lanes added up: first those of a, then those of b.
-template <std::size_t Block, std::size_t... lane>
-inline Floats fold(Floats a, Floats b, std::index_sequence<lane...>) noexcept {
+template <std::size_t Block, std::size_t Odd, std::size_t... lane>
+inline Floats every_other(Floats a, Floats b, std::index_sequence<lane...>) noexcept {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, lane_to_fold<Block>(lane, 0)...) +
-         __builtin_shufflevector(a, b, lane_to_fold<Block>(lane, 1)...);
+  return __builtin_shufflevector(a, b, lane_of<Block>(lane, Odd)...);
 #else
-  return __builtin_shuffle(a, b, Words{lane_to_fold<Block>(lane, 0)...}) +
-         __builtin_shuffle(a, b, Words{lane_to_fold<Block>(lane, 1)...});
+  return __builtin_shuffle(a, b, Words{lane_of<Block>(lane, Odd)...});
 #endif
 }
+template <std::size_t Block, std::size_t Odd>
+inline Floats every_other(Floats a, Floats b) noexcept {
+  return every_other<Block, Odd>(a, b, std::make_index_sequence<width>());
+}
+// Neighbouring blocks of lanes added up: first those of a, then those of b.
 template <std::size_t Block>
 inline Floats fold(Floats a, Floats b) noexcept {
-  return fold<Block>(a, b, std::make_index_sequence<width>());
+  return every_other<Block, 0>(a, b) + every_other<Block, 1>(a, b);
 }
 // Lane i of the result: the sum of all lanes of v[i]. v: [width]
 inline Floats sums_of(const Floats* v) noexcept {
   Floats quads[4];
   FASTV_UNROLL
   for (std::size_t i = 0; i < 4; ++i) {
-    if constexpr (width == 16)
-      quads[i] = fold<4>(fold<8>(v[i], v[4 + i]), fold<8>(v[8 + i], v[12 + i]));
-    else if constexpr (width == 8)
+    if constexpr (width == 8)
       quads[i] = fold<4>(v[i], v[4 + i]);
     else
       quads[i] = v[i];
@@ -174,30 +162,50 @@ inline Floats sums_of(const Floats* v) noexcept {
   return fold<1>(fold<2>(quads[0], quads[1]), fold<2>(quads[2], quads[3]));
 }
 
+// [width, width] -> transposed, in place.
+inline void transpose(Floats* v) noexcept {
+  if constexpr (width == 8) {
+    FASTV_UNROLL
+    for (std::size_t i = 0; i < 4; ++i) {
+      const Floats a = v[i], b = v[4 + i];
+      v[i] = every_other<4, 0>(a, b);
+      v[4 + i] = every_other<4, 1>(a, b);
+    }
+  }
+  FASTV_UNROLL
+  for (std::size_t i = 0; i < width; i += 4) {
+    const Floats a = v[i], b = v[i + 1], c = v[i + 2], d = v[i + 3];
+    const Floats ab = every_other<2, 0>(a, b), cd = every_other<2, 0>(c, d);
+    const Floats ab_behind = every_other<2, 1>(a, b), cd_behind = every_other<2, 1>(c, d);
+    v[i] = every_other<1, 0>(ab, cd);
+    v[i + 1] = every_other<1, 1>(ab, cd);
+    v[i + 2] = every_other<1, 0>(ab_behind, cd_behind);
+    v[i + 3] = every_other<1, 1>(ab_behind, cd_behind);
+  }
+}
+
 // ---- tiles --------------------------------------------------------------------------------------
-// A tile is 8 keys by 2 query heads: 16 sums, of which as many as the machine has registers for grow at a time. A key
-// is widened once for both heads if they share it. The 8 keys lie an eighth of the stretch apart, so that walking the
-// tiles reads 8 streams: one core reads so half again as fast as from one.
+// A tile is 8 keys of one KV head by the query heads that share it. The keys lie an eighth of the stretch apart, so
+// that walking the tiles reads 8 streams: one core reads faster from 4 or 8 places at once than from one, and much
+// slower from 16.
 
 inline constexpr std::size_t streams = 8;
 
 template <class K>
 struct Tile {
-  const K *first, *second;  // the first key of either head
-  std::ptrdiff_t apart;     // elements from one key to the next
+  const K* first;
+  std::ptrdiff_t apart;  // elements from one key to the next
   const K* key(std::size_t n) const noexcept { return first + static_cast<std::ptrdiff_t>(n) * apart; }
 };
 
-// out[h * streams + n] = partial sums of q_h . k_n. q: [Heads, padded(dim)] from arrange(); k_n: key + n * apart; next:
-// as key, for a tile to come, asked for on the way; may be null. Returns what pair() marked as special.
+// out[h * streams + n] = q_h . k_n for Keys keys of a tile from key `begin` on. q: [Heads, padded(dim)] from arrange();
+// ahead: elements to a tile to come, whose keys are asked for on the way. Returns what pair() marked as special. Eight
+// sums grow at a time: with the factors, that is what 16 registers hold.
 template <std::size_t Heads, std::size_t Keys, class K>
-inline Words partial_sums(const float* q, const K* key, std::ptrdiff_t apart, const K* next, std::ptrdiff_t next_apart,
-                          std::size_t dim, Floats* out) noexcept {
-  constexpr std::size_t line = 64;
-  const auto at = [](const K* from, std::size_t n, std::ptrdiff_t stride) {
-    return from + static_cast<std::ptrdiff_t>(n) * stride;
-  };
-  Floats sums[Heads][Keys] = {};
+inline Words products_of(const float* q, const Tile<K>& tile, std::ptrdiff_t ahead, std::size_t begin, std::size_t dim,
+                         float* out) noexcept {
+  constexpr std::size_t step_elements = 2 * width, line_elements = 64 / sizeof(K);
+  Floats sums[Heads * Keys] = {};
   Words special{};
   const auto step = [&](std::size_t i, auto key_at) __attribute__((always_inline)) {
     FASTV_UNROLL
@@ -205,30 +213,38 @@ inline Words partial_sums(const float* q, const K* key, std::ptrdiff_t apart, co
       const Pair k = Widened<K>::pair(key_at(n), special);
       FASTV_UNROLL
       for (std::size_t h = 0; h < Heads; ++h) {
-        sums[h][n] += load<Floats>(q + h * padded(dim) + i) * k.first;
-        sums[h][n] += load<Floats>(q + h * padded(dim) + i + width) * k.second;
+        sums[h * Keys + n] += load<Floats>(q + h * padded(dim) + i) * k.first;
+        sums[h * Keys + n] += load<Floats>(q + h * padded(dim) + i + width) * k.second;
       }
     }
   };
-  std::size_t i = 0;
-  for (; i + 2 * width <= dim; i += 2 * width) {
-    if (next != nullptr && i * sizeof(K) % line == 0) {  // spread over the steps, not in one burst
-      FASTV_UNROLL
-      for (std::size_t n = 0; n < Keys; ++n) prefetch(at(next, n, next_apart) + i, 2 * width * sizeof(K));
-    }
+  const auto step_at = [&](std::size_t i) __attribute__((always_inline)) {
     step(
-        i, [&](std::size_t n) __attribute__((always_inline)) { return at(key, n, apart) + i; });
+        i, [&](std::size_t n) __attribute__((always_inline)) { return tile.key(begin + n) + i; });
+  };
+  std::size_t i = 0;
+  for (; i + step_elements <= dim; i += step_elements) {
+    if (i % line_elements == 0) {
+      FASTV_UNROLL
+      for (std::size_t n = 0; n < Keys; ++n) prefetch(tile.key(begin + n) + ahead + i);
+    }
+    step_at(i);
   }
   if (i < dim) {  // the last, shorter step: with zeros behind it
-    K rest[Keys][2 * width] = {};
-    for (std::size_t n = 0; n < Keys; ++n) std::memcpy(rest[n], at(key, n, apart) + i, (dim - i) * sizeof(K));
+    K rest[Keys][step_elements] = {};
+    for (std::size_t n = 0; n < Keys; ++n) std::memcpy(rest[n], tile.key(begin + n) + i, (dim - i) * sizeof(K));
     step(
         i, [&](std::size_t n) __attribute__((always_inline)) { return rest[n]; });
   }
+  constexpr std::size_t run = Keys < width ? Keys : width;  // products that lie side by side
   FASTV_UNROLL
-  for (std::size_t h = 0; h < Heads; ++h) {
+  for (std::size_t whole = 0; whole < Heads * Keys; whole += width) {
+    const Floats products = sums_of(sums + whole) * Widened<K>::logit_scale;
+    float lane[width];
+    std::memcpy(lane, &products, sizeof(products));
     FASTV_UNROLL
-    for (std::size_t n = 0; n < Keys; ++n) out[h * streams + n] = sums[h][n];
+    for (std::size_t j = 0; j < width; j += run)
+      std::memcpy(out + (whole + j) / Keys * streams + begin + (whole + j) % Keys, lane + j, run * sizeof(float));
   }
   return special;
 }
@@ -239,96 +255,89 @@ inline Words partial_sums(const float* q, const K* key, std::ptrdiff_t apart, co
 template <class K>
 bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first, std::size_t count, std::size_t group,
                    const float* query, float* logits, std::size_t logits_stride) noexcept {
-  constexpr std::size_t bytes_ahead = 4096, room = 4096;
-  // Heads are paired within a group, or, in groups of one, across KV heads.
-  const std::size_t paired = group == 1 && keys.heads > 1 ? 2 : 1, columns = (keys.heads + paired - 1) / paired;
+  // Of each stream. Further ahead (768 bytes on an AMD Zen 3) the requests slow down by a fifth: the processor takes
+  // them for streams of their own then, 16 in all.
+  constexpr std::size_t bytes_ahead = 256;
+  constexpr std::size_t room = 4096;  // floats
   const bool tokens_outer = keys.head_stride <= keys.token_stride && keys.heads * group * streams <= room;
-  const std::size_t heads_held = tokens_outer ? keys.heads * group : paired * group;
+  const std::size_t heads_held = tokens_outer ? keys.heads * group : group;
   if (count < streams || heads_held * streams > room) return false;
   // Along the tokens: `part` tiles, and one of the last 8 keys. So pieces of 2,048 keys are cut into odd parts, whose
   // streams do not meet in the same sets of the caches.
   const std::size_t dim = keys.dim, part = (count - 1) / streams, rows = part + 1;
-  const std::size_t outer = tokens_outer ? rows : columns, inner = tokens_outer ? columns : rows;
+  const std::size_t outer = tokens_outer ? rows : keys.heads, inner = tokens_outer ? keys.heads : rows;
 
   const auto first_token = [&](std::size_t row) { return row < part ? row : count - streams; };
   const auto tokens_apart = [&](std::size_t row) { return row < part ? part : 1; };
-  const auto first_head = [&](std::size_t column) {  // the last pair overlaps the one before where heads are odd
-    return (column + 1) * paired <= keys.heads ? column * paired : keys.heads - paired;
-  };
-  const auto tile_at = [&](std::size_t row, std::size_t column) {
-    const K* key = data + static_cast<std::ptrdiff_t>(first_token(row)) * keys.token_stride +
-                   static_cast<std::ptrdiff_t>(first_head(column)) * keys.head_stride;
-    return Tile<K>{key, paired == 2 ? key + keys.head_stride : key,
-                   static_cast<std::ptrdiff_t>(tokens_apart(row)) * keys.token_stride};
-  };
-
-  // Products wait here, [rows, heads held, streams], until several go to each row of logits together: the lines of all
-  // heads' logits do not stay in the first-level cache while keys stream through it.
-  float held[room + streams];
-  const std::size_t fitting = room / (heads_held * streams), rows_held = fitting < 32 ? fitting : 32;
-  const auto deliver = [&](std::size_t row, std::size_t count_of_rows, std::size_t head) {
-    const std::size_t apart = tokens_apart(row);
-    for (std::size_t h = 0; h < heads_held; ++h) {
-      float* to = logits + (head + h) * logits_stride + first + first_token(row);
-      for (std::size_t r = 0; r < count_of_rows; ++r) {
-        const float* from = held + (r * heads_held + h) * streams;
-        FASTV_UNROLL
-        for (std::size_t n = 0; n < streams; ++n) to[r + n * apart] = from[n];
-      }
-      for (std::size_t n = 0; n < streams; ++n)  // where the next rows will go
-        prefetch(to + n * apart + count_of_rows, count_of_rows * sizeof(float));
-    }
-  };
-
-  Words special{};
-  const auto two_heads = [&](auto shared, const float* q, const float* other_q, const Tile<K>& tile,
-                             const Tile<K>& next, float* products) __attribute__((always_inline)) {
-    Floats sums[2 * streams];
-    if constexpr (decltype(shared)::value) {
-      constexpr std::size_t at_once = width == 16 ? 8 : 4;
-      for (std::size_t n = 0; n < streams; n += at_once)
-        special |= partial_sums<2, at_once>(q, tile.key(n), tile.apart, next.first == nullptr ? nullptr : next.key(n),
-                                            next.apart, dim, sums + n);
-    } else {
-      special |= partial_sums<1, streams>(q, tile.first, tile.apart, next.first, next.apart, dim, sums);
-      special |=
-          partial_sums<1, streams>(other_q, tile.second, tile.apart, next.second, next.apart, dim, sums + streams);
-    }
-    FASTV_UNROLL
-    for (std::size_t i = 0; i < 2 * streams; i += width) {
-      const Floats whole = sums_of(sums + i) * Widened<K>::logit_scale;
-      std::memcpy(products + i, &whole, sizeof(whole));
-    }
-  };
-
-  const auto whole_tile = [&](const Tile<K>& tile, const Tile<K>& next, std::size_t head, float* products) {
-    const float* q = query + head * padded(dim);
-    if (group == 1) return two_heads(std::false_type(), q, paired == 2 ? q + padded(dim) : q, tile, next, products);
-    for (std::size_t done = 0; done < group; done += 2) {  // the last pair of an odd group overlaps the one before
-      const std::size_t h = done + 2 <= group ? done : group - 2;
-      two_heads(std::true_type(), q + h * padded(dim), nullptr, tile, done == 0 ? next : Tile<K>{},
-                products + h * streams);
-    }
-  };
-
   struct Place {
     std::size_t outer = 0, inner = 0;
   } coming;
   const auto advance = [&](Place& place) {
     if (++place.inner == inner) place = {place.outer + 1, 0};
   };
-  const std::size_t tile_bytes = dim * sizeof(K) * paired;
-  for (std::size_t i = 0; i <= bytes_ahead / tile_bytes && coming.outer < outer; ++i) advance(coming);
   const auto row_of = [&](const Place& place) { return tokens_outer ? place.outer : place.inner; };
-  const auto column_of = [&](const Place& place) { return tokens_outer ? place.inner : place.outer; };
+  const auto head_of = [&](const Place& place) { return tokens_outer ? place.inner : place.outer; };
+  const auto tile_at = [&](const Place& place) {
+    return Tile<K>{data + static_cast<std::ptrdiff_t>(first_token(row_of(place))) * keys.token_stride +
+                       static_cast<std::ptrdiff_t>(head_of(place)) * keys.head_stride,
+                   static_cast<std::ptrdiff_t>(tokens_apart(row_of(place))) * keys.token_stride};
+  };
 
+  // Products wait here, [rows, heads held, streams], until several go to each row of logits together: the lines of all
+  // heads' logits do not stay in the first-level cache while keys stream through it.
+  float held[room];
+  const std::size_t fitting = room / (heads_held * streams), rows_held = fitting < streams ? fitting : streams;
+  const auto deliver = [&](std::size_t row, std::size_t count_of_rows, std::size_t head) {
+    const std::size_t apart = tokens_apart(row);
+    for (std::size_t h = 0; h < heads_held; ++h) {
+      float* to = logits + (head + h) * logits_stride + first + first_token(row);
+      const float* from = held + h * streams;
+      std::size_t r = 0;
+      for (; r + width <= count_of_rows; r += width)
+        for (std::size_t n = 0; n < streams; n += width) {
+          Floats block[width];
+          FASTV_UNROLL
+          for (std::size_t i = 0; i < width; ++i) block[i] = load<Floats>(from + (r + i) * heads_held * streams + n);
+          transpose(block);
+          FASTV_UNROLL
+          for (std::size_t i = 0; i < width; ++i) std::memcpy(to + (n + i) * apart + r, &block[i], sizeof(block[i]));
+        }
+      for (; r < count_of_rows; ++r)
+        for (std::size_t n = 0; n < streams; ++n) to[r + n * apart] = from[r * heads_held * streams + n];
+    }
+  };
+
+  Words special{};
+  // The query heads of a tile, `Heads` at a time; the last of them overlap those before where they do not divide.
+  const auto whole_tile = [&](auto at_once, const float* q, const Tile<K>& tile, std::ptrdiff_t ahead,
+                              float* products) {
+    constexpr std::size_t Heads = decltype(at_once)::value, Keys = streams / Heads;
+    for (std::size_t done = 0; done < group; done += Heads) {
+      const std::size_t h = done + Heads <= group ? done : group - Heads;
+      for (std::size_t n = 0; n < streams; n += Keys)
+        special |= products_of<Heads, Keys>(q + h * padded(dim), tile, ahead, n, dim, products + h * streams);
+    }
+  };
+  using std::integral_constant;
+  for (std::size_t i = 0; i <= (bytes_ahead - 1) / (dim * sizeof(K)) && coming.outer < outer; ++i) advance(coming);
   std::size_t waiting = 0;
   for (Place place; place.outer < outer; advance(place)) {
-    const std::size_t row = row_of(place), head = first_head(column_of(place)) * group;
-    const Tile<K> next = coming.outer < outer ? tile_at(row_of(coming), column_of(coming)) : Tile<K>{};
-    if (coming.outer < outer) advance(coming);
-    whole_tile(tile_at(row, column_of(place)), next, head,
-               held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams);
+    const std::size_t row = row_of(place), head = head_of(place) * group;
+    const float* q = query + head * padded(dim);
+    const Tile<K> tile = tile_at(place);
+    std::ptrdiff_t ahead = 0;
+    if (coming.outer < outer) {
+      const Tile<K> next = tile_at(coming);
+      if (next.apart == tile.apart) ahead = next.first - tile.first;
+      advance(coming);
+    }
+    float* products = held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams;
+    if (group == 1)
+      whole_tile(integral_constant<std::size_t, 1>(), q, tile, ahead, products);
+    else if (group % 4 == 0)
+      whole_tile(integral_constant<std::size_t, 4>(), q, tile, ahead, products);
+    else
+      whole_tile(integral_constant<std::size_t, 2>(), q, tile, ahead, products);
     if (tokens_outer && place.inner + 1 < inner) continue;
     ++waiting;
     if (waiting == rows_held || row + 1 >= part) {
