@@ -188,11 +188,11 @@ float length(const HeadVectors<T>& vectors, const T* data) noexcept {
 // out += factor * values. In blocks of constant size, which compilers vectorise at -O2 as well.
 template <class Score, class T>
 inline void add_to(Score* __restrict out, const T* __restrict values, std::size_t count, Score factor = 1) noexcept {
-  std::size_t i = 0;
-  for (; i + lanes <= count; i += lanes)
+  const std::size_t whole = count / lanes * lanes;
+  for (std::size_t i = 0; i < whole; i += lanes)
     for (std::size_t lane = 0; lane < lanes; ++lane)
       out[i + lane] += factor * static_cast<Score>(to_float(values[i + lane]));
-  for (; i < count; ++i) out[i] += factor * static_cast<Score>(to_float(values[i]));
+  for (std::size_t i = whole; i < count; ++i) out[i] += factor * static_cast<Score>(to_float(values[i]));
 }
 
 // Greatest of logits[0 .. keys); NaN where one is NaN or +infinity; -infinity where every key is hidden.
@@ -212,8 +212,7 @@ inline float greatest(const float* logits, std::size_t keys) noexcept {
       highest[lane] = from[lane] > highest[lane] ? from[lane] : highest[lane];
     }
   };
-  std::size_t i = 0;
-  for (; i + lanes <= keys; i += lanes) block(logits + i, lanes);
+  for (std::size_t i = 0; i + lanes <= keys; i += lanes) block(logits + i, lanes);
   if (keys >= lanes)
     block(logits + keys - lanes, lanes);  // the rest, and some again
   else
@@ -237,13 +236,13 @@ inline float exponentials(float* logits, std::size_t keys, float most) noexcept 
       sums[lane] += e;
     }
   };
-  std::size_t i = 0;
-  for (; i + lanes <= keys; i += lanes) block(logits + i);
+  const std::size_t whole = keys / lanes * lanes;
+  for (std::size_t i = 0; i < whole; i += lanes) block(logits + i);
   float rest[lanes];  // the last ones, and behind them -infinity, whose exponential is 0
   for (float& value : rest) value = bit_cast<float>(FloatBits<float>::sign | FloatBits<float>::infinity);
-  std::memcpy(rest, logits + i, (keys - i) * sizeof(float));
+  std::memcpy(rest, logits + whole, (keys - whole) * sizeof(float));
   block(rest);
-  std::memcpy(logits + i, rest, (keys - i) * sizeof(float));
+  std::memcpy(logits + whole, rest, (keys - whole) * sizeof(float));
   float sum = 0;
   for (std::size_t lane = 0; lane < lanes; ++lane) sum += sums[lane];
   return sum;

@@ -110,15 +110,20 @@ struct Widened<half> {
 };
 #endif
 
-// One query row in the order of Widened<K>::pair(), scaled, with zeros behind it.
-template <class K, class Q>
-void arrange(const Q* q, std::size_t dim, float scale, float* query) noexcept {
-  // From the last step on, not from dim on: interleaved, that step has gaps before dim as well.
-  for (std::size_t i = dim / (2 * width) * (2 * width); i < padded(dim); ++i) query[i] = 0;
-  for (std::size_t i = 0; i < dim; ++i) {
-    const std::size_t step = i / (2 * width) * (2 * width), place = i - step;
-    const std::size_t to = Widened<K>::interleaved ? place / 2 + place % 2 * width : place;
-    query[step + to] = static_cast<float>(to_float(q[i])) * scale * Widened<K>::query_scale;
+// One query row in the order of Widened<K>::pair(), with zeros behind it. q: [dim]; query: [padded(dim)]
+template <class K>
+void arrange(const float* q, std::size_t dim, float* query) noexcept {
+  constexpr std::size_t step = 2 * width;
+  const auto source = [](std::size_t place) {
+    return Widened<K>::interleaved ? place % width * 2 + place / width : place;
+  };
+  const std::size_t whole = dim / step * step;
+  for (std::size_t i = 0; i < whole; i += step)
+    for (std::size_t place = 0; place < step; ++place)
+      query[i + place] = q[i + source(place)] * Widened<K>::query_scale;
+  for (std::size_t i = whole; i < padded(dim); ++i) {  // interleaved, the last step has gaps before dim as well
+    const std::size_t from = whole + source(i - whole);
+    query[i] = i - whole < step && from < dim ? q[from] * Widened<K>::query_scale : 0.0f;
   }
 }
 
@@ -259,29 +264,26 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
   // them for streams of their own then, 16 in all.
   constexpr std::size_t bytes_ahead = 256;
   constexpr std::size_t room = 4096;  // floats
-  const bool tokens_outer = keys.head_stride <= keys.token_stride && keys.heads * group * streams <= room;
+  const bool tokens_outer =
+      keys.heads > 1 && keys.head_stride <= keys.token_stride && keys.heads * group * streams <= room;
   const std::size_t heads_held = tokens_outer ? keys.heads * group : group;
   if (count < streams || heads_held * streams > room) return false;
   // Along the tokens: `part` tiles, and one of the last 8 keys. So pieces of 2,048 keys are cut into odd parts, whose
   // streams do not meet in the same sets of the caches.
   const std::size_t dim = keys.dim, part = (count - 1) / streams, rows = part + 1;
   const std::size_t outer = tokens_outer ? rows : keys.heads, inner = tokens_outer ? keys.heads : rows;
-
+  const std::ptrdiff_t outer_stride = tokens_outer ? keys.token_stride : keys.head_stride;
+  const std::ptrdiff_t inner_stride = tokens_outer ? keys.head_stride : keys.token_stride;
   const auto first_token = [&](std::size_t row) { return row < part ? row : count - streams; };
   const auto tokens_apart = [&](std::size_t row) { return row < part ? part : 1; };
-  struct Place {
-    std::size_t outer = 0, inner = 0;
-  } coming;
-  const auto advance = [&](Place& place) {
-    if (++place.inner == inner) place = {place.outer + 1, 0};
-  };
-  const auto row_of = [&](const Place& place) { return tokens_outer ? place.outer : place.inner; };
-  const auto head_of = [&](const Place& place) { return tokens_outer ? place.inner : place.outer; };
-  const auto tile_at = [&](const Place& place) {
-    return Tile<K>{data + static_cast<std::ptrdiff_t>(first_token(row_of(place))) * keys.token_stride +
-                       static_cast<std::ptrdiff_t>(head_of(place)) * keys.head_stride,
-                   static_cast<std::ptrdiff_t>(tokens_apart(row_of(place))) * keys.token_stride};
-  };
+
+  // From a tile to the one asked for meanwhile: in the same walk along `inner`, or in the next. Those of the last keys
+  // ask for nothing, nor does anything ask for them.
+  const std::size_t line = tokens_outer ? keys.heads : part;
+  const std::size_t wanted = (bytes_ahead - 1) / (dim * sizeof(K)) + 1;
+  const std::size_t tiles_ahead = line > wanted ? wanted : line > 0 ? line - 1 : 0;
+  const std::ptrdiff_t to_same = static_cast<std::ptrdiff_t>(tiles_ahead) * inner_stride;
+  const std::ptrdiff_t to_next = outer_stride + to_same - static_cast<std::ptrdiff_t>(line) * inner_stride;
 
   // Products wait here, [rows, heads held, streams], until several go to each row of logits together: the lines of all
   // heads' logits do not stay in the first-level cache while keys stream through it.
@@ -319,18 +321,18 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
     }
   };
   using std::integral_constant;
-  for (std::size_t i = 0; i <= (bytes_ahead - 1) / (dim * sizeof(K)) && coming.outer < outer; ++i) advance(coming);
   std::size_t waiting = 0;
-  for (Place place; place.outer < outer; advance(place)) {
-    const std::size_t row = row_of(place), head = head_of(place) * group;
+  const auto walk = [&](std::size_t o, std::size_t i) {
+    const std::size_t row = tokens_outer ? o : i, kv_head = tokens_outer ? i : o, head = kv_head * group;
     const float* q = query + head * padded(dim);
-    const Tile<K> tile = tile_at(place);
+    const Tile<K> tile{data + static_cast<std::ptrdiff_t>(first_token(row)) * keys.token_stride +
+                           static_cast<std::ptrdiff_t>(kv_head) * keys.head_stride,
+                       static_cast<std::ptrdiff_t>(tokens_apart(row)) * keys.token_stride};
     std::ptrdiff_t ahead = 0;
-    if (coming.outer < outer) {
-      const Tile<K> next = tile_at(coming);
-      if (next.apart == tile.apart) ahead = next.first - tile.first;
-      advance(coming);
-    }
+    if (row < part && i + tiles_ahead < line)
+      ahead = to_same;
+    else if (row < part && o + 1 < (tokens_outer ? part : keys.heads))
+      ahead = to_next;
     float* products = held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams;
     if (group == 1)
       whole_tile(integral_constant<std::size_t, 1>(), q, tile, ahead, products);
@@ -338,13 +340,15 @@ bool fast_products(const HeadVectors<K>& keys, const K* data, std::size_t first,
       whole_tile(integral_constant<std::size_t, 4>(), q, tile, ahead, products);
     else
       whole_tile(integral_constant<std::size_t, 2>(), q, tile, ahead, products);
-    if (tokens_outer && place.inner + 1 < inner) continue;
+    if (tokens_outer && i + 1 < inner) return;
     ++waiting;
     if (waiting == rows_held || row + 1 >= part) {
       deliver(row + 1 - waiting, waiting, tokens_outer ? 0 : head);
       waiting = 0;
     }
-  }
+  };
+  for (std::size_t o = 0; o < outer; ++o)
+    for (std::size_t i = 0; i < inner; ++i) walk(o, i);
   std::uint32_t any = 0;
   for (std::size_t lane = 0; lane < width; ++lane) any |= special[lane];
   return Widened<K>::every_value || (any & 0x80008000u) == 0;
@@ -365,10 +369,14 @@ void load_query(const QueryKey<Q, K>& evidence, std::size_t row, float* query) n
   for (std::size_t head = 0; head < evidence.heads; ++head) {
     const Q* q = evidence.query + static_cast<std::ptrdiff_t>(head) * evidence.query_head_stride +
                  static_cast<std::ptrdiff_t>(row) * evidence.query_row_stride;
-    for (std::size_t i = 0; i < dim; ++i) query[head * dim + i] = static_cast<float>(to_float(q[i])) * evidence.scale;
+    float* plain = query + head * dim;
+    const std::size_t whole = dim / lanes * lanes;
+    for (std::size_t i = 0; i < whole; i += lanes)  // of constant size, which compilers vectorise at -O2 as well
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        plain[i + lane] = static_cast<float>(to_float(q[i + lane])) * evidence.scale;
+    for (std::size_t i = whole; i < dim; ++i) plain[i] = static_cast<float>(to_float(q[i])) * evidence.scale;
 #if FASTV_VECTORS
-    if constexpr (Widened<K>::exists)
-      arrange<K>(q, dim, evidence.scale, query + evidence.heads * dim + head * padded(dim));
+    if constexpr (Widened<K>::exists) arrange<K>(plain, dim, query + evidence.heads * dim + head * padded(dim));
 #endif
   }
 }
