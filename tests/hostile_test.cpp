@@ -164,6 +164,13 @@ TEST(Hostile, TensorsWithoutRowsAreFine) {
   EXPECT_EQ(check(no_values, "key", "head stride", "token stride").code, Errc::ok);
 }
 
+TEST(Hostile, RowsOfNoBytesAreFine) {
+  unsigned char byte = 7;
+  const std::vector<Index> kept{0, 2};
+  EXPECT_TRUE(compact(kept, Rows{&byte, 3, 0, 0}));
+  EXPECT_EQ(byte, 7);
+}
+
 TEST(Hostile, WrongShapesAskForNoMemory) {
   auto evidence = sound();
   evidence.dim = std::size_t{1} << 40;  // its logits alone would fit, its query would not

@@ -62,7 +62,7 @@ inline void move_rows(const Span<const Index> kept, const Rows from, const Rows 
   // stream with gaps badly: where rows are short and a third of them or more stay, those dropped are asked for as well.
   constexpr std::size_t bytes_ahead = 512, together = 4;
   const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
-  const bool hint = dense && from.row_bytes <= 1024 && kept.size() >= from.count / 3;
+  const bool hint = dense && from.row_bytes > 0 && from.row_bytes <= 1024 && kept.size() >= from.count / 3;
   const std::size_t rows_ahead = hint ? (bytes_ahead - 1) / from.row_bytes + 1 : 0;
   const auto move_run = [&](std::size_t plane, std::size_t target, std::size_t source, std::size_t run) {
     unsigned char* destination = row_at(to, plane, target);
