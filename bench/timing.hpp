@@ -115,7 +115,8 @@ std::uint32_t read_from_places(const unsigned char* data, std::size_t bytes) {
     for (std::size_t stream = 0; stream < streams; ++stream) {
       const unsigned char* from = data + stream * part + i;
       // Past the end of the last stream nothing lies; then it asks for what it has.
-      if (ahead > 0) fastv::detail::prefetch(stream * part + i + ahead + block <= bytes ? from + ahead : from, block);
+      const unsigned char* later = stream * part + i + ahead + block <= bytes ? from + ahead : from;
+      if (ahead > 0) fastv::detail::prefetch(later, later + block);
       for (std::size_t at = 0; at < block; at += 2 * vector) {
         a += load<Words>(from + at);
         b += load<Words>(from + at + vector);

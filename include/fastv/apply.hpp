@@ -43,51 +43,61 @@ inline unsigned char* row_at(const Rows& rows, std::size_t plane, std::size_t ro
 // memmove() of short stretches to lower addresses, from front to back: the C library reads their ends first, where the
 // hardware that reads ahead does not follow.
 inline void move_down(unsigned char* to, const unsigned char* from, std::size_t bytes) noexcept {
-  struct Block {
-    unsigned char bytes[64];
-  };
+#if defined(__GNUC__)
+  typedef std::uint64_t Block __attribute__((vector_size(32)));  // of bytes, g++ would copy to the stack and back
+#else
+  using Block = std::uint64_t;
+#endif
   std::size_t i = 0;
-  for (; i + sizeof(Block) <= bytes; i += sizeof(Block)) {
-    Block block;
-    std::memcpy(&block, from + i, sizeof(block));
-    std::memcpy(to + i, &block, sizeof(block));
+  for (; i + 2 * sizeof(Block) <= bytes; i += 2 * sizeof(Block)) {
+    Block first, second;
+    std::memcpy(&first, from + i, sizeof(Block));
+    std::memcpy(&second, from + i + sizeof(Block), sizeof(Block));
+    std::memcpy(to + i, &first, sizeof(Block));
+    std::memcpy(to + i + sizeof(Block), &second, sizeof(Block));
   }
   if (i < bytes) std::memmove(to + i, from + i, bytes - i);
 }
 
 // Moves rows whose indices and strides have been checked. from and to may be the same tensor: indices ascend, so a
-// row is read before it is overwritten. By value: the bytes written could be those of a Rows elsewhere.
-inline void move_rows(const Span<const Index> kept, const Rows from, const Rows to) noexcept {
-  // One core reads faster from several places than from one, so four planes are walked side by side. It follows a
-  // stream with gaps badly: where rows are short and a third of them or more stay, those dropped are asked for as well.
-  constexpr std::size_t bytes_ahead = 512, together = 4;
+// row is read before it is overwritten. Streams: one core reads faster from several places than from one, so four
+// planes are walked side by side, but follows a stream with gaps badly, so rows dropped between others are asked for as
+// well. By value: the bytes written could be those of a Rows elsewhere.
+template <bool Streams>
+void move_rows(const Span<const Index> kept, const Rows from, const Rows to) noexcept {
+  constexpr std::size_t together = 4, bytes_ahead = 256;
   const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
-  const bool hint = dense && from.row_bytes > 0 && from.row_bytes <= 1024 && kept.size() >= from.count / 3;
-  const std::size_t rows_ahead = hint ? (bytes_ahead - 1) / from.row_bytes + 1 : 0;
-  const auto move_run = [&](std::size_t plane, std::size_t target, std::size_t source, std::size_t run) {
-    unsigned char* destination = row_at(to, plane, target);
-    const unsigned char* origin = row_at(from, plane, source);
-    if (destination == origin) return;
-    if (hint) return move_down(destination, origin, run * from.row_bytes);
-    if (dense) {
-      std::memmove(destination, origin, run * from.row_bytes);
-      return;
-    }
-    for (std::size_t i = 0; i < run; ++i)
-      std::memmove(row_at(to, plane, target + i), row_at(from, plane, source + i), from.row_bytes);
-  };
+  const std::size_t rows_ahead = Streams ? (bytes_ahead - 1) / from.row_bytes + 1 : 0;
   for (std::size_t first = 0; first < from.planes; first += together) {
     const std::size_t last = from.planes - first < together ? from.planes : first + together;
     std::size_t asked = 0;  // rows
     for_each_run(kept, [&](std::size_t target, std::size_t source, std::size_t run) {
       const std::size_t wanted = from.count - source - run < rows_ahead ? from.count : source + run + rows_ahead;
       for (std::size_t plane = first; plane < last; ++plane) {
-        if (hint && asked < wanted) prefetch(row_at(from, plane, asked), (wanted - asked) * from.row_bytes);
-        move_run(plane, target, source, run);
+        if constexpr (Streams) prefetch(row_at(from, plane, asked), row_at(from, plane, wanted));
+        unsigned char* destination = row_at(to, plane, target);
+        const unsigned char* origin = row_at(from, plane, source);
+        if (destination == origin) continue;
+        if constexpr (Streams) {
+          move_down(destination, origin, run * from.row_bytes);
+        } else if (dense) {
+          std::memmove(destination, origin, run * from.row_bytes);
+        } else {
+          for (std::size_t i = 0; i < run; ++i)
+            std::memmove(row_at(to, plane, target + i), row_at(from, plane, source + i), from.row_bytes);
+        }
       }
       asked = wanted;
     });
   }
+}
+inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) noexcept {
+  const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
+  // Where fewer than a third stay, most of what lies between would be read in vain.
+  if (dense && from.row_bytes > 0 && from.row_bytes <= 1024 && kept.size() >= from.count / 3)
+    move_rows<true>(kept, from, to);
+  else
+    move_rows<false>(kept, from, to);
 }
 
 }  // namespace detail

@@ -53,9 +53,9 @@ inline void prefetch(const void* from) noexcept {
   static_cast<void>(from);
 #endif
 }
-// The same for `bytes` bytes from there on.
-inline void prefetch(const void* from, std::size_t bytes) noexcept {
-  for (std::size_t i = 0; i < bytes; i += 64) prefetch(static_cast<const unsigned char*>(from) + i);
+// The same for all lines from there to there.
+inline void prefetch(const unsigned char* from, const unsigned char* to) noexcept {
+  for (; from < to; from += 64) prefetch(from);
 }
 
 // Lanes of partial sums, so that the compiler may vectorise a sum without reordering one.
