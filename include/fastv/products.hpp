@@ -6,7 +6,7 @@
 #include "kernel.hpp"
 
 // Vectors of up to 8 floats, by the vector types of GCC and clang, which need no header and, unlike loops, become the
-// same code at -O2 and -O3 and with both compilers. Wider ones would not read faster, and an AMD Zen 4 widens half
+// same code at -O2 and -O3 and with both compilers. Not 16, since memory is the limit and an AMD Zen 4 widens half
 // precision faster by eights than by sixteens. Each kind of machine has a namespace of its own, so that translation
 // units built for different ones may meet in one program. None on 32-bit x86 without SSE2, where vectors have no
 // registers and g++ warns of their calling convention.
