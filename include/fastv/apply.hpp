@@ -62,11 +62,11 @@ inline void move_down(unsigned char* to, const unsigned char* from, std::size_t 
 // Moves rows whose indices and strides have been checked. from and to may be the same tensor: indices ascend, so a
 // row is read before it is overwritten. Streams: one core reads faster from several places than from one, so four
 // planes are walked side by side, but follows a stream with gaps badly, so rows dropped between others are asked for as
-// well. By value: the bytes written could be those of a Rows elsewhere.
+// well. dense: no bytes between rows, neither in from nor in to. By value: the bytes written could be those of a Rows
+// elsewhere.
 template <bool Streams>
-void move_rows(const Span<const Index> kept, const Rows from, const Rows to) noexcept {
+void move_rows(const Span<const Index> kept, const Rows from, const Rows to, const bool dense) noexcept {
   constexpr std::size_t together = 4, bytes_ahead = 256;
-  const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
   const std::size_t rows_ahead = Streams ? (bytes_ahead - 1) / from.row_bytes + 1 : 0;
   for (std::size_t first = 0; first < from.planes; first += together) {
     const std::size_t last = from.planes - first < together ? from.planes : first + together;
@@ -95,9 +95,9 @@ inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) 
   const bool dense = from.row_stride == to.row_stride && static_cast<std::size_t>(from.row_stride) == from.row_bytes;
   // Where fewer than a third stay, most of what lies between would be read in vain.
   if (dense && from.row_bytes > 0 && from.row_bytes <= 1024 && kept.size() >= from.count / 3)
-    move_rows<true>(kept, from, to);
+    move_rows<true>(kept, from, to, dense);
   else
-    move_rows<false>(kept, from, to);
+    move_rows<false>(kept, from, to, dense);
 }
 
 }  // namespace detail
