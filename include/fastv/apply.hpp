@@ -74,11 +74,11 @@ void move_rows(const Span<const Index> kept, const Rows from, const Rows to, con
     for_each_run(kept, [&](std::size_t target, std::size_t source, std::size_t run) {
       const std::size_t wanted = from.count - source - run < rows_ahead ? from.count : source + run + rows_ahead;
       for (std::size_t plane = first; plane < last; ++plane) {
-        if constexpr (Streams) prefetch(row_at(from, plane, asked), row_at(from, plane, wanted));
         unsigned char* destination = row_at(to, plane, target);
         const unsigned char* origin = row_at(from, plane, source);
         if (destination == origin) continue;
         if constexpr (Streams) {
+          prefetch(row_at(from, plane, asked), row_at(from, plane, wanted));
           move_down(destination, origin, run * from.row_bytes);
         } else if (dense) {
           std::memmove(destination, origin, run * from.row_bytes);
