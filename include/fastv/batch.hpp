@@ -1,14 +1,15 @@
-// fastv: many sequences at once, each with its own settings, lengths and pictures.
+// fastv: many sequences at once, each with its own settings, lengths and images.
 #pragma once
 
 #include "pruner.hpp"
 
+#include "detail/begin.hpp"
+
 namespace fastv {
 
-// One sequence of a batch. Packed (varlen) batches hold sequence i in rows cumulative[i] .. cumulative[i + 1] - 1 of
-// their tensors: first = cumulative[i]. Padded ones, [sequences, longest], hold it at first = i * longest with
-// padding on the right, at first = (i + 1) * longest - tokens with padding on the left; padding is in no sequence and
-// goes.
+// One sequence of a batch. Packed (varlen) batches hold sequence i in rows cumulative[i] .. cumulative[i + 1] - 1 of their
+// tensors: first = cumulative[i]. Padded ones, [sequences, longest], hold it at first = i * longest with padding on the
+// right, at first = (i + 1) * longest - tokens with padding on the left; padding belongs to no sequence and is dropped.
 struct Request {
   Config config;                 // its own settings
   Span<const TokenSpan> visual;  // positions within the sequence; empty: it passes untouched
@@ -16,175 +17,192 @@ struct Request {
   std::size_t tokens;            // its length, without padding
 };
 
-// The sequence's own plan, before any value exists.
-inline Result<Plan> make_plan(const Request& request, std::size_t layers) noexcept {
-  return make_plan(request.config, {request.tokens, layers, request.visual});
-}
-
 // The batch's kept rows. Valid until the next prune() of the same BatchPruner.
 struct [[nodiscard]] KeptBatch {
-  Span<const Index> indices;     // rows of the packed tensors, ascending: for compact() and gather()
+  Span<const Index> indices;     // rows of the packed tensors, ascending
   Span<const Index> cumulative;  // [sequences + 1]: sequence i is now rows cumulative[i] .. cumulative[i + 1] - 1
-  Span<const Status> statuses;   // [sequences]: a sequence that failed keeps every token, and says why here
-  Span<const Index> nan_scores;  // [sequences]
+  Span<const Kept> sequences;    // [sequences]: positions within each; one that failed keeps every token, and its status
+                                 // says why
   std::size_t failed = 0;        // sequences that failed
   Status status;                 // of the batch as a whole
 
-  // True where the batch as a whole is right (see failed and statuses for its sequences), and what status says.
+  // True where the batch as a whole is right; see failed and sequences for its sequences.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
-  Errc code() const noexcept { return status.code; }
-  Message message() const noexcept { return status.message(); }
-  // The kept rows of one sequence.
-  Span<const Index> sequence(std::size_t i) const noexcept {
-    return {indices.data() + cumulative[i], static_cast<std::size_t>(cumulative[i + 1] - cumulative[i])};
-  }
+  operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }  // for the verbs, on packed tensors
+  Errc code() const noexcept { return status.code; }                                // of status
+  FASTV_INLINE Message message() const noexcept { return status.message(); }        // of status
+  std::size_t size() const noexcept { return indices.size(); }                      // rows that stay
+  // What one sequence keeps, as positions within it, for its own tensors and pages. Of one that failed: every token.
+  KeptRows sequence(std::size_t i) const noexcept { return {sequences[i].indices, sequences[i].prompt_tokens}; }
 };
+
+inline namespace FASTV_KIND {
+
+// The sequence's own plan, before any value exists. O(spans).
+inline Result<Plan> make_plan(const Request& request, std::size_t layers) noexcept {
+  return make_plan(request.config, Prompt{request.tokens, layers, request.visual});
+}
 
 // A Pruner for many sequences at once. Score as there; nothing is allocated once it has seen its largest batch. Every
 // member is noexcept; what can go wrong is in the result, for the batch and for each sequence.
 template <class Score = float>
 class BatchPruner {
  public:
-  // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed
-  // tensors), asked only for sequences with visual tokens, once to prune and, if scores rank them, once before to check
-  // it and to size the scratch memory.
-  // parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not touch the others.
+  // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed tensors),
+  // asked only for sequences with visual tokens, once to prune and, if scores rank them, once before to check it and to
+  // size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not
+  // touch the others. Complexity: the sum of the sequences'.
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
-    static_assert(
-        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
-        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores or NoEvidence of sequence "
-        "i: see fastv::probabilities() and fastv::query_key()");
+    static_assert(detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+                  "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of "
+                  "yours with prompt_tokens() and score(), of sequence i: see evidence.hpp");
     const std::size_t n = requests.size();
-    if (Status status = detail::check_room(requests, n, "the requests"); !status) return failure(status);
-    if (Status status = slots_.reserve(n + 1); !status) return failure(status);
-    if (Status status = statuses_.reserve(n); !status) return failure(status);
-    if (Status status = nans_.reserve(n); !status) return failure(status);
+    places_.use(0);
+    if (Status status = detail::expect_room(requests, n, "the requests"); !status) return failure(status);
+    if (Status status = places_.reserve(n + 1); !status) return failure(status);
+    if (Status status = sequences_.reserve(n); !status) return failure(status);
     if (Status status = cumulative_.reserve(n + 1); !status) return failure(status);
 
     // Every sequence gets room for all its tokens, since one that fails keeps them.
-    Slot next;
+    Place next;
     for (std::size_t i = 0; i < n; ++i) {
       const Request& request = requests[i];
       const std::size_t reach = i == 0 ? 0 : requests[i - 1].first + requests[i - 1].tokens;
       if (request.first < reach)
-        return failure(detail::fail(Errc::sequences_overlap, "", detail::number(request.first), detail::number(reach),
-                                    detail::number(i)));
+        return failure(fail(Errc::bad_prompt, "sequence {} starts at row {} but the previous one reaches up to {}: sort "
+                            "them and keep them disjoint", i, request.first, reach));
       if (request.first > max_tokens || request.tokens > max_tokens - request.first)
-        return failure(
-            detail::fail(Errc::too_many_tokens, "", detail::number(request.tokens), detail::number(max_tokens)));
-      slots_[i] = next;
-      statuses_[i] = check_request(request);
+        return failure(fail(Errc::bad_prompt, "sequence {} has {} tokens from row {} on but at most {} rows are supported",
+                            i, request.tokens, request.first, max_tokens));
+      Place& place = places_[i] = next;
+      place.scored = false;
+      sequences_[i] = {};
+      sequences_[i].prompt_tokens = request.tokens;
+      Status& status = sequences_[i].status;
+      status = examine(request, place);
       next.kept += request.tokens;
-      if (!statuses_[i] || request.visual.empty()) continue;
-      next.visual += visual_tokens(request.visual);
-      next.spans += request.visual.size();
-      if (request.config.selection != Selection::top_k) continue;
-      // Checked before its size is believed: one wrong shape must not move the others' memory.
-      const auto evidence = evidence_of(i);
-      statuses_[i] = check_length(evidence, request);
-      if (statuses_[i]) statuses_[i] = check(evidence);
-      if (statuses_[i]) next.scratch += score_scratch(evidence);
+      if (!status || request.visual.empty()) continue;
+      if (detail::ranks(request.config, place.images)) {
+        // Checked before its size is believed: one wrong shape must not move the others' memory.
+        const auto evidence = evidence_of(i);
+        status = detail::check_evidence(evidence);
+        if (status) status = check_length(evidence, request);
+        if (!status) continue;
+        place.scored = true;
+        next.scratch += score_scratch(evidence);
+      }
+      next.visual += place.images.tokens;
+      next.marks += select_scratch(request.config, request.visual);
     }
-    slots_[n] = next;
+    places_[n] = next;
     if (Status status = scores_.reserve(next.visual); !status) return failure(status);
     if (Status status = prior_.reserve(next.visual); !status) return failure(status);
-    if (Status status = marks_.reserve(next.visual); !status) return failure(status);
-    if (Status status = quotas_.reserve(next.spans); !status) return failure(status);
+    if (Status status = marks_.reserve(next.marks); !status) return failure(status);
     if (Status status = scratch_.reserve(next.scratch); !status) return failure(status);
+    if (Status status = own_.reserve(next.kept); !status) return failure(status);
     if (Status status = kept_.reserve(next.kept); !status) return failure(status);
 
     parallel_for(n, [&](std::size_t i) { prune_sequence(requests[i], i, evidence_of); });
     return gather_up(requests);
   }
 
-  // The scores behind the last prune() of one sequence; empty where it was not scored.
+  // The scores behind the last prune() of one sequence; empty where it was not scored, after a failure and before the first
+  // prune().
   Span<const Score> scores(std::size_t i) const noexcept {
-    const std::size_t count = slots_[i].scored ? slots_[i + 1].visual - slots_[i].visual : 0;
-    return scores_.part(slots_[i].visual, count);
+    if (i >= places_.used().size() || !places_[i].scored) return {};
+    const Span<Score> part = scores_.part(places_[i].visual, places_[i].images.tokens);
+    return {part.data(), part.size()};
   }
 
  private:
   // Where a sequence's part of each buffer begins.
-  struct Slot {
-    std::size_t visual = 0, spans = 0, scratch = 0, kept = 0;
+  struct Place {
+    std::size_t visual = 0, marks = 0, scratch = 0, kept = 0;
     bool scored = false;
+    detail::Images images = {};
   };
 
-  static KeptBatch failure(const Status& status) noexcept { return {{}, {}, {}, {}, 0, status}; }
+  static KeptBatch failure(const Status& status) noexcept { return {{}, {}, {}, 0, status}; }
 
-  static Status check_request(const Request& request) noexcept {
-    if (request.visual.empty()) return request.tokens == 0 ? detail::fail(Errc::no_tokens) : Status{};
-    if (Status status = check(request.config); !status) return status;
-    if (Status status = check(request.visual, request.tokens); !status) return status;
-    return kept_visual(request.config, request.visual).status;
+  static Status examine(const Request& request, Place& place) noexcept {
+    place.images = {};
+    if (request.visual.empty())
+      return request.tokens == 0 ? fail(Errc::bad_prompt, "the prompt has 0 tokens: hand over at least 1") : Status{};
+    if (Status status = validate(request.config, request.visual, request.tokens); !status) return status;
+    const Result<detail::Images> images = detail::count_images(request.config, request.visual);
+    if (images) place.images = *images;
+    return images.status;
   }
 
   template <class Evidence>
   static Status check_length(const Evidence& evidence, const Request& request) noexcept {
-    const std::size_t tokens = prompt_tokens(evidence);
+    const std::size_t tokens = evidence.prompt_tokens();
     if (tokens == request.tokens) return {};
-    return detail::fail(Errc::tokens_differ, "", detail::number(tokens), detail::number(request.tokens));
+    return fail(Errc::bad_shape, "the evidence is of {} tokens but the sequence has {}: hand over its own", tokens,
+                request.tokens);
   }
 
   template <class EvidenceOf>
   void prune_sequence(const Request& request, std::size_t i, const EvidenceOf& evidence_of) noexcept {
-    Slot& slot = slots_[i];
-    const Slot& end = slots_[i + 1];
-    Index* kept = kept_.part(slot.kept, request.tokens).data();
+    Place& place = places_[i];
+    Kept& kept = sequences_[i];
+    Index* own = own_.part(place.kept, request.tokens).data();
     std::size_t count = request.tokens;
-    nans_[i] = 0;
-    if (statuses_[i] && !request.visual.empty()) {
-      const auto evidence = evidence_of(i);
-      const std::size_t visual = end.visual - slot.visual;
+    bool pruned = false;
+    if (kept.status && !request.visual.empty()) {
+      const Place& end = places_[i + 1];
+      const std::size_t visual = place.images.tokens;
       const detail::Workspace<Score> work{
-          scores_.part(slot.visual, visual), prior_.part(slot.visual, request.config.prior_rows.empty() ? 0 : visual),
-          marks_.part(slot.visual, visual), quotas_.part(slot.spans, end.spans - slot.spans),
-          scratch_.part(slot.scratch, end.scratch - slot.scratch)};
+          scores_.part(place.visual, visual), prior_.part(place.visual, request.config.prior_rows.empty() ? 0 : visual),
+          marks_.part(place.marks, end.marks - place.marks), scratch_.part(place.scratch, end.scratch - place.scratch)};
+      const auto evidence = evidence_of(i);
       Result<Selected> selected{{}, check_length(evidence, request)};
       if (selected)
-        selected = detail::prune_one(request.config, evidence, request.visual, work, {kept, request.tokens}, Serial{});
-      statuses_[i] = selected.status;
-      slot.scored = selected && request.config.selection == Selection::top_k;
-      if (selected) {
-        nans_[i] = static_cast<Index>(selected->nan_scores);
-        count = selected->count;
-      }
+        selected = detail::prune_validated(request.config, evidence, request.visual, request.tokens, place.images, work,
+                                           own, Serial{});
+      kept.status = selected.status;
+      kept.nan_scores = selected->nan_scores;
+      kept.zero_scores = selected->zero_scores;
+      pruned = static_cast<bool>(selected);
+      if (pruned) count = selected->count;
     }
-    if (!statuses_[i] || request.visual.empty()) {
-      for (std::size_t t = 0; t < count; ++t) kept[t] = static_cast<Index>(t);
-    }
-    for (std::size_t t = 0; t < count; ++t) kept[t] += static_cast<Index>(request.first);
-    cumulative_[i + 1] = static_cast<Index>(count);
+    place.scored = place.scored && pruned;
+    if (!pruned)
+      for (std::size_t t = 0; t < count; ++t) own[t] = static_cast<Index>(t);
+    kept.indices = {own, count};
   }
 
-  // Closes the gaps between the sequences' kept rows.
+  // The sequences' kept rows in the packed tensors, one after the other.
   KeptBatch gather_up(Span<const Request> requests) noexcept {
     const std::size_t n = requests.size();
     Index* kept = kept_.first(0).data();
-    std::size_t failed = 0;
+    std::size_t failed = 0, written = 0;
     cumulative_[0] = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t count = cumulative_[i + 1], to = cumulative_[i];
-      if (count > 0) std::memmove(kept + to, kept + slots_[i].kept, count * sizeof(Index));
-      cumulative_[i + 1] = static_cast<Index>(to + count);
-      failed += statuses_[i] ? 0u : 1u;
+      for (const Index index : sequences_[i]) kept[written++] = static_cast<Index>(requests[i].first + index);
+      cumulative_[i + 1] = static_cast<Index>(written);
+      failed += sequences_[i].status ? 0u : 1u;
     }
-    return {{kept, cumulative_[n]},
+    places_.use(n);
+    return {{kept, written},
             {cumulative_.first(0).data(), n + 1},
-            {statuses_.first(0).data(), n},
-            {nans_.first(0).data(), n},
+            {sequences_.first(0).data(), n},
             failed,
             {}};
   }
 
-  detail::Buffer<Slot> slots_;
-  detail::Buffer<Status> statuses_;
+  detail::Buffer<Place> places_;
+  detail::Buffer<Kept> sequences_;
   detail::Buffer<Score> scores_, prior_;
-  detail::Buffer<detail::Word<Score>> marks_;
-  detail::Buffer<Index> quotas_, kept_, cumulative_, nans_;
+  detail::Buffer<Mark<Score>> marks_;
+  detail::Buffer<Index> own_, kept_, cumulative_;
   detail::Buffer<float> scratch_;
 };
 
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,14 +1,15 @@
-// fastv: the user's settings, and the one place where they are checked.
+// fastv: the user's settings, and the one place where they are validated.
 #pragma once
 
-#include "element.hpp"
-#include "error.hpp"
+#include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 // ---- settings -----------------------------------------------------------------------------------
 
-// Which rows of the attention map a score is the mean of.
+// Which query rows of the attention map a score is the mean of.
 enum class ScoreRows {
   last,   // the last prompt token's row: what the authors' released code ranks by (default)
   all,    // mean over every row of the prompt: the wording of the paper, section 4.1
@@ -24,20 +25,20 @@ enum class Selection {
 
 // Who competes with whom.
 enum class Quota {
-  per_picture,  // every picture keeps its own share (default)
-  pooled        // all pictures compete for one count
+  per_image,  // every image keeps its own share (default)
+  pooled      // all images compete for one count
 };
 
 // How L (1 - R) becomes a whole number of tokens.
 enum class Rounding {
   half_even,  // the authors' llava-hf code (default)
-  up          // ceil(L (1 - R)): the rule of TensorRT-Edge-LLM's visual pruner
+  up          // ceil(L (1 - R)) in exact arithmetic: the rule of TensorRT-Edge-LLM's visual pruner
 };
 
 // What R is a share of, in a schedule of several stages.
 enum class RatioOf {
   remaining,  // R is the share of what earlier stages left (default; the same as original in the first stage)
-  original    // R is the share of the picture's tokens before any stage
+  original    // R is the share of the image's tokens before any stage
 };
 
 // Config::keep_count where filtering_ratio decides.
@@ -45,94 +46,140 @@ inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
 // One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
-  std::size_t filtering_layer = 2;  // K: layers that run before this stage (paper, section 4.1)
-  double filtering_ratio = 0.5;     // R: share of the visual tokens that is dropped, in [0, 1]
-  // See their types.
-  RatioOf ratio_of = RatioOf::remaining;
-  Rounding rounding = Rounding::half_even;
-  std::size_t keep_count = by_ratio;  // visual tokens kept in the whole prompt; by_ratio: R decides
-  Quota quota = Quota::per_picture;   // see its type
-  std::size_t min_per_picture = 0;    // tokens every picture keeps where the budget allows
+  std::size_t filtering_layer = 2;          // K: layers that run before this stage (paper, section 4.1)
+  double filtering_ratio = 0.5;             // R: share of the visual tokens that is dropped, in [0, 1]
+  RatioOf ratio_of = RatioOf::remaining;    // what R is a share of
+  Rounding rounding = Rounding::half_even;  // how the count is rounded
+  std::size_t keep_count = by_ratio;        // visual tokens kept in the whole prompt; by_ratio: R decides
+  Quota quota = Quota::per_image;           // who competes with whom
+  std::size_t min_per_image = 0;            // tokens every image keeps, as far as the count reaches
 
-  ScoreRows score_rows = ScoreRows::last;  // see its type
-  Span<const Index> prior_rows = {};       // not empty: corrected for what these rows attend to; see prior_corrected()
+  ScoreRows score_rows = ScoreRows::last;  // which query rows are averaged
+  Span<const Index> prior_rows = {};       // not empty: corrected for what these rows attend to; see correct_by_prior()
   Span<const Index> listed_rows = {};      // prompt positions, for ScoreRows::listed; read during each call
 
-  Selection selection = Selection::top_k;  // see its type
+  Selection selection = Selection::top_k;  // by what rule the count is filled
   std::uint64_t seed = 0;                  // for Selection::random
   double uniform_share = 0;                // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;             // top_k: every window of this many rows and columns of the grid keeps its
-  std::size_t window_columns = 0;          //   share of the count; 0: the whole picture is one window
+  std::size_t window_rows = 0;             // top_k: windows of this many rows and columns of the grid keep a fixed share
+  std::size_t window_columns = 0;          // of the count each; 0: the whole image is one window
 };
 
-// ---- checks -------------------------------------------------------------------------------------
-
-// Settings that are wrong whatever the prompt.
-inline Status check(const Config& config) noexcept {
-  using detail::fail;
-  if (detail::is_nan(config.filtering_ratio)) return fail(Errc::ratio_not_a_number);
-  if (!(config.filtering_ratio >= 0 && config.filtering_ratio <= 1))
-    return detail::fail_real(Errc::ratio_out_of_range, config.filtering_ratio);
-  if (config.filtering_layer == 0 && config.selection == Selection::top_k) return fail(Errc::no_attention_yet);
-  if (detail::is_nan(config.uniform_share) || !(config.uniform_share >= 0 && config.uniform_share <= 1))
-    return detail::fail_real(Errc::share_out_of_range, config.uniform_share);
-  if ((config.window_rows == 0) != (config.window_columns == 0))
-    return fail(Errc::window_incomplete, "", detail::number(config.window_rows), detail::number(config.window_columns));
-  if (config.selection == Selection::top_k && config.score_rows == ScoreRows::listed) {
-    if (config.listed_rows.empty()) return fail(Errc::listed_rows_empty);
-    if (config.listed_rows.data() == nullptr) return fail(Errc::null_data, "listed_rows");
-  }
-  return {};
-}
+// ---- validation ---------------------------------------------------------------------------------
 
 namespace detail {
+inline namespace FASTV_KIND {
 
-// Sorted, disjoint, not empty, inside `tokens` tokens.
-inline Status check_spans(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
-  if (tokens == 0) return fail(Errc::no_tokens);
-  if (tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(tokens), number(max_tokens));
-  if (!visual.empty() && visual.data() == nullptr) return fail(Errc::null_data, "visual spans");
+inline bool is_share(const double& value) noexcept { return !is_nan(value) && value >= 0 && value <= 1; }
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline namespace FASTV_KIND {
+
+// Settings that are wrong whatever the prompt. O(1).
+inline Status validate(const Config& config) noexcept {
+  if (detail::is_nan(config.filtering_ratio))
+    return fail(Errc::bad_setting, "filtering_ratio is not a number: use a share from 0 to 1");
+  if (!detail::is_share(config.filtering_ratio))
+    return fail(Errc::bad_setting, "filtering_ratio is {} but must lie between 0 (drop none) and 1 (drop every visual "
+                "token)", config.filtering_ratio);
+  if (detail::is_nan(config.uniform_share) || !detail::is_share(config.uniform_share))
+    return fail(Errc::bad_setting, "uniform_share is {} but must lie between 0 and 1", config.uniform_share);
+  if (config.selection != Selection::top_k) return {};
+  if (config.filtering_layer == 0)
+    return fail(Errc::bad_setting, "filtering_layer is 0, where no layer has attended yet: use Selection::random or "
+                "Selection::uniform, or a filtering_layer of at least 1");
+  if ((config.window_rows == 0) != (config.window_columns == 0))
+    return fail(Errc::bad_setting, "the window has {} rows and {} columns: set both, or neither for none",
+                config.window_rows, config.window_columns);
+  if (config.window_rows != 0 && config.quota == Quota::pooled)
+    return fail(Errc::bad_setting, "windows of {} x {} give every part of an image a fixed share, which contradicts "
+                "Quota::pooled: use Quota::per_image, or no windows", config.window_rows, config.window_columns);
+  if (config.score_rows == ScoreRows::listed) {
+    if (config.listed_rows.empty())
+      return fail(Errc::bad_setting, "score_rows is listed but listed_rows is empty: list at least one prompt position");
+    if (config.listed_rows.data() == nullptr) return detail::fail_null("listed_rows");
+  }
+  if (!config.prior_rows.empty() && config.prior_rows.data() == nullptr) return detail::fail_null("prior_rows");
+  return {};
+}
+
+// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt. O(spans).
+inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  if (tokens == 0) return fail(Errc::bad_prompt, "the prompt has 0 tokens: hand over at least 1");
+  if (tokens > max_tokens)
+    return fail(Errc::bad_prompt, "the prompt has {} tokens but at most {} are supported", tokens, max_tokens);
+  if (!visual.empty() && visual.data() == nullptr) return detail::fail_null("visual spans");
   for (std::size_t i = 0; i < visual.size(); ++i) {
     const TokenSpan& span = visual[i];
-    const long long place = number(i);
-    if (span.count == 0) return fail(Errc::span_empty, "", 0, 0, place);
-    if (span.first >= tokens || span.count > tokens - span.first) {
+    if (span.count == 0 && span.original == 0)
+      return fail(Errc::bad_prompt, "visual span {} has 0 tokens: leave it out", i);
+    if (span.first > tokens || span.count > tokens - span.first) {
       const std::size_t end =
           span.count > max_tokens || span.first > max_tokens ? static_cast<std::size_t>(-1) : span.first + span.count;
-      return fail(Errc::span_past_end, "", number(end), number(tokens), place);
+      return fail(Errc::bad_prompt, "visual span {} ends before position {} but the prompt has {} tokens: shorten the "
+                  "span", i, end, tokens);
     }
     if (i > 0) {
-      const TokenSpan& before = visual[i - 1];
-      if (span.first < before.first)
-        return fail(Errc::spans_unsorted, "", number(span.first), number(before.first), place);
-      if (span.first < before.first + before.count)
-        return fail(Errc::spans_overlap, "", number(span.first), number(before.first + before.count), place);
+      const TokenSpan& previous = visual[i - 1];
+      if (span.first < previous.first)
+        return fail(Errc::bad_prompt, "visual span {} starts at position {}, before the previous span, which starts at "
+                    "{}: sort the spans", i, span.first, previous.first);
+      if (span.first < previous.first + previous.count)
+        return fail(Errc::bad_prompt, "visual span {} starts at position {} but the previous span reaches up to {}: make "
+                    "them disjoint", i, span.first, previous.first + previous.count);
     }
-    if (span.continues && i == 0) return fail(Errc::span_continues_nothing, "", 0, 0, place);
+    if (span.continues && i == 0)
+      return fail(Errc::bad_prompt, "visual span 0 continues an image but no span comes before it: clear its flag");
     if (span.original > max_tokens)
-      return fail(Errc::too_many_tokens, "", number(span.original), number(max_tokens), place);
+      return fail(Errc::bad_prompt, "visual span {} has {} original tokens but at most {} are supported", i,
+                  span.original, max_tokens);
     if (span.original != 0 && span.original < span.count)
-      return fail(Errc::span_original, "", number(span.original), number(span.count), place);
-    if (!span.continues) {
-      std::size_t count = span.count;
-      for (std::size_t j = i + 1; j < visual.size() && visual[j].continues; ++j) count += visual[j].count;
-      if (span.columns != 0 && count % span.columns != 0)
-        return fail(Errc::span_columns, "", number(span.columns), number(count), place);
+      return fail(Errc::bad_prompt, "visual span {} has {} original tokens, fewer than the {} it has now: use "
+                  "next_spans() or 0", i, span.original, span.count);
+    const double ratio = span.filtering_ratio;
+    if (detail::is_nan(ratio) || !(ratio == by_config || detail::is_share(ratio)))
+      return fail(Errc::bad_prompt, "visual span {} has filtering_ratio {}: use a share from 0 to 1, or by_config", i,
+                  ratio);
+    if (span.continues) {
+      if (ratio != by_config)
+        return fail(Errc::bad_prompt, "visual span {} continues an image but has a filtering_ratio of its own, {}: set it "
+                    "on the image's first span", i, ratio);
+      continue;
     }
+    std::size_t count = span.count;
+    for (std::size_t j = i + 1; j < visual.size() && visual[j].continues; ++j) count += visual[j].count;
+    if (span.columns != 0 && count % span.columns != 0)
+      return fail(Errc::bad_prompt, "visual span {} has {} columns, which do not divide the image's {} tokens into rows: "
+                  "use 0 where the grid is unknown", i, span.columns, count);
   }
   return {};
 }
 
-}  // namespace detail
-
-// Spans of visual tokens in a prompt of `tokens` tokens: sorted, disjoint, not empty, inside the prompt, and the last
-// token none of theirs.
-inline Status check(Span<const TokenSpan> visual, std::size_t tokens) noexcept {
-  if (Status status = detail::check_spans(visual, tokens); !status) return status;
-  const std::size_t last = visual.size() - 1;
-  if (!visual.empty() && visual[last].first + visual[last].count == tokens)
-    return detail::fail(Errc::last_token_visual, "", detail::number(tokens - 1), 0, detail::number(last));
+// Settings and prompt together: both of the above, and windows where a grid is unknown. O(spans).
+inline Status validate(const Config& config, Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  if (Status status = validate(config); !status) return status;
+  if (Status status = validate(visual, tokens); !status) return status;
+  const bool windows = config.selection == Selection::top_k && config.window_rows != 0;
+  for (std::size_t i = 0; i < visual.size(); ++i) {
+    if (visual[i].continues) continue;
+    if (windows && visual[i].columns == 0 && visual[i].count > 0)
+      return fail(Errc::bad_prompt, "windows are asked for but the grid of visual span {} is unknown: set its columns "
+                  "(an earlier stage leaves no grid)", i);
+    if (visual[i].filtering_ratio == by_config) continue;
+    if (config.keep_count != by_ratio)
+      return fail(Errc::bad_prompt, "visual span {} has filtering_ratio {} but keep_count is {}, which decides: use one "
+                  "of them", i, visual[i].filtering_ratio, config.keep_count);
+    if (config.quota == Quota::pooled)
+      return fail(Errc::bad_prompt, "visual span {} has a filtering_ratio of its own, {}, but the images are pooled: use "
+                  "Quota::per_image", i, visual[i].filtering_ratio);
+  }
   return {};
 }
 
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,20 +1,19 @@
 // fastv: what a model costs under a Plan, in arithmetic and in KV cache. Shapes only.
 //
-// Three conventions are in use, and mixing them is why published FastV figures look irreproducible. Each function
-// here says which it follows:
+// Three conventions are in use, and mixing them is why published FastV figures look irreproducible. Each function here says
+// which it follows:
 //
-//   paper_*       Eq. 5 of the FastV paper as its tables use it: multiply-adds
-//   of ONE layer, an FFN of TWO
-//                 matrices, no KV heads, no output head; only visual tokens
-//                 shrink, by R * visual tokens, which is not rounded.
-//   *_macs        multiply-adds of the WHOLE model as the reference decoder of
-//   examples/reference executes
-//                 them: every projection, full attention rows (not the causal
-//                 half), all FFN matrices, and the output head for one token.
-//   *_flops       the same in floating-point operations: 2 per multiply-add.
+//   paper_*   Eq. 5 of the FastV paper as its tables use it: multiply-adds of one layer, an FFN of two matrices, no KV
+//             heads, no output head; only visual tokens shrink, by R * visual tokens, which is not rounded.
+//   *_macs    multiply-adds of the whole model as the reference decoder of examples/reference executes them: every
+//             projection, full attention rows (not the causal half), all FFN matrices, and the output head for one token.
+//             Counts beyond 2^64 - 1 are reported as 2^64 - 1.
+//   *_flops   the same in floating-point operations, 2 per multiply-add, in double and so without that limit.
 #pragma once
 
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -29,6 +28,8 @@ struct ModelShape {
   std::size_t ffn_matrices = 3;  // 3: gate, up, down (LLaMA); 2: up, down
   std::size_t vocabulary = 0;    // width of the output head; 0 leaves it out
 };
+
+inline namespace FASTV_KIND {
 
 // ---- the paper's convention ---------------------------------------------------------------------
 
@@ -56,50 +57,91 @@ constexpr double paper_cost_ratio(const ModelShape& shape, double tokens, double
          paper_layer_cost(tokens, static_cast<double>(shape.hidden), static_cast<double>(shape.intermediate));
 }
 
+}  // namespace FASTV_KIND
+
 // ---- the whole model ----------------------------------------------------------------------------
 
-// Multiply-adds of one layer that runs on `tokens` new tokens which attend to `keys` keys each.
-constexpr std::uint64_t layer_macs(const ModelShape& shape, std::uint64_t tokens, std::uint64_t keys) noexcept {
-  const std::uint64_t d = shape.hidden, q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
-  const std::uint64_t projections = d * q + 2 * d * kv + q * d;  // query, key and value, output
-  const std::uint64_t attention = 2 * keys * q;                  // q.k and probabilities.v
-  const std::uint64_t ffn = shape.ffn_matrices * d * shape.intermediate;
-  return tokens * (projections + attention + ffn);
-}
+namespace detail {
+inline namespace FASTV_KIND {
 
-// Multiply-adds of the prefill, with the output head for the last token only. O(layers).
-inline std::uint64_t prefill_macs(const ModelShape& shape, const Plan& plan) noexcept {
-  std::uint64_t total = std::uint64_t{shape.hidden} * shape.vocabulary;
-  for (std::size_t layer = 0; layer < shape.layers; ++layer)
-    total += layer_macs(shape, plan.tokens_in_layer(layer), plan.tokens_in_layer(layer));
+// A count that stays at the largest one rather than wrapping around.
+struct Capped {
+  std::uint64_t value;
+};
+constexpr Capped operator+(Capped a, Capped b) noexcept {
+  const std::uint64_t sum = a.value + b.value;
+  return {sum < a.value ? ~std::uint64_t{0} : sum};
+}
+constexpr Capped operator*(Capped a, Capped b) noexcept {
+  if (a.value != 0 && b.value > ~std::uint64_t{0} / a.value) return {~std::uint64_t{0}};
+  return {a.value * b.value};
+}
+constexpr Capped counted(Capped, std::size_t value) noexcept { return {value}; }
+constexpr double counted(double, std::size_t value) noexcept { return static_cast<double>(value); }
+
+// Multiply-adds in Number: Capped, or double.
+template <class Number>
+constexpr Number layer_cost(const ModelShape& shape, std::size_t tokens, std::size_t keys) noexcept {
+  const auto n = [](std::size_t value) { return counted(Number{}, value); };
+  const Number d = n(shape.hidden), q = n(shape.heads) * n(shape.head_dim), kv = n(shape.kv_heads) * n(shape.head_dim);
+  const Number projections = d * q + n(2) * d * kv + q * d;  // query, key and value, output
+  const Number attention = n(2) * n(keys) * q;               // q.k and probabilities.v
+  const Number ffn = n(shape.ffn_matrices) * d * n(shape.intermediate);
+  return n(tokens) * (projections + attention + ffn);
+}
+// Decoding steps: 0 for the prefill, else the step's number from 1.
+template <class Number>
+Number model_cost(const ModelShape& shape, const Plan& plan, std::size_t step) noexcept {
+  Number total = counted(Number{}, shape.hidden) * counted(Number{}, shape.vocabulary);
+  for (std::size_t layer = 0; layer < shape.layers; ++layer) {
+    const std::size_t tokens = step == 0 ? plan.tokens_in_layer(layer) : 1;
+    total = total + layer_cost<Number>(shape, tokens, plan.kv_length(layer, step));
+  }
   return total;
 }
 
-// Multiply-adds of decoding step `generated` (from 0), in which one token attends to the cache and to itself.
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline namespace FASTV_KIND {
+
+// Multiply-adds of one layer that runs on `tokens` new tokens which attend to `keys` keys each. O(1).
+constexpr std::uint64_t layer_macs(const ModelShape& shape, std::size_t tokens, std::size_t keys) noexcept {
+  return detail::layer_cost<detail::Capped>(shape, tokens, keys).value;
+}
+
+// Multiply-adds of the prefill, over the keys of earlier turns too, with the output head for the last token only.
 // O(layers).
-inline std::uint64_t decode_macs(const ModelShape& shape, const Plan& plan, std::size_t generated) noexcept {
-  std::uint64_t total = std::uint64_t{shape.hidden} * shape.vocabulary;
-  for (std::size_t layer = 0; layer < shape.layers; ++layer)
-    total += layer_macs(shape, 1, plan.kv_length(layer, generated + 1));
-  return total;
+inline std::uint64_t prefill_macs(const ModelShape& shape, const Plan& plan) noexcept {
+  return detail::model_cost<detail::Capped>(shape, plan, 0).value;
 }
 
-// prefill_macs() and decode_macs() in floating-point operations, 2 per multiply-add.
+// Multiply-adds of decoding step `generated` (from 0), in which one token attends to the cache and to itself. O(layers).
+inline std::uint64_t decode_macs(const ModelShape& shape, const Plan& plan, std::size_t generated) noexcept {
+  return detail::model_cost<detail::Capped>(shape, plan, generated + 1).value;
+}
+
+// prefill_macs() and decode_macs() in floating-point operations, 2 per multiply-add. O(layers).
 inline double prefill_flops(const ModelShape& shape, const Plan& plan) noexcept {
-  return 2.0 * static_cast<double>(prefill_macs(shape, plan));
+  return 2.0 * detail::model_cost<double>(shape, plan, 0);
 }
 inline double decode_flops(const ModelShape& shape, const Plan& plan, std::size_t generated) noexcept {
-  return 2.0 * static_cast<double>(decode_macs(shape, plan, generated));
+  return 2.0 * detail::model_cost<double>(shape, plan, generated + 1);
 }
 
-// Bytes of the K and V caches of all layers after prefill and `generated` decoding steps. element_bytes: 4 float, 2
-// half. O(layers).
+// Bytes of the K and V caches of all layers after prefill and `generated` decoding steps, earlier turns included.
+// element_bytes: 4 for float, 2 for half. At most 2^64 - 1. O(layers).
 inline std::uint64_t kv_bytes(const ModelShape& shape, const Plan& plan, std::size_t element_bytes,
                               std::size_t generated = 0) noexcept {
-  std::uint64_t tokens = 0;
-  for (std::size_t layer = 0; layer < shape.layers; ++layer) tokens += plan.kv_length(layer, generated);
-  return tokens * 2 * shape.kv_heads * shape.head_dim * element_bytes;
+  detail::Capped tokens{0};
+  for (std::size_t layer = 0; layer < shape.layers; ++layer)
+    tokens = tokens + detail::Capped{plan.kv_length(layer, generated)};
+  return (tokens * detail::Capped{2} * detail::Capped{shape.kv_heads} * detail::Capped{shape.head_dim} *
+          detail::Capped{element_bytes})
+      .value;
 }
+
+}  // namespace FASTV_KIND
 
 // ---- the planner --------------------------------------------------------------------------------
 
@@ -124,12 +166,15 @@ struct Budget {
   double limit;
   std::size_t element_bytes = 2;     // of the KV cache
   std::size_t generated = 0;         // decoding steps that must fit as well, for kv_bytes
-  Span<const LayerTime> times = {};  // tokens ascending, at least two; straight lines between and beyond them
+  Span<const LayerTime> times = {};  // tokens ascending, at least two; straight lines between them and beyond the last;
+                                     // below the first, its own seconds
 };
 
 namespace detail {
+inline namespace FASTV_KIND {
 
 inline double layer_seconds(Span<const LayerTime> times, std::size_t tokens) noexcept {
+  if (tokens <= times[0].tokens) return times[0].seconds;  // a line extended downwards could reach below zero
   std::size_t i = 1;
   while (i + 1 < times.size() && times[i].tokens < tokens) ++i;
   const LayerTime &a = times[i - 1], &b = times[i];
@@ -142,7 +187,7 @@ inline double cost_under(const ModelShape& shape, const Plan& plan, const Budget
     case Budget::Of::flops_ratio: {
       Plan whole = plan;
       whole.stages = 0;
-      return static_cast<double>(prefill_macs(shape, plan)) / static_cast<double>(prefill_macs(shape, whole));
+      return model_cost<double>(shape, plan, 0) / model_cost<double>(shape, whole, 0);
     }
     case Budget::Of::flops: return prefill_flops(shape, plan);
     case Budget::Of::kv_bytes:
@@ -155,29 +200,37 @@ inline double cost_under(const ModelShape& shape, const Plan& plan, const Budget
   return seconds;
 }
 
+inline Status check_times(Span<const LayerTime> times) noexcept {
+  if (Status status = expect_room(times, times.size(), "layer times"); !status) return status;
+  if (times.size() < 2)
+    return fail(Errc::bad_setting, "the table of layer times has {} entries: give at least two", times.size());
+  for (std::size_t i = 0; i < times.size(); ++i) {
+    if (is_nan(times[i].seconds) || is_infinite(times[i].seconds) || !(times[i].seconds >= 0))
+      return fail(Errc::bad_setting, "entry {} of the layer times is {} seconds: give a time", i, times[i].seconds);
+    if (i > 0 && (times[i].tokens <= times[i - 1].tokens || times[i].seconds < times[i - 1].seconds))
+      return fail(Errc::bad_setting, "entry {} of the layer times, {} tokens in {} s, does not lie above the previous one: "
+                  "sort them by tokens; times must not fall", i, times[i].tokens, times[i].seconds);
+  }
+  return {};
+}
+
+}  // namespace FASTV_KIND
 }  // namespace detail
 
-// The settings that keep most visual tokens under a budget, and of those the ones that prune latest: K from
-// `first_layer` to the last layer but one. The result is `settings` with filtering_layer, keep_count and (for
-// reading) filtering_ratio filled in. Errors: budget_too_small, naming the least possible cost, where even dropping
-// every visual token at first_layer costs too much; everything that can be wrong with the prompt or the table of
+inline namespace FASTV_KIND {
+
+// The settings that keep most visual tokens under a budget, and of those the ones that prune latest: K from `first_layer`
+// to the last layer but one, of those whose layer K-1 has full attention. The result is `settings` with filtering_layer,
+// keep_count and (for reading) filtering_ratio filled in. Errors: over_budget, naming the least possible cost, where even
+// dropping every visual token at first_layer costs too much; everything that can be wrong with the prompt or the table of
 // times. O(layers^2 log visual tokens).
 inline Result<Config> settings_under(const Budget& budget, const ModelShape& shape, const Prompt& prompt,
                                      std::size_t first_layer = 2, const Config& settings = {}) noexcept {
-  using detail::fail;
-  using detail::number;
   if (shape.layers != prompt.layers)
-    return {{}, fail(Errc::layers_differ, "", number(shape.layers), number(prompt.layers))};
+    return {{}, fail(Errc::bad_setting, "the model's shape has {} layers but the prompt's model has {}: describe the same "
+                     "model", shape.layers, prompt.layers)};
   if (budget.of == Budget::Of::seconds) {
-    if (Status status = detail::check_room(budget.times, budget.times.size(), "layer times"); !status)
-      return {{}, status};
-    if (budget.times.size() < 2) return {{}, fail(Errc::bad_times, "", number(budget.times.size()))};
-    for (std::size_t i = 0; i < budget.times.size(); ++i) {
-      const bool ascends = i == 0 || (budget.times[i].tokens > budget.times[i - 1].tokens &&
-                                      budget.times[i].seconds >= budget.times[i - 1].seconds);
-      if (detail::is_nan(budget.times[i].seconds) || !(budget.times[i].seconds >= 0) || !ascends)
-        return {{}, fail(Errc::bad_times, "", number(budget.times.size()), 0, number(i))};
-    }
+    if (Status status = detail::check_times(budget.times); !status) return {{}, status};
   }
   Config config = settings;
   config.filtering_layer = first_layer;
@@ -188,11 +241,9 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
     plan.value.stage[0] = {layer, keep};
     return detail::cost_under(shape, *plan, budget);
   };
-  if (const double least = cost(first_layer, 0); detail::is_nan(budget.limit) || !(least <= budget.limit)) {
-    Status status = detail::fail_real(Errc::budget_too_small, budget.limit);
-    status.least = least;
-    return {{}, status};
-  }
+  if (const double least = cost(first_layer, 0); detail::is_nan(budget.limit) || !(least <= budget.limit))
+    return {{}, fail(Errc::over_budget, "the budget is {} but even a prefill without visual tokens from layer {} on costs {}: "
+                     "raise it", budget.limit, first_layer, least)};
   std::size_t low = 0, high = plan->visual;  // low fits
   while (low < high) {
     const std::size_t middle = low + (high - low + 1) / 2;
@@ -202,10 +253,17 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
       high = middle - 1;
   }
   config.keep_count = low;
-  while (config.filtering_layer + 1 < prompt.layers && cost(config.filtering_layer + 1, low) <= budget.limit)
-    ++config.filtering_layer;
+  for (std::size_t layer = first_layer + 1; layer < prompt.layers && cost(layer, low) <= budget.limit; ++layer) {
+    Config later = config;
+    later.filtering_layer = layer;
+    if (detail::expect_full_attention(later, prompt)) config.filtering_layer = layer;
+  }
   if (plan->visual > 0) config.filtering_ratio = 1.0 - static_cast<double>(low) / static_cast<double>(plan->visual);
   return {config, {}};
 }
 
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,45 +1,58 @@
-// fastv: views of Eigen matrices. Needs Eigen 3.4 or newer; no Eigen object is stored anywhere. Of the core it includes
-// no more than views and errors; whoever prunes includes fastv.hpp too.
+// fastv: views of Eigen matrices. Needs Eigen 3.4 or newer; no Eigen object is stored anywhere. Include it beside
+// fastv.hpp; of the core it includes no more than views.
 #pragma once
 
 #include <Eigen/Core>
 
-#include "config.hpp"
+#include "apply.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
+inline namespace FASTV_KIND {
 
-// A matrix whose rows are tokens, in either storage order: row-major rows are moved whole, column-major ones element
-// by element (every column is a plane).
+// A matrix whose rows are tokens, in either storage order: row-major rows are moved whole, column-major ones element by
+// element (every column is a plane). A Map or block of a larger matrix is read with its strides. O(1).
 template <class Derived>
 Rows rows(Eigen::PlainObjectBase<Derived>& matrix) noexcept {
-  using Scalar = typename Derived::Scalar;
   const auto count = static_cast<std::size_t>(matrix.rows()), width = static_cast<std::size_t>(matrix.cols());
   if (Derived::IsRowMajor) return rows(matrix.data(), count, width);
-  return {matrix.data(),  count, sizeof(Scalar),
-          sizeof(Scalar), width, static_cast<std::ptrdiff_t>(count * sizeof(Scalar))};
+  return rows(matrix.data(), HeadMajor{width, count, 1});
 }
 
-// Keeps the kept rows of a matrix and shrinks it to them, which allocates anew. kept: Kept, or a Span of indices. A
-// Kept that failed, or a wrong index, leaves the matrix as it is. O(elements kept).
-template <class Kept, class Derived>
-Status compact_rows(const Kept& kept, Eigen::PlainObjectBase<Derived>& matrix) {
+// Keeps the kept rows of a matrix and shrinks it to them, which allocates anew. kept that failed, or a wrong index, leaves
+// the matrix as it is. O(elements kept).
+template <class Derived>
+Status compact(const KeptRows& kept, Eigen::PlainObjectBase<Derived>& matrix) {
   const Status status = compact(kept, rows(matrix));
-  if (status) matrix.conservativeResize(static_cast<Eigen::Index>(kept.size()), matrix.cols());
+  if (status) matrix.conservativeResize(static_cast<Eigen::Index>(kept.indices.size()), matrix.cols());
   return status;
 }
-
-// query: row-major [rows, heads * dim]; key: row-major [at least keys, kv_heads * dim].
-template <class Q, class K>
-auto query_key(const Eigen::PlainObjectBase<Q>& query, const Eigen::PlainObjectBase<K>& key, std::size_t keys,
-               std::size_t heads, std::size_t kv_heads, float scale) noexcept {
-  static_assert(Q::IsRowMajor && K::IsRowMajor, "fastv::query_key needs row-major matrices");
-  const std::size_t dim = heads == 0 ? 0 : static_cast<std::size_t>(query.cols()) / heads;  // 0 heads: check() tells
-  auto view = query_key(query.data(), heads, static_cast<std::size_t>(query.rows()), key.data(), kv_heads, keys, dim,
-                        scale, KvLayout::token_major);
-  // The matrices' own widths: a kv_heads too large for the key matrix is then an overlapping stride.
-  view.query_row_stride = static_cast<std::ptrdiff_t>(query.cols());
-  view.key_token_stride = static_cast<std::ptrdiff_t>(key.cols());
-  return view;
+// The matrix types themselves, which would otherwise match compact() of containers.
+template <class Scalar, int Rows, int Columns, int Options, int MaxRows, int MaxColumns>
+Status compact(const KeptRows& kept, Eigen::Matrix<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>& matrix) {
+  return compact(kept, static_cast<Eigen::PlainObjectBase<Eigen::Matrix<Scalar, Rows, Columns, Options, MaxRows,
+                                                                        MaxColumns>>&>(matrix));
+}
+template <class Scalar, int Rows, int Columns, int Options, int MaxRows, int MaxColumns>
+Status compact(const KeptRows& kept, Eigen::Array<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>& array) {
+  return compact(kept, static_cast<Eigen::PlainObjectBase<Eigen::Array<Scalar, Rows, Columns, Options, MaxRows,
+                                                                       MaxColumns>>&>(array));
 }
 
+// Queries, keys or values of one layer: a row-major matrix [at least tokens, heads * dim], the first `tokens` rows of it
+// (0: all). heads that do not divide the columns are refused when the view is used. O(1).
+template <class Derived>
+auto heads(const Eigen::PlainObjectBase<Derived>& matrix, std::size_t heads, std::size_t tokens = 0) noexcept {
+  static_assert(Derived::IsRowMajor, "fastv::heads() needs a row-major matrix, one token per row");
+  const auto columns = static_cast<std::size_t>(matrix.cols()), count = static_cast<std::size_t>(matrix.rows());
+  const std::size_t dim = heads == 0 || columns % heads != 0 ? 0 : columns / heads;  // 0 is refused
+  const std::size_t used = tokens == 0 ? count : tokens;
+  return fastv::heads(used <= count ? matrix.data() : nullptr,
+                      TokenMajor{used, heads, dim, static_cast<std::ptrdiff_t>(columns)});
+}
+
+}  // namespace FASTV_KIND
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -2,21 +2,89 @@
 #pragma once
 
 #include "config.hpp"
+#include "detail/buffer.hpp"
+#include "detail/rank.hpp"
+#include "kept.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 // What is known of a prompt before it runs.
 struct Prompt {
-  std::size_t tokens;            // n: text and visual tokens
-  std::size_t layers;            // decoder layers of the model
-  Span<const TokenSpan> visual;  // sorted, disjoint; empty for a prompt without pictures
+  std::size_t tokens;                         // n: text and visual tokens
+  std::size_t layers;                         // decoder layers of the model
+  Span<const TokenSpan> visual;               // sorted, disjoint; empty for a prompt without images
+  Span<const std::size_t> past = {};          // keys of earlier turns already in the cache: one for all layers, or one
+                                              // per layer group, [stages + 1]; empty: none
+  Span<const bool> full_attention = {};       // [layers]: whether the layer has full attention; empty: all have
 };
 
-// Visual tokens kept of `tokens`: round(tokens * (1 - R)), in double arithmetic, with the rounding error of 1 - R
-// part of the rule, as the authors' llava-hf code computes it (github.com/pkunlp-icler/FastV): 35 tokens at R = 0.9
-// keep 3. R must lie in [0, 1], as check(config) makes sure.
-inline std::size_t kept_of(std::size_t tokens, double filtering_ratio,
-                           Rounding rounding = Rounding::half_even) noexcept {
+// The most stages a schedule may have.
+inline constexpr std::size_t max_stages = 8;
+
+// Token count and KV length of every layer. Layers before the first stage run on all n tokens and keep all their KV;
+// from a stage's filtering layer on they run on what it kept. Layers between two stages form a group: group 0 up to the
+// first stage, group s from stage s - 1 on. A plain value: make_plan() fills it.
+struct Plan {
+  // One stage.
+  struct Stage {
+    std::size_t filtering_layer;  // layers that run before it
+    std::size_t kept_visual;      // visual tokens it keeps
+  };
+  std::size_t tokens = 0;                 // n
+  std::size_t layers = 0;                 // of the model
+  std::size_t visual = 0;                 // visual tokens in the prompt
+  std::size_t stages = 0;                 // stages in use; those past it are 0
+  Stage stage[max_stages] = {};           // in order
+  std::size_t past[max_stages + 1] = {};  // keys of earlier turns, per layer group
+
+  // Number of layer groups.
+  FASTV_INLINE std::size_t groups() const noexcept { return stages + 1; }
+  // Group of `layer` (from 0). O(stages), as all that take a layer.
+  FASTV_INLINE std::size_t group_of(std::size_t layer) const noexcept {
+    std::size_t group = 0;
+    while (group < stages && stage[group].filtering_layer <= layer) ++group;
+    return group;
+  }
+  // Tokens that the layers of `group` run on at prefill, text included.
+  FASTV_INLINE std::size_t tokens_in_group(std::size_t group) const noexcept {
+    return group == 0 ? tokens : tokens - visual + stage[group - 1].kept_visual;
+  }
+  // Tokens that `layer` runs on at prefill, text included.
+  FASTV_INLINE std::size_t tokens_in_layer(std::size_t layer) const noexcept {
+    return tokens_in_group(group_of(layer));
+  }
+  // Visual tokens that `layer` runs on at prefill.
+  FASTV_INLINE std::size_t visual_in_layer(std::size_t layer) const noexcept {
+    return tokens_in_layer(layer) - (tokens - visual);
+  }
+  // Visual tokens that the last layer runs on.
+  FASTV_INLINE std::size_t kept_visual() const noexcept {
+    return stages == 0 ? visual : stage[stages - 1].kept_visual;
+  }
+  // All tokens that the last layer runs on.
+  FASTV_INLINE std::size_t kept() const noexcept { return tokens - visual + kept_visual(); }
+  // KV length of `layer` after prefill and `generated` decoding steps, earlier turns included.
+  FASTV_INLINE std::size_t kv_length(std::size_t layer, std::size_t generated = 0) const noexcept {
+    const std::size_t group = group_of(layer);
+    return past[group] + tokens_in_group(group) + generated;
+  }
+  // Position id of the token fed at decoding step `generated` (from 0), counted from the start of this prompt: it counts
+  // dropped tokens too, in every layer. (M-RoPE and ids of the caller's own: see next_position() in apply.hpp.)
+  FASTV_INLINE std::size_t next_position(std::size_t generated = 0) const noexcept { return tokens + generated; }
+};
+
+inline namespace FASTV_KIND {
+
+// Visual tokens kept of `tokens`, by the authors' llava-hf code (github.com/pkunlp-icler/FastV):
+//
+//   round(tokens * (1 - R))
+//
+// half to even, in double arithmetic, with the rounding error of 1 - R part of the rule: 35 tokens at R = 0.9 keep 3.
+// Rounding::up is exact instead: 10 tokens at R = 0.7 keep 3. R must lie in [0, 1]. O(1).
+inline std::size_t kept_count(std::size_t tokens, double filtering_ratio,
+                              Rounding rounding = Rounding::half_even) noexcept {
   // volatile: the product is rounded to double before anything else happens to it. Contracted into a fused
   // multiply-add below, or held in an x87 register, it would keep bits that the rule drops.
   volatile const double share = 1.0 - filtering_ratio;
@@ -24,7 +92,11 @@ inline std::size_t kept_of(std::size_t tokens, double filtering_ratio,
   const double exact = product;
   const auto whole = static_cast<std::size_t>(exact);
   const double rest = exact - static_cast<double>(whole);
-  if (rounding == Rounding::up) return whole + (rest > 0 ? 1u : 0u);
+  if (rounding == Rounding::up) {
+    // Two roundings err by at most this much; what lies so close to a whole number is that number.
+    const double error = static_cast<double>(tokens) * 4.5e-16;
+    return whole + (rest > error ? 1u : 0u);
+  }
   return whole + ((rest > 0.5 || (rest == 0.5 && whole % 2 == 1)) ? 1u : 0u);
 }
 
@@ -35,241 +107,281 @@ inline std::size_t visual_tokens(Span<const TokenSpan> visual) noexcept {
   return count;
 }
 
-namespace detail {
+// Calls use(number, position) for every visual token: number counts across the spans, position in the prompt. The order
+// in which scores are given. O(visual tokens).
+template <class Use>
+void for_each_visual(Span<const TokenSpan> visual, Use use) {
+  std::size_t number = 0;
+  for (const TokenSpan& span : visual)
+    for (std::size_t i = 0; i < span.count; ++i) use(number++, span.first + i);
+}
 
-// One picture: a span and those that continue it.
-struct Picture {
+}  // namespace FASTV_KIND
+
+namespace detail {
+inline namespace FASTV_KIND {
+
+// One image: a span and those that continue it.
+struct Image {
   std::size_t first_span, spans;
   std::size_t tokens, original, columns;
+  double filtering_ratio;
 };
 
-// Calls each(picture) for every picture, in order.
+// Calls each(image) for every image, in order.
 template <class Each>
-void for_each_picture(Span<const TokenSpan> visual, Each each) {
+void for_each_image(Span<const TokenSpan> visual, Each each) {
   for (std::size_t s = 0; s < visual.size();) {
-    Picture picture{s, 0, 0, 0, visual[s].columns};
+    Image image{s, 0, 0, 0, visual[s].columns, visual[s].filtering_ratio};
     do {
-      picture.tokens += visual[s].count;
-      picture.original += visual[s].original == 0 ? visual[s].count : visual[s].original;
-      ++picture.spans;
+      image.tokens += visual[s].count;
+      image.original += visual[s].original == 0 ? visual[s].count : visual[s].original;
+      ++image.spans;
       ++s;
     } while (s < visual.size() && visual[s].continues);
-    each(static_cast<const Picture&>(picture));
+    each(static_cast<const Image&>(image));
   }
 }
 
-// The count-th greatest of many unsigned keys, and how many of the count lie above it. visit(take) calls take(key)
-// for each key. Radix select, one byte a pass from the top: linear, no copy, no bad case. count is at least 1.
-template <class Key>
-struct Cut {
-  Key key;
-  std::size_t above;
-};
-template <class Key, class Visit>
-Cut<Key> find_cut(std::size_t count, Visit visit) noexcept {
-  Key prefix = 0, mask = 0;
-  std::size_t wanted = count;  // rank of the cut among the keys that share the prefix
-  for (int shift = 8 * static_cast<int>(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
-    std::uint32_t histogram[256] = {};
-    visit([&](Key key) { histogram[(key >> shift) & 255u] += (key & mask) == prefix ? 1u : 0u; });
-    Key byte = 255;
-    while (histogram[byte] < wanted) wanted -= histogram[byte--];
-    prefix |= byte << shift;
-    mask |= Key{255} << shift;
-  }
-  return {prefix, count - wanted};
-}
-
-// Shares `budget` out in proportion to weights, exactly (Hamilton's method): each gets its share rounded down, and
-// what is left over goes one by one to the largest remainders, the earlier first. visit(take) calls take(weight) for
-// each; give(share) is called in the same order. budget is at most the sum of the weights.
-template <class Visit, class Give>
-void apportion(std::size_t budget, Visit visit, Give give) noexcept {
-  std::uint64_t total = 0, floors = 0;
-  visit([&](std::size_t weight) { total += weight; });
-  if (total == 0) return visit([&](std::size_t) { give(std::size_t{0}); });
-  const auto product = [&](std::size_t weight) { return static_cast<std::uint64_t>(budget) * weight; };
-  visit([&](std::size_t weight) { floors += product(weight) / total; });
-  const auto left = static_cast<std::size_t>(budget - floors);
-  Cut<std::uint64_t> cut{~std::uint64_t{0}, 0};
-  if (left > 0)
-    cut = find_cut<std::uint64_t>(left, [&](auto take) { visit([&](std::size_t w) { take(product(w) % total); }); });
-  std::size_t ties = left - cut.above;
-  visit([&](std::size_t weight) {
-    const std::uint64_t rest = product(weight) % total;
-    const bool extra = left > 0 && (rest > cut.key || (rest == cut.key && ties > 0));
-    if (extra && rest == cut.key) --ties;
-    give(static_cast<std::size_t>(product(weight) / total) + (extra ? 1u : 0u));
-  });
-}
-
-inline std::size_t kept_of(const Config& config, std::size_t tokens, std::size_t original) noexcept {
+inline std::size_t share_of(const Config& config, std::size_t tokens, std::size_t original, double ratio) noexcept {
   const std::size_t base = config.ratio_of == RatioOf::original ? original : tokens;
-  const std::size_t kept = fastv::kept_of(base, config.filtering_ratio, config.rounding);
+  const std::size_t kept = kept_count(base, ratio == by_config ? config.filtering_ratio : ratio, config.rounding);
   return kept < tokens ? kept : tokens;
 }
-
-}  // namespace detail
-
-// Visual tokens kept in the whole prompt. By count: as given. By ratio: the sum of the pictures' shares or, pooled,
-// the share of them all. A prompt without visual tokens keeps 0 of 0 whatever the settings say. O(spans).
-inline Result<std::size_t> kept_visual(const Config& config, Span<const TokenSpan> visual) noexcept {
-  if (Status status = check(config); !status) return {0, status};
-  if (Status status = detail::check_room(visual, visual.size(), "visual spans"); !status) return {0, status};
-  for (const TokenSpan& span : visual)
-    if (const std::size_t most = span.original > span.count ? span.original : span.count; most > max_tokens)
-      return {0, detail::fail(Errc::too_many_tokens, "", detail::number(most), detail::number(max_tokens))};
-  const std::size_t total = visual_tokens(visual);
-  if (total == 0) return {0, {}};
-  if (config.keep_count != by_ratio) {
-    if (config.keep_count > total)
-      return {0, detail::fail(Errc::count_above_visual, "", detail::number(config.keep_count), detail::number(total))};
-    return {config.keep_count, {}};
-  }
-  std::size_t kept = 0, original = 0;
-  detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-    const std::size_t share = detail::kept_of(config, picture.tokens, picture.original);
-    const std::size_t least = config.min_per_picture < picture.tokens ? config.min_per_picture : picture.tokens;
-    kept += share < least ? least : share;
-    original += picture.original;
-  });
-  return {config.quota == Quota::pooled ? detail::kept_of(config, total, original) : kept, {}};
+inline std::size_t minimum_of(const Config& config, const Image& image) noexcept {
+  return config.min_per_image < image.tokens ? config.min_per_image : image.tokens;
 }
 
-// How many visual tokens each picture keeps under Quota::per_picture; their sum is kept_visual().
-//
-// By ratio: kept_of() its tokens. By keep_count: in proportion to the pictures' tokens, rounded by Hamilton's method.
-// min_per_picture raises the small ones: by ratio beyond R, by count at the cost of the others, as far as the count
-// reaches; a count too small for every minimum is shared out without any.
-//
-// quotas: one entry per picture (the number of spans is always enough). O(spans).
-inline Status picture_quotas(const Config& config, Span<const TokenSpan> visual, Span<Index> quotas) noexcept {
-  const Result<std::size_t> kept = kept_visual(config, visual);
-  if (!kept) return kept.status;
-  const auto minimum = [&](const detail::Picture& picture) {
-    return config.min_per_picture < picture.tokens ? config.min_per_picture : picture.tokens;
-  };
-  std::size_t pictures = 0, minima = 0;
-  detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-    ++pictures;
-    minima += minimum(picture);
-  });
-  if (Status status = detail::check_room(quotas, pictures, "quotas"); !status) return status;
-
-  std::size_t i = 0;
-  if (config.keep_count == by_ratio) {
-    detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-      const std::size_t share = detail::kept_of(config, picture.tokens, picture.original), least = minimum(picture);
-      quotas[i++] = static_cast<Index>(share < least ? least : share);
-    });
-    return {};
-  }
-  const bool enough = minima <= *kept;
-  const auto least = [&](const detail::Picture& picture) { return enough ? minimum(picture) : 0; };
-  detail::for_each_picture(visual,
-                           [&](const detail::Picture& picture) { quotas[i++] = static_cast<Index>(least(picture)); });
-  i = 0;
-  detail::apportion(
-      *kept - (enough ? minima : 0),
-      [&](auto take) {
-        detail::for_each_picture(visual,
-                                 [&](const detail::Picture& picture) { take(picture.tokens - least(picture)); });
-      },
-      [&](std::size_t share) { quotas[i++] += static_cast<Index>(share); });
-  return {};
-}
-
-// The most stages a schedule may have.
-inline constexpr std::size_t max_stages = 8;
-
-// Token count and KV length of every layer. Layers before the first stage run on all n tokens and keep all their KV;
-// from a stage's filtering layer on they run on what it kept. A plain value: make_plan() fills it.
-struct Plan {
-  // One stage: the layers that run before it, and the visual tokens it keeps.
-  struct Stage {
-    // See above.
-    std::size_t filtering_layer, kept_visual;
-  };
-  std::size_t tokens = 0;  // n
-  std::size_t layers = 0;  // of the model
-  std::size_t visual = 0;  // visual tokens in the prompt
-  // Stages, in order; those past `stages` are unused.
-  std::size_t stages = 0;
-  Stage stage[max_stages] = {};
-
-  // Visual tokens that `layer` (from 0) runs on at prefill.
-  std::size_t visual_in_layer(std::size_t layer) const noexcept {
-    std::size_t count = visual;
-    for (std::size_t s = 0; s < stages && stage[s].filtering_layer <= layer; ++s) count = stage[s].kept_visual;
-    return count;
-  }
-  // Tokens that `layer` runs on at prefill, text included.
-  std::size_t tokens_in_layer(std::size_t layer) const noexcept { return tokens - visual + visual_in_layer(layer); }
-  // Visual tokens and all tokens that the last layer runs on.
-  std::size_t kept_visual() const noexcept { return stages == 0 ? visual : stage[stages - 1].kept_visual; }
-  std::size_t kept() const noexcept { return tokens - visual + kept_visual(); }
-  // KV length of `layer` after prefill and `generated` decoding steps.
-  std::size_t kv_length(std::size_t layer, std::size_t generated = 0) const noexcept {
-    return tokens_in_layer(layer) + generated;
-  }
-  // Position id of the token fed at decoding step `generated` (from 0): it counts the whole prompt, dropped tokens
-  // included, in every layer. (M-RoPE and callers' own position ids: see next_position() in apply.hpp.)
-  std::size_t next_position(std::size_t generated = 0) const noexcept { return tokens + generated; }
+// The images of a prompt whose settings and spans have been validated.
+struct Images {
+  std::size_t count = 0;     // images
+  std::size_t tokens = 0;    // visual tokens
+  std::size_t minima = 0;    // sum of what every image keeps at least
+  std::size_t keep = 0;      // visual tokens that stay
 };
 
-// The plan of a schedule of stages, filtering layers ascending; an empty one prunes nothing. scratch: one entry per
-// span, needed for more than one stage. Errors: everything that can be wrong with the settings or the spans. O(stages
-// * spans).
-inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt, Span<TokenSpan> scratch = {},
-                              Span<Index> quotas = {}) noexcept {
-  using detail::fail;
-  using detail::number;
-  if (prompt.layers == 0) return {{}, fail(Errc::no_layers)};
+inline Result<Images> count_images(const Config& config, Span<const TokenSpan> visual) noexcept {
+  Images images;
+  std::size_t original = 0, shares = 0;
+  for_each_image(visual, [&](const Image& image) {
+    const std::size_t share = share_of(config, image.tokens, image.original, image.filtering_ratio);
+    const std::size_t least = minimum_of(config, image);
+    ++images.count;
+    images.tokens += image.tokens;
+    images.minima += least;
+    shares += share < least ? least : share;
+    original += image.original;
+  });
+  if (images.tokens == 0) return {images, {}};
+  if (config.keep_count != by_ratio) {
+    if (config.keep_count > images.tokens)
+      return {{}, fail(Errc::bad_setting, "keep_count is {} but the prompt has {} visual tokens: use at most that",
+                       config.keep_count, images.tokens)};
+    images.keep = config.keep_count;
+  } else if (config.quota == Quota::pooled) {
+    const std::size_t share = share_of(config, images.tokens, original, by_config);
+    images.keep = share < images.minima ? images.minima : share;
+  } else {
+    images.keep = shares;
+  }
+  return {images, {}};
+}
+
+// What each image keeps at least, as far as the count reaches: a count too small for every minimum has none.
+inline bool minima_hold(const Config& config, const Images& images) noexcept {
+  return config.min_per_image > 0 && images.minima <= images.keep;
+}
+
+// quotas, scratch: [images]. The quotas sum to images.keep.
+template <class Word>
+void quotas_of(const Config& config, Span<const TokenSpan> visual, const Images& images, Span<Word> quotas,
+               Span<Word> scratch) noexcept {
+  std::size_t i = 0;
+  if (config.keep_count == by_ratio) {
+    for_each_image(visual, [&](const Image& image) {
+      const std::size_t share = share_of(config, image.tokens, image.original, image.filtering_ratio);
+      const std::size_t least = minimum_of(config, image);
+      quotas[i++] = static_cast<Word>(share < least ? least : share);
+    });
+    return;
+  }
+  const bool hold = minima_hold(config, images);
+  const auto least = [&](const Image& image) { return hold ? minimum_of(config, image) : 0; };
+  for_each_image(visual, [&](const Image& image) { quotas[i++] = static_cast<Word>(image.tokens - least(image)); });
+  apportion(images.keep - (hold ? images.minima : 0), quotas.first(images.count), scratch.first(images.count));
+  i = 0;
+  for_each_image(visual, [&](const Image& image) { quotas[i++] += static_cast<Word>(least(image)); });
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline namespace FASTV_KIND {
+
+// Visual tokens kept in the whole prompt. By count: as given. By ratio: the sum of the images' shares or, pooled, the
+// share of them all, at least the sum of the minima. A prompt without visual tokens keeps 0 of 0 whatever the settings
+// say. O(spans).
+inline Result<std::size_t> kept_visual(const Config& config, Span<const TokenSpan> visual,
+                                       std::size_t tokens = max_tokens) noexcept {
+  if (Status status = validate(config, visual, tokens); !status) return {0, status};
+  const Result<detail::Images> images = detail::count_images(config, visual);
+  return {images->keep, images.status};
+}
+
+// How many visual tokens each image keeps under Quota::per_image; their sum is kept_visual().
+//
+// By ratio: kept_count() of its tokens. By keep_count: in proportion to the images' tokens, rounded by Hamilton's
+// method. min_per_image raises the small ones: by ratio beyond R, by count at the cost of the others, as far as the
+// count reaches; a count too small for every minimum is shared out without any.
+//
+// quotas: twice as many entries as images; the first half receives them, the second is scratch. Returns the number of
+// images. O(spans).
+inline Result<std::size_t> image_quotas(const Config& config, Span<const TokenSpan> visual,
+                                        Span<Index> quotas) noexcept {
+  if (Status status = validate(config, visual, max_tokens); !status) return {0, status};
+  const Result<detail::Images> images = detail::count_images(config, visual);
+  if (!images) return {0, images.status};
+  if (Status status = detail::expect_room(quotas, 2 * images->count, "quotas"); !status) return {0, status};
+  detail::quotas_of(config, visual, *images, quotas.first(images->count),
+                    {quotas.data() + images->count, images->count});
+  return {images->count, {}};
+}
+
+// The spans of the shorter sequence, for the next stage: where each image's kept tokens now stand. Positions count the
+// kept tokens, and the grid is no longer known. An image that lost every token stays as one empty span, since the next
+// stage's ratio may count its original tokens. left: one entry per span. Returns the number of spans written.
+// O(kept + spans).
+inline Result<std::size_t> next_spans(const KeptRows& rows, Span<const TokenSpan> visual,
+                                      Span<TokenSpan> left) noexcept {
+  const Span<const Index> kept = rows.indices;
+  if (!rows.status) return {0, rows.status};
+  if (Status status = detail::check_indices(kept, max_tokens); !status) return {0, status};
+  if (Status status = detail::expect_room(visual, visual.size(), "visual spans"); !status) return {0, status};
+  if (Status status = detail::expect_room(left, visual.size(), "spans"); !status) return {0, status};
+  std::size_t written = 0, k = 0;
+  for (const TokenSpan& now : visual) {
+    const TokenSpan span = now;  // left may be visual itself
+    while (k < kept.size() && kept[k] < span.first) ++k;
+    const std::size_t first = k, original = span.original == 0 ? span.count : span.original;
+    while (k < kept.size() && kept[k] < span.first + span.count) ++k;
+    if (span.continues && written > 0 && (k == first || left[written - 1].count == 0)) {
+      // Two spans of one image of which one is empty: they become one.
+      TokenSpan& previous = left[written - 1];
+      if (previous.count == 0) previous.first = first;
+      previous.count += k - first;
+      previous.original += original;
+      continue;
+    }
+    left[written++] = {first, k - first, 0, span.continues, original, span.filtering_ratio};
+  }
+  return {written, {}};
+}
+
+}  // namespace FASTV_KIND
+
+namespace detail {
+inline namespace FASTV_KIND {
+
+// What layer K - 1 must have where its attention ranks.
+inline Status expect_full_attention(const Config& config, const Prompt& prompt) noexcept {
+  if (prompt.full_attention.empty() || config.selection != Selection::top_k || config.filtering_layer == 0) return {};
+  if (prompt.full_attention.size() != prompt.layers)
+    return fail(Errc::bad_shape, "full_attention has {} entries for {} layers: give one each, or none",
+                prompt.full_attention.size(), prompt.layers);
+  if (prompt.full_attention.data() == nullptr) return fail_null("full_attention");
+  const std::size_t k = config.filtering_layer;
+  if (prompt.full_attention[k - 1]) return {};
+  std::size_t below = k - 1, above = k + 1;
+  while (below > 0 && !prompt.full_attention[below - 1]) --below;
+  while (above < prompt.layers && !prompt.full_attention[above - 1]) ++above;
+  if (below > 0 && above < prompt.layers)
+    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {} or {}", k,
+                k - 1, below, above);
+  if (below > 0 || above < prompt.layers)
+    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {}", k, k - 1,
+                below > 0 ? below : above);
+  return fail(Errc::bad_setting, "filtering_layer is {} but no layer below the last has full attention to rank by: use "
+              "Selection::uniform, or scores of your own without full_attention", k);
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline namespace FASTV_KIND {
+
+// The plan of a schedule of stages, filtering layers ascending; an empty one prunes nothing. Errors: everything that can
+// be wrong with the settings or the spans. Allocates one entry per span where several stages meet several images.
+// O(stages * spans).
+inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt) noexcept {
+  if (prompt.layers == 0) return {{}, fail(Errc::bad_setting, "the model has 0 layers: state at least 1")};
   if (schedule.size() > max_stages)
-    return {{}, fail(Errc::too_many_stages, "", number(schedule.size()), number(max_stages))};
-  if (Status status = detail::check_room(schedule, schedule.size(), "the schedule"); !status) return {{}, status};
-  if (Status status = check(prompt.visual, prompt.tokens); !status) return {{}, status};
+    return {{}, fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", schedule.size(),
+                     max_stages)};
+  if (Status status = detail::expect_room(schedule, schedule.size(), "the schedule"); !status) return {{}, status};
+  if (Status status = validate(prompt.visual, prompt.tokens); !status) return {{}, status};
+  if (prompt.past.size() > 1 && prompt.past.size() != schedule.size() + 1)
+    return {{}, fail(Errc::bad_shape, "past has {} entries for {} layer groups: give one for all, or one each",
+                     prompt.past.size(), schedule.size() + 1)};
+  if (!prompt.past.empty() && prompt.past.data() == nullptr) return {{}, detail::fail_null("past")};
 
   Plan plan;
   plan.tokens = prompt.tokens;
   plan.layers = prompt.layers;
   plan.visual = visual_tokens(prompt.visual);
+  for (std::size_t group = 0; group <= schedule.size() && !prompt.past.empty(); ++group) {
+    const std::size_t past = prompt.past[prompt.past.size() == 1 ? 0 : group];
+    if (past > max_tokens - prompt.tokens)
+      return {{}, fail(Errc::bad_prompt, "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
+                       "are supported", prompt.tokens, past, max_tokens)};
+    plan.past[group] = past;
+  }
+  detail::Buffer<TokenSpan> spans;
+  detail::Buffer<Index> quotas;
   Span<const TokenSpan> visual = prompt.visual;
-  bool pooled = false;  // an earlier stage pooled the pictures
+  bool pooled = false;  // an earlier stage pooled several images
   for (std::size_t s = 0; s < schedule.size(); ++s) {
     const Config& config = schedule[s];
-    if (Status status = check(config); !status) return {{}, status};
+    if (Status status = validate(config, visual, prompt.tokens); !status) return {{}, status};
     if (config.filtering_layer >= prompt.layers)
-      return {{}, fail(Errc::filtering_layer_past_end, "", number(config.filtering_layer), number(prompt.layers))};
+      return {{}, fail(Errc::bad_setting, "filtering_layer is {} but the model has {} layers: use at most {}, so that one "
+                       "layer is left to run on the shorter sequence", config.filtering_layer, prompt.layers,
+                       prompt.layers - 1)};
     if (s > 0 && config.filtering_layer <= schedule[s - 1].filtering_layer)
-      return {{},
-              fail(Errc::stages_unsorted, "", number(config.filtering_layer), number(schedule[s - 1].filtering_layer),
-                   number(s))};
-    if (pooled && config.quota == Quota::per_picture) return {{}, fail(Errc::counts_unknown, "", 0, 0, number(s))};
-    const Result<std::size_t> kept = kept_visual(config, visual);
-    if (!kept) return {{}, kept.status};
-    plan.stage[plan.stages++] = {config.filtering_layer, *kept};
+      return {{}, fail(Errc::bad_setting, "stage {} has filtering_layer {} but the previous stage has {}: sort the stages "
+                       "and keep one a layer", s, config.filtering_layer, schedule[s - 1].filtering_layer)};
+    if (Status status = detail::expect_full_attention(config, prompt); !status) return {{}, status};
+    if (pooled && config.quota == Quota::per_image)
+      return {{}, fail(Errc::bad_setting, "stage {} gives every image its own share, but an earlier stage pools them, so "
+                       "that the counts depend on scores: pool this stage too", s)};
+    if (pooled && config.min_per_image > 0 && config.keep_count == by_ratio)
+      return {{}, fail(Errc::bad_setting, "stage {} has min_per_image {} behind a stage that pools the images, so that the "
+                       "count depends on scores: give a keep_count, or no minimum", s, config.min_per_image)};
+    const Result<detail::Images> images = detail::count_images(config, visual);
+    if (!images) return {{}, images.status};
+    plan.stage[plan.stages++] = {config.filtering_layer, images->keep};
     if (s + 1 == schedule.size() || visual.empty()) continue;
 
-    // What the next stage finds: each picture as one span of its quota or, pooled, one span of them all.
-    if (Status status = detail::check_room(scratch, visual.size(), "scratch"); !status) return {{}, status};
-    if (Status status = detail::check_room(quotas, visual.size(), "quotas"); !status) return {{}, status};
-    std::size_t pictures = 0;
-    if (config.quota == Quota::per_picture) {
-      if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
-      detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-        const std::size_t count = quotas[pictures];
-        scratch[pictures++] = {0, count, 0, false, picture.original};
+    // What the next stage finds: each image as one span of its quota or, pooled, one span of them all.
+    if (Status status = spans.reserve(images->count); !status) return {{}, status};
+    if (Status status = quotas.reserve(2 * images->count); !status) return {{}, status};
+    std::size_t image_number = 0, original = 0;
+    if (config.quota == Quota::per_image) {
+      detail::quotas_of(config, visual, *images, quotas.first(images->count),
+                        quotas.part(images->count, images->count));
+      std::size_t position = 0;
+      detail::for_each_image(visual, [&](const detail::Image& image) {
+        const std::size_t count = quotas[image_number];
+        spans[image_number++] = {position, count, 0, false, image.original, image.filtering_ratio};
+        position += count;
       });
     } else {
-      std::size_t original = 0;
-      detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-        original += picture.original;
-        pooled = pooled || picture.first_span > 0;
+      detail::for_each_image(visual, [&](const detail::Image& image) {
+        original += image.original;
+        pooled = pooled || image.first_span > 0;
       });
-      scratch[pictures++] = {0, *kept, 0, false, original};
+      spans[image_number++] = {0, images->keep, 0, false, original};
     }
-    visual = {scratch.data(), pictures};
+    visual = {spans.first(image_number).data(), image_number};
   }
   return {plan, {}};
 }
@@ -279,4 +391,8 @@ inline Result<Plan> make_plan(const Config& config, const Prompt& prompt) noexce
   return make_plan(Span<const Config>(&config, 1), prompt);
 }
 
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

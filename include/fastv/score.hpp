@@ -5,432 +5,557 @@
 //
 //   s_i = 1 / (H |R|)  sum_{h < H}  sum_{r in R}  softmax_j(logit[h, r, j])_i
 //
-// The softmax runs over the whole row, text keys included: its denominator differs from head to head and so weights
-// the heads. A row before token i cannot see it and adds zero, but is counted in |R|. Where heads are sharded over
-// ranks, H is heads_total, and the sum of all ranks' scores is the score.
+// The softmax runs over the whole row, text keys included: its denominator differs from head to head and so weights the
+// heads. A row before token i cannot see it and adds zero, but is counted in |R|. Where heads are sharded over ranks, H is
+// heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
-#include "products.hpp"
+#include "detail/qk.hpp"
+#include "evidence.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 namespace detail {
+inline namespace FASTV_KIND {
 
-// Rows to average over, as prompt positions: last row, all rows or those listed.
-class RowSet {
- public:
-  RowSet(ScoreRows which, Span<const Index> listed, std::size_t tokens) noexcept
-      : which_(which), listed_(listed), tokens_(tokens) {}
-  std::size_t size() const noexcept {
-    return which_ == ScoreRows::last ? 1 : which_ == ScoreRows::all ? tokens_ : listed_.size();
+// ---- what both kinds of attention have in common ------------------------------------------------
+
+// First number of a row's keys at hand that it sees, and one past the last.
+struct Range {
+  std::size_t first, end;
+};
+
+template <class Evidence>
+Status check_tokens(const Evidence& evidence, std::size_t heads, std::size_t queries, std::size_t keys) noexcept {
+  if (heads == 0) return fail(Errc::bad_shape, "the attention has 0 heads: state at least 1");
+  if (heads > max_tokens) return fail(Errc::bad_shape, "the attention has {} heads, more than any model", heads);
+  if (queries == 0)
+    return fail(Errc::bad_shape, "the attention has 0 query rows: hand over at least the last prompt token's");
+  if (keys == 0) return fail(Errc::bad_shape, "the attention has 0 keys: hand over those of the prompt");
+  if (keys > max_tokens || evidence.first_key > max_tokens - keys)
+    return fail(Errc::bad_shape, "the attention has {} keys behind {} others, but at most {} tokens are supported", keys,
+                evidence.first_key, max_tokens);
+  if (evidence.past >= evidence.first_key + keys)
+    return fail(Errc::bad_shape, "past is {} but the attention is over {} tokens: it counts the keys of earlier turns, "
+                "without the prompt's", evidence.past, evidence.first_key + keys);
+  if (queries > evidence.prompt_tokens())
+    return fail(Errc::bad_shape, "the attention has {} query rows but the prompt has {} tokens: the rows are the last "
+                "positions of the prompt, and the extents are given in the order of memory", queries,
+                evidence.prompt_tokens());
+  if (evidence.heads_total != 0 && evidence.heads_total < heads)
+    return fail(Errc::bad_shape, "the attention has {} heads but heads_total is {}: it counts the heads of all ranks",
+                heads, evidence.heads_total);
+  return {};
+}
+
+// norms: [kv_heads, visual tokens] or empty; kv_heads 0: any number that divides heads. Returns the KV heads.
+inline Result<std::size_t> check_norms(Span<const float> norms, std::size_t heads, std::size_t kv_heads,
+                                       std::size_t visual) noexcept {
+  if (norms.empty() || visual == 0) return {0, {}};
+  if (norms.data() == nullptr) return {0, fail_null("value_norms")};
+  const std::size_t given = norms.size() / visual;
+  if (norms.size() % visual != 0 || (kv_heads != 0 && given != kv_heads) || heads % given != 0)
+    return {0, fail(Errc::bad_shape, "{} value norms were given for {} visual tokens and {} heads: give one per KV head "
+                    "and visual token", norms.size(), visual, kv_heads != 0 ? kv_heads : heads)};
+  return {given, {}};
+}
+
+// The average divides by this.
+template <class Evidence>
+double averaged(const Evidence& evidence, std::size_t heads, const QueryRows& rows) noexcept {
+  const std::size_t all = evidence.heads_total == 0 ? heads : evidence.heads_total;
+  return static_cast<double>(all) * static_cast<double>(rows.size());
+}
+
+// out[i] += weight * p[i] * norm[i]; a token that receives nothing has its norm left unread, since it may be hidden.
+template <class Sum, class T>
+void add_weighted(Sum* out, const T* p, std::ptrdiff_t stride, const float* norm, std::size_t count,
+                  Sum weight) noexcept {
+  if (norm == nullptr && stride == 1) return add_to(out, p, count, weight);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Sum value = static_cast<Sum>(to_float(p[static_cast<std::ptrdiff_t>(i) * stride]));
+    if (norm == nullptr)
+      out[i] += weight * value;
+    else if (!is_zero(value))
+      out[i] += weight * value * static_cast<Sum>(norm[i]);
   }
-  std::size_t operator[](std::size_t i) const noexcept {
-    return which_ == ScoreRows::last ? tokens_ - 1 : which_ == ScoreRows::all ? i : listed_[i];
-  }
-  // Every row must be a prompt position and among the last `rows` rows, which the evidence covers.
-  Status check_covered(std::size_t rows) const noexcept {
-    const std::size_t first = tokens_ - rows;
-    if (which_ == ScoreRows::all && rows < tokens_) return fail(Errc::row_not_in_evidence, "", 0, number(first));
-    if (which_ != ScoreRows::listed) return {};
-    if (listed_.empty()) return fail(Errc::listed_rows_empty);
-    if (listed_.data() == nullptr) return fail(Errc::null_data, "listed_rows");
-    for (std::size_t i = 0; i < size(); ++i) {
-      if (listed_[i] >= tokens_)
-        return fail(Errc::listed_row_past_end, "", number(listed_[i]), number(tokens_), number(i));
-      if (listed_[i] < first) return fail(Errc::row_not_in_evidence, "", number(listed_[i]), number(first));
+}
+
+// ---- probabilities ------------------------------------------------------------------------------
+
+template <class T>
+Status check_probabilities(const Probabilities<T>& evidence) noexcept {
+  if (Status status = check_tokens(evidence, evidence.heads, evidence.queries, evidence.keys); !status) return status;
+  if (Status status = check_data(evidence.data, "probabilities"); !status) return status;
+  return check_strides({{"probabilities", "key stride", evidence.key_stride, evidence.keys},
+                        {"probabilities", "query stride", evidence.query_stride, evidence.queries},
+                        {"probabilities", "head stride", evidence.head_stride, evidence.heads}},
+                       1);
+}
+
+template <class Score, class T, class ParallelFor>
+Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scoring, Span<Score> scores,
+                           const ParallelFor& parallel_for) noexcept {
+  const QueryRows& rows = scoring.queries;
+  const std::size_t count = visual_tokens(scoring.visual);
+  const Result<std::size_t> kv_heads = check_norms(evidence.value_norms, evidence.heads, 0, count);
+  if (!kv_heads) return kv_heads.status;
+  if (Status status = rows.expect_covered(evidence.queries, scoring.visual); !status) return status;
+
+  const std::size_t first_row = evidence.prompt_tokens() - evidence.queries;
+  const double share = 1 / averaged(evidence, evidence.heads, rows);
+  // n tokens from `key` on, numbered from `number` on: out += the sum over heads and rows.
+  const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n) {
+    using Sum = typename Pointee<decltype(out)>::type;
+    for (std::size_t head = 0; head < evidence.heads; ++head) {
+      const float* norm = *kv_heads == 0 ? nullptr
+                                         : evidence.value_norms.data() + head / (evidence.heads / *kv_heads) * count + number;
+      for (std::size_t r = 0; r < rows.size(); ++r)
+        add_weighted(out, evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
+                              static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
+                              static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
+                     evidence.key_stride, norm, n, Sum{1});
     }
-    return {};
+  };
+  // Few terms are summed in Score where they are wanted; many would lose digits in float, so they go through doubles.
+  constexpr std::size_t block = 256, few = 64;
+  const bool through_doubles = sizeof(Score) < sizeof(double) && evidence.heads * rows.size() > few;
+  in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
+    for_each_stretch(scoring.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
+      Score* out = scores.data() + number;
+      for (std::size_t i = 0; i < n; ++i) out[i] = 0;
+      // Tokens before the first key at hand receive nothing.
+      const std::size_t token = evidence.past + position;
+      const std::size_t skipped = token >= evidence.first_key ? 0
+                                  : evidence.first_key - token < n ? evidence.first_key - token : n;
+      const std::size_t key = token + skipped - evidence.first_key;
+      if (!through_doubles) {
+        if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped);
+        for (std::size_t i = 0; i < n; ++i) out[i] *= static_cast<Score>(share);
+        return;
+      }
+      for (std::size_t i = skipped; i < n; i += block) {
+        double sums[block] = {};
+        const std::size_t some = n - i < block ? n - i : block;
+        sum(static_cast<double*>(sums), number + i, key + (i - skipped), some);
+        for (std::size_t j = 0; j < some; ++j) out[i + j] = static_cast<Score>(sums[j] * share);
+      }
+    });
+  });
+  return {};
+}
+
+// ---- queries and keys ---------------------------------------------------------------------------
+
+template <class Q, class Keys>
+Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
+  const std::size_t heads = evidence.query.heads, kv_heads = evidence.key.heads, keys = evidence.key.tokens;
+  if (Status status = check_heads(evidence.query, "query"); !status) return status;
+  if (Status status = check_heads(evidence.key, "key"); !status) return status;
+  if (evidence.query.dim != evidence.key.dim)
+    return fail(Errc::bad_shape, "the head dimension of query is {} but that of key is {}: hand over the same layer's, "
+                "with their extents in the order of memory", evidence.query.dim, evidence.key.dim);
+  if (heads % kv_heads != 0)
+    return fail(Errc::bad_shape, "query has {} heads, which key's {} KV heads do not divide: check the extents and their "
+                "order", heads, kv_heads);
+  if (Status status = check_tokens(evidence, heads, evidence.query.tokens, keys); !status) return status;
+  if (is_nan(evidence.scale) || is_infinite(evidence.scale) || !(evidence.scale > 0))
+    return fail(Errc::bad_setting, "scale is {} but must be positive and finite, such as 1 / sqrt(head dimension)",
+                static_cast<double>(evidence.scale));
+  if (is_nan(evidence.soft_cap) || is_infinite(evidence.soft_cap) || !(evidence.soft_cap >= 0))
+    return fail(Errc::bad_setting, "soft_cap is {} but must be positive and finite, or 0 for none",
+                static_cast<double>(evidence.soft_cap));
+  const auto one_each = [](Span<const float> values, std::size_t wanted, const char* name, const char* of) {
+    if (values.empty()) return Status{};
+    if (values.size() != wanted)
+      return fail(Errc::bad_shape, "{} has {} entries for {} {}: give one each, or none", name, values.size(), wanted, of);
+    return values.data() == nullptr ? fail_null(name) : Status{};
+  };
+  if (Status status = one_each(evidence.bias, keys, "the bias row", "keys"); !status) return status;
+  if (Status status = one_each(evidence.sinks, heads, "sinks", "query heads"); !status) return status;
+  if (Status status = one_each(evidence.alibi, heads, "alibi", "query heads"); !status) return status;
+  const Heads<float>& scales = evidence.key_scales;
+  if (scales.data != nullptr || scales.pages.paged()) {
+    if (Status status = check_heads(scales, "key_scales"); !status) return status;
+    if (scales.heads != kv_heads || scales.tokens != keys || scales.dim != 1)
+      return fail(Errc::bad_shape, "key_scales is [{}, {}, {}] but needs one scale per KV head and key, {} of each head",
+                  scales.heads, scales.tokens, scales.dim, keys);
+  }
+  if (!evidence.visible.empty()) {
+    if (evidence.visible.data() == nullptr) return fail_null("visible");
+    if (evidence.visible.size() != evidence.query.tokens)
+      return fail(Errc::bad_shape, "visible has {} entries for {} query rows: give one each, or none",
+                  evidence.visible.size(), evidence.query.tokens);
+    for (std::size_t r = 0; r < evidence.visible.size(); ++r)
+      if (evidence.visible[r] > evidence.first_key + keys)
+        return fail(Errc::bad_shape, "query row {} sees {} tokens but the sequence has {}", r, evidence.visible[r],
+                    evidence.first_key + keys);
+  }
+  return {};
+}
+
+// Doubles that sum several rows, where scores are floats.
+template <class Q, class Keys>
+std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
+  const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
+  const std::size_t sums = evidence.query.tokens > 1 ? 2 * keys + 1 : 0;
+  return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
+}
+
+// The keys at hand that query row r (at prompt position `row`) sees.
+template <class Q, class Keys>
+Range seen_by(const QueryKey<Q, Keys>& evidence, std::size_t r, std::size_t row) noexcept {
+  const std::size_t own = evidence.past + row + 1, all = evidence.first_key + evidence.key.tokens;
+  std::size_t end = evidence.causal ? own : all;
+  if (!evidence.visible.empty()) end = evidence.visible[r];
+  const std::size_t first = evidence.window != 0 && own > evidence.window ? own - evidence.window : 0;
+  const auto at_hand = [&](std::size_t token) { return token > evidence.first_key ? token - evidence.first_key : 0; };
+  const std::size_t last = at_hand(end), begin = at_hand(first);
+  return {begin < last ? begin : last, last};
+}
+
+// Everything between q.k and the softmax, on one head's logits of keys [first, end). row: position in the sequence.
+template <class Q, class Keys>
+void finish_logits(const QueryKey<Q, Keys>& evidence, std::size_t head, Range seen, std::size_t row,
+                   float* logits) noexcept {
+  if (evidence.key_scales.data != nullptr || evidence.key_scales.pages.paged()) {
+    const std::size_t kv_head = head / (evidence.query.heads / evidence.key.heads);
+    for (std::size_t key = seen.first; key < seen.end; ++key)
+      logits[key] *= token_at(evidence.key_scales,
+                              key)[static_cast<std::ptrdiff_t>(kv_head) * evidence.key_scales.head_stride];
+  }
+  if (evidence.soft_cap > 0) {
+    const float inverse = 1.0f / evidence.soft_cap;
+    for (std::size_t key = seen.first; key < seen.end; ++key)
+      if (!is_nan(logits[key])) logits[key] = evidence.soft_cap * tanh_of(logits[key] * inverse);
+  }
+  if (!evidence.alibi.empty()) {
+    const float slope = evidence.alibi[head];
+    for (std::size_t key = seen.first; key < seen.end; ++key)
+      logits[key] -= slope * (static_cast<float>(row) - static_cast<float>(evidence.first_key + key));
+  }
+  if (!evidence.bias.empty())
+    for (std::size_t key = seen.first; key < seen.end; ++key)
+      logits[key] = hides(evidence.bias[key]) ? minus_infinity<float>() : logits[key] + evidence.bias[key];
+}
+
+// One head's logits of keys [first, end) -> exp(logit - greatest) in place; the greatest, sink included, and the sum, sink
+// included. greatest: NaN where a logit is NaN or +infinity, -infinity where no key is seen.
+struct Softmax {
+  float greatest, sum;
+};
+template <bool Keep>
+Softmax softmax_parts(float* logits, Range seen, Span<const float> sinks, std::size_t head) noexcept {
+  const std::size_t count = seen.end - seen.first;
+  float most = count == 0 ? minus_infinity<float>() : greatest(logits + seen.first, count);
+  if (is_nan(most)) return {most, most};
+  if (!sinks.empty()) {
+    const float sink = sinks[head];
+    if (is_nan(sink)) return {sink, sink};
+    if (!hides(sink) && (hides(most) || sink > most)) most = sink;
+  }
+  if (is_infinite(most)) {
+    if (Keep)
+      for (std::size_t key = seen.first; key < seen.end; ++key) logits[key] = 0;
+    return {most, 0};
+  }
+  float sum = count == 0 ? 0 : exponentials<Keep>(logits + seen.first, count, most);
+  if (!sinks.empty() && !hides(sinks[head])) sum += exp_of_negative(sinks[head] - most);
+  return {most, sum};
+}
+
+template <class Score, class Q, class Keys, class ParallelFor>
+class QueryKeyScorer {
+ public:
+  QueryKeyScorer(const QueryKey<Q, Keys>& evidence, const Scoring& scoring, std::size_t count,
+                 const ParallelFor& parallel_for) noexcept
+      : evidence_(evidence), scoring_(scoring), parallel_for_(parallel_for), count_(count) {
+    const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
+    logits_ = scoring.scratch.data();
+    factors_ = logits_ + heads * keys;
+    peaks_ = factors_ + heads;
+    query_ = peaks_ + 2 * heads;
+    tiles_ = query_ + query_floats<Keys>(heads, dim);
+    sums_ = tiles_ + pieces(keys) * tile_floats(dim);
+    share_ = 1 / averaged(evidence, heads, scoring.queries);
+  }
+
+  void run(Span<Score> scores) noexcept {
+    accumulate(scores, 0);
+    // Where every visual token receives next to nothing (a sink takes it all), floats run out of range and their order is
+    // lost: then all are brought into range by one factor.
+    Score highest = 0;
+    for (std::size_t i = 0; i < count_; ++i)
+      if (is_nan(scores[i])) return;
+    for (std::size_t i = 0; i < count_; ++i) highest = scores[i] > highest ? scores[i] : highest;
+    if (highest >= Score(1e-12)) return;
+    const float shift = highest_exponent();
+    if (!hides(shift) && !is_nan(shift) && shift < 0) accumulate(scores, shift);
   }
 
  private:
-  ScoreRows which_;
-  Span<const Index> listed_;
-  std::size_t tokens_;
-};
+  static constexpr bool sums_apart = sizeof(Score) < sizeof(double);
 
-inline Status check_shape(const char* what, std::size_t heads, std::size_t rows, std::size_t keys, std::size_t past,
-                          std::size_t heads_total) noexcept {
-  if (heads == 0) return fail(Errc::no_heads, what);
-  if (heads > max_tokens) return fail(Errc::beyond_memory, "number of heads", number(heads), number(keys));
-  if (rows == 0) return fail(Errc::no_rows, what);
-  if (keys > max_tokens) return fail(Errc::too_many_tokens, "", number(keys), number(max_tokens));
-  if (past >= keys) return fail(Errc::no_tokens);
-  if (rows > keys - past) return fail(Errc::rows_above_keys, what, number(rows), number(keys - past));
-  if (heads_total != 0 && heads_total < heads)
-    return fail(Errc::heads_above_total, what, number(heads), number(heads_total));
-  return {};
-}
-
-inline Status check_norms(Span<const float> norms, std::size_t kv_heads, std::size_t visual) noexcept {
-  if (norms.empty()) return {};
-  if (norms.data() == nullptr) return fail(Errc::null_data, "value_norms");
-  if (kv_heads == 0 || norms.size() != kv_heads * visual)
-    return fail(Errc::norms_size, "", number(norms.size()), number(kv_heads * visual));
-  return {};
-}
-
-}  // namespace detail
-
-// The parallel_for of every function that takes one: calls body(i) for each i in [0, count), in any order, on any
-// threads, and returns when all are done. This one uses the calling thread; examples/parallel shows OpenMP and a
-// pool. Results do not depend on it, bit for bit.
-struct Serial {
-  // Calls body(0) ... body(count - 1).
-  template <class Body>
-  void operator()(std::size_t count, const Body& body) const {
-    for (std::size_t i = 0; i < count; ++i) body(i);
-  }
-};
-
-namespace detail {
-
-// Splits [0, count) into pieces that the caller's threads may take: calls body(begin, end) for each.
-inline constexpr std::size_t keys_per_piece = 2048;
-inline std::size_t pieces(std::size_t count) noexcept { return (count + keys_per_piece - 1) / keys_per_piece; }
-template <class ParallelFor, class Body>
-void in_pieces(std::size_t count, const ParallelFor& parallel_for, const Body& body) noexcept {
-  parallel_for(pieces(count), [&](std::size_t piece) {
-    const std::size_t begin = piece * keys_per_piece;
-    body(begin, count - begin < keys_per_piece ? count : begin + keys_per_piece);
-  });
-}
-
-}  // namespace detail
-
-// ---- prompt length of each kind of evidence -----------------------------------------------------
-
-// Tokens of the prompt at hand, earlier turns left out. O(1).
-template <class T>
-std::size_t prompt_tokens(const Probabilities<T>& evidence) noexcept {
-  return evidence.keys > evidence.past ? evidence.keys - evidence.past : 0;
-}
-template <class Q, class K>
-std::size_t prompt_tokens(const QueryKey<Q, K>& evidence) noexcept {
-  return evidence.keys > evidence.past ? evidence.keys - evidence.past : 0;
-}
-template <class K>
-std::size_t prompt_tokens(const KeysOnly<K>& evidence) noexcept {
-  return evidence.keys.tokens > evidence.past ? evidence.keys.tokens - evidence.past : 0;
-}
-template <class T>
-std::size_t prompt_tokens(const Scores<T>& evidence) noexcept {
-  return evidence.tokens;
-}
-inline std::size_t prompt_tokens(const NoEvidence& evidence) noexcept { return evidence.tokens; }
-
-// ---- whether it has query rows, which Config::prior_rows asks for --------------------------------
-
-// Whether the evidence can be scored by chosen rows, as a prior needs it.
-template <class Evidence>
-bool has_rows(const Evidence&) noexcept {
-  return true;
-}
-// Keys have no rows.
-template <class K>
-bool has_rows(const KeysOnly<K>&) noexcept {
-  return false;
-}
-// Ready scores have no rows any more.
-template <class T>
-bool has_rows(const Scores<T>&) noexcept {
-  return false;
-}
-
-// ---- floats of scratch that score() needs -------------------------------------------------------
-
-// Floats of scratch memory that score() needs for this evidence; 0 for all but queries and keys. O(1).
-template <class Q, class K>
-std::size_t score_scratch(const QueryKey<Q, K>& evidence) noexcept {
-  // logits, query, one over each head's sum; a widened key for each piece
-  return evidence.heads * (evidence.keys + 1) + detail::query_floats(evidence) +
-         detail::pieces(evidence.keys) * evidence.dim;
-}
-template <class Evidence>
-std::size_t score_scratch(const Evidence&) noexcept {
-  return 0;
-}
-
-// ---- checks -------------------------------------------------------------------------------------
-
-// Extents, strides and pointers that score() would not survive. Every score() checks by itself. O(1).
-template <class T>
-Status check(const Probabilities<T>& evidence) noexcept {
-  using detail::fail;
-  if (Status status = detail::check_shape("probabilities", evidence.heads, evidence.rows, evidence.keys, evidence.past,
-                                          evidence.heads_total);
-      !status)
-    return status;
-  if (evidence.data == nullptr) return fail(Errc::null_data, "probabilities");
-  return detail::check_strides({{"key stride of probabilities", evidence.key_stride, evidence.keys},
-                                {"row stride of probabilities", evidence.row_stride, evidence.rows},
-                                {"head stride of probabilities", evidence.head_stride, evidence.heads}},
-                               1);
-}
-
-// what: "key" or "value", for the messages.
-template <class T>
-Status check(const HeadVectors<T>& vectors, const char* what, const char* head_stride,
-             const char* token_stride) noexcept {
-  using detail::fail;
-  using detail::number;
-  if (vectors.heads == 0) return fail(Errc::no_heads, what);
-  if (vectors.dim == 0) return fail(Errc::no_dim, what);
-  if (vectors.data == nullptr) return fail(Errc::null_data, what);
-  if (vectors.tokens > max_tokens) return fail(Errc::too_many_tokens, "", number(vectors.tokens), number(max_tokens));
-  const Pages& pages = vectors.pages;
-  if (pages.chunk != 0 && vectors.dim % pages.chunk != 0)
-    return fail(Errc::chunk_not_divisor, what, number(pages.chunk), number(vectors.dim));
-  const std::size_t entry = pages.chunk == 0 ? vectors.dim : pages.chunk;
-  const bool paged = !pages.block_table.empty();
-  if (paged) {
-    if (pages.block_tokens == 0) return fail(Errc::no_block_tokens, what);
-    const std::size_t needed = detail::blocks_for(vectors.tokens, pages.block_tokens);
-    if (pages.block_table.size() < needed)
-      return fail(Errc::block_table_short, "", number(pages.block_table.size()), number(needed));
-    if (pages.block_table.data() == nullptr) return fail(Errc::null_data, "the block table");
-  }
-  return detail::check_strides({{token_stride, vectors.token_stride, paged ? pages.block_tokens : vectors.tokens},
-                                {head_stride, vectors.head_stride, vectors.heads},
-                                {"chunk stride", pages.chunk_stride, vectors.dim / entry},
-                                {"block stride", pages.block_stride, paged ? pages.block_table.size() : 1}},
-                               entry);
-}
-
-// As check(Probabilities), and scale, soft-cap and bias.
-template <class Q, class K>
-Status check(const QueryKey<Q, K>& evidence) noexcept {
-  using detail::fail;
-  using detail::number;
-  if (Status status = detail::check_shape("query", evidence.heads, evidence.rows, evidence.keys, evidence.past,
-                                          evidence.heads_total);
-      !status)
-    return status;
-  if (evidence.query == nullptr) return fail(Errc::null_data, "query");
-  if (evidence.kv_heads != 0 && evidence.heads % evidence.kv_heads != 0)
-    return fail(Errc::heads_not_divisible, "", number(evidence.heads), number(evidence.kv_heads));
-  if (Status status = check(keys_of(evidence), "key", "head stride of key", "token stride of key"); !status)
-    return status;
-  if (detail::is_nan(evidence.scale) || detail::is_infinite(evidence.scale) || !(evidence.scale > 0))
-    return detail::fail_real(Errc::bad_scale, static_cast<double>(evidence.scale));
-  if (detail::is_nan(evidence.soft_cap) || detail::is_infinite(evidence.soft_cap) || !(evidence.soft_cap >= 0))
-    return detail::fail_real(Errc::bad_soft_cap, static_cast<double>(evidence.soft_cap));
-  if (!evidence.bias.empty() && evidence.bias.size() != evidence.keys)
-    return fail(Errc::bias_size, "", number(evidence.bias.size()), number(evidence.keys));
-  if (!evidence.bias.empty() && evidence.bias.data() == nullptr) return fail(Errc::null_data, "bias");
-  return detail::check_strides({{"head stride of query", evidence.query_head_stride, evidence.heads},
-                                {"row stride of query", evidence.query_row_stride, evidence.rows}},
-                               evidence.dim);
-}
-
-// The keys' own check.
-template <class K>
-Status check(const KeysOnly<K>& evidence) noexcept {
-  return check(evidence.keys, "key", "head stride of key", "token stride of key");
-}
-
-// Nothing to be wrong.
-inline Status check(const NoEvidence&) noexcept { return {}; }
-
-// A pointer where there are scores; score() compares their number with the spans'.
-template <class T>
-Status check(const Scores<T>& evidence) noexcept {
-  if (!evidence.values.empty() && evidence.values.data() == nullptr) return detail::fail(Errc::null_data, "scores");
-  return {};
-}
-
-// ---- scoring ------------------------------------------------------------------------------------
-// score(config, evidence, visual, scores, scratch, parallel_for) writes one score per visual token, spans in order.
-// visual: sorted, disjoint, inside the prompt. scores: one entry per visual token.
-// scratch: score_scratch(evidence) floats. Re-entrant; no allocation.
-
-namespace detail {
-
-// Walks visual tokens begin .. end - 1, numbered across the spans: calls run(number, position, count) for each
-// stretch of neighbours.
-template <class Run>
-void for_each_stretch(Span<const TokenSpan> visual, std::size_t begin, std::size_t end, Run run) noexcept {
-  std::size_t numbered = 0;
-  for (const TokenSpan& span : visual) {
-    const std::size_t from = begin > numbered ? begin : numbered;
-    const std::size_t to = end < numbered + span.count ? end : numbered + span.count;
-    if (from < to) run(from, span.first + (from - numbered), to - from);
-    numbered += span.count;
-  }
-}
-
-// Soft-cap and bias of one head's logits [0, seen).
-template <class Q, class K>
-void cap_and_bias(const QueryKey<Q, K>& evidence, std::size_t seen, float* logits) noexcept {
-  if (evidence.soft_cap > 0) {
-    const float inverse = 1.0f / evidence.soft_cap;
-    for (std::size_t key = 0; key < seen; ++key)
-      if (!is_nan(logits[key])) logits[key] = evidence.soft_cap * tanh_of(logits[key] * inverse);
-  }
-  if (!evidence.bias.empty())
-    for (std::size_t key = 0; key < seen; ++key) logits[key] += evidence.bias[key];
-}
-
-// What every score() does first.
-template <class Score>
-Status begin_score(Span<Score> scores, std::size_t count) noexcept {
-  if (Status status = check_room(scores, count, "scores"); !status) return status;
-  for (std::size_t i = 0; i < count; ++i) scores[i] = 0;
-  return {};
-}
-
-inline std::size_t of_all(std::size_t heads, std::size_t heads_total) noexcept {
-  return heads_total == 0 ? heads : heads_total;
-}
-
-}  // namespace detail
-
-// O(heads * rows scored * visual tokens). Sums in Score.
-template <class Score, class T, class ParallelFor = Serial>
-Status score(const detail::RowSet& rows, const Probabilities<T>& evidence, Span<const TokenSpan> visual,
-             Span<Score> scores, Span<float>, const ParallelFor& parallel_for = {}) noexcept {
-  if (Status status = check(evidence); !status) return status;
-  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
-  const std::size_t count = visual_tokens(visual), norms = evidence.value_norms.size();
-  const std::size_t kv_heads = count == 0 ? 0 : norms / count;
-  if (Status status = detail::check_norms(evidence.value_norms, kv_heads, count); !status) return status;
-  if (kv_heads != 0 && evidence.heads % kv_heads != 0)
-    return detail::fail(Errc::heads_not_divisible, "", detail::number(evidence.heads), detail::number(kv_heads));
-  if (Status status = rows.check_covered(evidence.rows); !status) return status;
-  if (Status status = detail::begin_score(scores, count); !status) return status;
-
-  const std::size_t first_row = prompt_tokens(evidence) - evidence.rows;
-  const Score share = Score(1) / static_cast<Score>(detail::of_all(evidence.heads, evidence.heads_total) * rows.size());
-  detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
-    detail::for_each_stretch(visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
-      Score* out = scores.data() + number;
-      for (std::size_t head = 0; head < evidence.heads; ++head) {
-        const float* norm =
-            kv_heads == 0 ? nullptr : evidence.value_norms.data() + head / (evidence.heads / kv_heads) * count + number;
-        for (std::size_t r = 0; r < rows.size(); ++r) {
-          const T* p = evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
-                       static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.row_stride +
-                       static_cast<std::ptrdiff_t>(evidence.past + position) * evidence.key_stride;
-          if (norm == nullptr && evidence.key_stride == 1) {
-            detail::add_to(out, p, n);
-            continue;
-          }
-          for (std::size_t i = 0; i < n; ++i) {
-            const auto value = static_cast<Score>(to_float(p[static_cast<std::ptrdiff_t>(i) * evidence.key_stride]));
-            out[i] += norm == nullptr ? value : value * static_cast<Score>(norm[i]);
-          }
-        }
-      }
-      for (std::size_t i = 0; i < n; ++i) out[i] *= share;
+  // Logits of one row. Calls use(head, logits).
+  template <class Use>
+  void for_each_head(std::size_t r, Range seen, Use use) noexcept {
+    const std::size_t heads = evidence_.query.heads, keys = evidence_.key.tokens, dim = evidence_.key.dim;
+    load_query<Keys>(evidence_.query, r, evidence_.scale, query_);
+    in_pieces(seen.end - seen.first, parallel_for_, [&](std::size_t begin, std::size_t end) {
+      product_with_keys(evidence_.key, heads, seen.first + begin, seen.first + end, query_,
+                        logits_ + seen.first + begin, keys, tiles_ + begin / keys_per_piece * tile_floats(dim));
     });
-  });
-  return {};
-}
-
-// O(heads * keys * dim) for each row scored: the keys are read once per row. Logits and softmax in float. A row in
-// which a logit is NaN or +infinity makes all its probabilities NaN, as a softmax does. So does a row that sees no key
-// (every bias -infinity) if it is the only one; one of several, such as a row of padding, adds zero.
-template <class Score, class Q, class K, class ParallelFor = Serial>
-Status score(const detail::RowSet& rows, const QueryKey<Q, K>& evidence, Span<const TokenSpan> visual,
-             Span<Score> scores, Span<float> scratch, const ParallelFor& parallel_for = {}) noexcept {
-  if (Status status = check(evidence); !status) return status;
-  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
-  const std::size_t count = visual_tokens(visual);
-  if (Status status = detail::check_norms(evidence.value_norms, evidence.kv_heads, count); !status) return status;
-  if (Status status = detail::check_room(scratch, score_scratch(evidence), "scratch"); !status) return status;
-  if (Status status = rows.check_covered(evidence.rows); !status) return status;
-  if (Status status = detail::begin_score(scores, count); !status) return status;
-
-  float* logits = scratch.data();                           // [heads, keys]
-  float* query = logits + evidence.heads * evidence.keys;   // from load_query()
-  float* inverse = query + detail::query_floats(evidence);  // [heads]
-  float* wide = inverse + evidence.heads;                   // [pieces, dim]
-  const std::size_t group = evidence.heads / evidence.kv_heads, first_row = prompt_tokens(evidence) - evidence.rows;
-  const Score share = Score(1) / static_cast<Score>(detail::of_all(evidence.heads, evidence.heads_total) * rows.size());
-
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    const std::size_t seen = evidence.causal ? evidence.past + rows[r] + 1 : evidence.keys;
-    detail::load_query(evidence, rows[r] - first_row, query);
-    detail::in_pieces(seen, parallel_for, [&](std::size_t begin, std::size_t end) {
-      detail::product_with_keys(evidence, begin, end, logits, query,
-                                wide + begin / detail::keys_per_piece * evidence.dim);
+    parallel_for_(heads, [&](std::size_t head) {
+      float* row = logits_ + head * keys;
+      finish_logits(evidence_, head, seen, evidence_.past + position_of(r), row);
+      use(head, row);
     });
-    parallel_for(evidence.heads, [&](std::size_t head) {
-      float* row = logits + head * evidence.keys;
-      detail::cap_and_bias(evidence, seen, row);
-      const float most = detail::greatest(row, seen);
-      if (detail::is_infinite(most)) {  // it sees no key
-        for (std::size_t key = 0; key < seen; ++key) row[key] = 0;
-        inverse[head] = rows.size() == 1 ? detail::nan_value<float>() : 0;
+  }
+  std::size_t position_of(std::size_t r) const noexcept {
+    return evidence_.prompt_tokens() - evidence_.query.tokens + r;
+  }
+  // Calls use(number, key, n) for each stretch of visual tokens begin .. end - 1 that a row sees.
+  template <class Use>
+  void for_each_seen(Range seen, std::size_t begin, std::size_t end, Use use) const noexcept {
+    for_each_stretch(scoring_.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
+      const std::size_t from = evidence_.past + position, base = evidence_.first_key;
+      const std::size_t low = base + seen.first > from ? base + seen.first : from;
+      const std::size_t high = base + seen.end < from + n ? base + seen.end : from + n;
+      if (low < high) use(number + (low - from), low - base, high - low);
+    });
+  }
+
+  // shift 0: the scores. Below 0: the scores times exp(-shift).
+  void accumulate(Span<Score> scores, float shift) noexcept {
+    const QueryRows& rows = scoring_.queries;
+    for (std::size_t i = 0; i < count_; ++i) scores[i] = 0;
+    if (sums_apart && rows.size() > 1) {
+      double* sums = aligned_sums();
+      for (std::size_t i = 0; i < count_; ++i) sums[i] = 0;
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, shift);
+      for (std::size_t i = 0; i < count_; ++i) scores[i] = static_cast<Score>(sums[i]);
+    } else {
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), shift);
+    }
+  }
+  double* aligned_sums() const noexcept {
+    float* at = sums_;
+    while (reinterpret_cast<std::uintptr_t>(at) % alignof(double) != 0) ++at;
+    return reinterpret_cast<double*>(at);
+  }
+
+  template <class Sum>
+  void add_row(std::size_t position, Sum* sums, float shift) noexcept {
+    const std::size_t r = position - position_of(0), keys = evidence_.key.tokens;
+    const std::size_t group = evidence_.query.heads / evidence_.key.heads;
+    const Range seen = seen_by(evidence_, r, position);
+    for_each_head(r, seen, [&](std::size_t head, float* row) {
+      Softmax parts{};
+      if (shift < 0) {
+        parts = softmax_parts<false>(row, seen, evidence_.sinks, head);
+        const float most = parts.greatest + shift;
+        if (!is_nan(most) && !is_infinite(most))
+          for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
+            for (std::size_t i = key; i < key + n; ++i)
+              row[i] = row[i] < most ? exp_of_negative(row[i] - most) : 1.0f;
+          });
       } else {
-        inverse[head] = detail::is_nan(most) ? most : 1.0f / detail::exponentials(row, seen, most);
+        parts = softmax_parts<true>(row, seen, evidence_.sinks, head);
       }
+      factors_[head] = is_nan(parts.greatest) ? parts.greatest : parts.sum > 0 ? 1.0f / parts.sum : 0.0f;
     });
-    detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
-      detail::for_each_stretch(visual, begin, end, [&](std::size_t visual_number, std::size_t position, std::size_t n) {
-        const std::size_t key = evidence.past + position;
-        const std::size_t visible = key >= seen ? 0 : (n < seen - key ? n : seen - key);
-        Score* out = scores.data() + visual_number;
-        for (std::size_t head = 0; head < evidence.heads; ++head) {
-          const float* row = logits + head * evidence.keys + key;
-          const Score weight = static_cast<Score>(inverse[head]) * share;
-          if (evidence.value_norms.empty()) {
-            detail::add_to(out, row, visible, weight);
-          } else {
-            const float* norm = evidence.value_norms.data() + head / group * count + visual_number;
-            for (std::size_t i = 0; i < visible; ++i)
-              out[i] += weight * static_cast<Score>(row[i]) * static_cast<Score>(norm[i]);
-          }
+    in_pieces(count_, parallel_for_, [&](std::size_t begin, std::size_t end) {
+      for_each_seen(seen, begin, end, [&](std::size_t number, std::size_t key, std::size_t n) {
+        for (std::size_t head = 0; head < evidence_.query.heads; ++head) {
+          const float* norm =
+              evidence_.value_norms.empty() ? nullptr : evidence_.value_norms.data() + head / group * count_ + number;
+          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
+          if (is_zero(factors_[head])) continue;
+          add_weighted(sums + number, logits_ + head * keys + key, 1, norm, n, weight);
         }
       });
     });
   }
+
+  // The greatest exponent log p of any visual token, over heads and rows, but for the sum of the softmax.
+  float highest_exponent() noexcept {
+    const QueryRows& rows = scoring_.queries;
+    const std::size_t heads = evidence_.query.heads;
+    for (std::size_t head = 0; head < heads; ++head) peaks_[head] = minus_infinity<float>();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::size_t r = rows[i] - position_of(0);
+      const Range seen = seen_by(evidence_, r, rows[i]);
+      for_each_head(r, seen, [&](std::size_t head, float* row) {
+        const Softmax parts = softmax_parts<false>(row, seen, evidence_.sinks, head);
+        if (is_nan(parts.greatest) || is_infinite(parts.greatest)) return;
+        for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
+          const float peak = greatest(row + key, n);
+          if (hides(peak)) return;
+          const float exponent = peak - parts.greatest;
+          if (hides(peaks_[head]) || exponent > peaks_[head]) peaks_[head] = exponent;
+        });
+      });
+    }
+    float most = minus_infinity<float>();
+    for (std::size_t head = 0; head < heads; ++head)
+      if (!hides(peaks_[head]) && (hides(most) || peaks_[head] > most)) most = peaks_[head];
+    return most;
+  }
+
+  const QueryKey<Q, Keys>& evidence_;
+  const Scoring& scoring_;
+  const ParallelFor& parallel_for_;
+  std::size_t count_;
+  double share_;
+  float *logits_, *factors_, *peaks_, *query_, *tiles_, *sums_;  // [heads, keys], [heads], [heads], ...
+};
+
+template <class Score, class Q, class Keys, class ParallelFor>
+Status score_query_key(const QueryKey<Q, Keys>& evidence, const Scoring& scoring, Span<Score> scores,
+                       const ParallelFor& parallel_for) noexcept {
+  const std::size_t count = visual_tokens(scoring.visual);
+  const Result<std::size_t> norms = check_norms(evidence.value_norms, evidence.query.heads, evidence.key.heads, count);
+  if (!norms) return norms.status;
+  if (Status status = expect_room(scoring.scratch, query_key_scratch(evidence), "scratch"); !status) return status;
+  if (Status status = scoring.queries.expect_covered(evidence.query.tokens, scoring.visual); !status) return status;
+  QueryKeyScorer<Score, Q, Keys, ParallelFor>(evidence, scoring, count, parallel_for).run(scores);
   return {};
 }
 
-// Copies the engine's own scores. O(visual tokens).
-template <class Score, class T, class ParallelFor = Serial>
-Status score(const detail::RowSet&, const Scores<T>& evidence, Span<const TokenSpan> visual, Span<Score> scores,
-             Span<float> = {}, const ParallelFor& = {}) noexcept {
-  using detail::number;
-  if (Status status = check(evidence); !status) return status;
-  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
-  const std::size_t count = visual_tokens(visual);
+// ---- without queries ----------------------------------------------------------------------------
+
+template <class Keys>
+Status check_keys_only(const KeysOnly<Keys>& evidence) noexcept {
+  if (Status status = check_heads(evidence.keys, "key"); !status) return status;
+  if (evidence.past >= evidence.keys.tokens)
+    return fail(Errc::bad_shape, "past is {} but there are {} keys: it counts those of earlier turns, without the "
+                "prompt's", evidence.past, evidence.keys.tokens);
+  return {};
+}
+
+template <class Score, class Keys, class ParallelFor>
+Status score_keys(const KeysOnly<Keys>& evidence, const Scoring& scoring, Span<Score> scores,
+                  const ParallelFor& parallel_for) noexcept {
+  const Keys& keys = evidence.keys;
+  if (Status status = scoring.queries.expect_default(); !status) return status;
+  const std::size_t count = visual_tokens(scoring.visual), room = pieces(keys.tokens) * keys.dim;
+  if (Status status = expect_room(scoring.scratch, room, "scratch"); !status) return status;
+  const Score share = Score(1) / static_cast<Score>(keys.heads);
+  in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
+    float* vector = scoring.scratch.data() + begin / keys_per_piece * keys.dim;
+    for_each_stretch(scoring.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
+      const std::size_t first = evidence.past + position;
+      for (std::size_t i = 0; i < n; ++i) scores[number + i] = 0;
+      for_each_vector(keys, first, first + n, [&](std::size_t head, std::size_t token) {
+        load_vector(keys, head, token, vector);
+        scores[number + (token - first)] -= share * static_cast<Score>(length_of(vector, keys.dim));
+      });
+    });
+  });
+  return {};
+}
+
+template <class T>
+Status check_scores(const Scores<T>& evidence) noexcept {
+  if (evidence.values.empty()) return {};
+  return check_data(evidence.values.data(), "scores");
+}
+template <class Score, class T>
+Status copy_scores(const Scores<T>& evidence, const Scoring& scoring, Span<Score> scores) noexcept {
+  if (Status status = scoring.queries.expect_default(); !status) return status;
+  const std::size_t count = visual_tokens(scoring.visual);
   if (evidence.values.size() != count)
-    return detail::fail(Errc::scores_size, "", number(evidence.values.size()), number(count));
-  if (Status status = detail::begin_score(scores, count); !status) return status;
+    return fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", evidence.values.size(),
+                count);
   for (std::size_t i = 0; i < count; ++i) scores[i] = static_cast<Score>(to_float(evidence.values[i]));
   return {};
 }
 
-// Minus the mean over KV heads of the key's length: a rule that asks no query, for engines that must prune before the
-// question has arrived. Keys that attract attention are short (Devoto et al., "A Simple and Effective L2 Norm-Based
-// Strategy for KV Cache Compression", EMNLP 2024). O(kv heads * visual tokens * dim).
-template <class Score, class K, class ParallelFor = Serial>
-Status score(const detail::RowSet&, const KeysOnly<K>& evidence, Span<const TokenSpan> visual, Span<Score> scores,
-             Span<float> = {}, const ParallelFor& parallel_for = {}) noexcept {
-  const HeadVectors<K>& keys = evidence.keys;
-  if (Status status = check(evidence); !status) return status;
-  if (Status status = detail::check_spans(visual, prompt_tokens(evidence)); !status) return status;
-  const std::size_t count = visual_tokens(visual);
-  if (Status status = detail::begin_score(scores, count); !status) return status;
-  const Score share = Score(1) / static_cast<Score>(keys.heads);
-  detail::in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
-    detail::for_each_stretch(visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
-      const std::size_t first = evidence.past + position;
-      detail::for_each_vector(keys, first, first + n, [&](std::size_t, std::size_t key, const K* k) {
-        scores[number + (key - first)] -= share * static_cast<Score>(detail::length(keys, k));
-      });
-    });
-  });
-  return {};
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+// ---- the members that evidence.hpp declares ------------------------------------------------------
+
+template <class T>
+Status Probabilities<T>::check() const noexcept {
+  return detail::check_probabilities(*this);
+}
+template <class T>
+template <class Score, class ParallelFor>
+Status Probabilities<T>::score(const Scoring& scoring, Span<Score> scores,
+                               const ParallelFor& parallel_for) const noexcept {
+  return detail::score_probabilities(*this, scoring, scores, parallel_for);
+}
+template <class Q, class Keys>
+Status QueryKey<Q, Keys>::check() const noexcept {
+  return detail::check_query_key(*this);
+}
+template <class Q, class Keys>
+std::size_t QueryKey<Q, Keys>::scratch_floats() const noexcept {
+  return detail::query_key_scratch(*this);
+}
+template <class Q, class Keys>
+template <class Score, class ParallelFor>
+Status QueryKey<Q, Keys>::score(const Scoring& scoring, Span<Score> scores,
+                                const ParallelFor& parallel_for) const noexcept {
+  return detail::score_query_key(*this, scoring, scores, parallel_for);
+}
+template <class Keys>
+Status KeysOnly<Keys>::check() const noexcept {
+  return detail::check_keys_only(*this);
+}
+template <class Keys>
+std::size_t KeysOnly<Keys>::scratch_floats() const noexcept {
+  return detail::pieces(keys.tokens) * keys.dim;
+}
+template <class Keys>
+template <class Score, class ParallelFor>
+Status KeysOnly<Keys>::score(const Scoring& scoring, Span<Score> scores,
+                             const ParallelFor& parallel_for) const noexcept {
+  return detail::score_keys(*this, scoring, scores, parallel_for);
+}
+template <class T>
+Status Scores<T>::check() const noexcept {
+  return detail::check_scores(*this);
+}
+template <class T>
+template <class Score, class ParallelFor>
+Status Scores<T>::score(const Scoring& scoring, Span<Score> scores, const ParallelFor&) const noexcept {
+  return detail::copy_scores(*this, scoring, scores);
 }
 
-// The rows that the settings ask for.
+// ---- scoring ------------------------------------------------------------------------------------
+
+inline namespace FASTV_KIND {
+
+// Floats of scratch memory that score() wants for this evidence. O(1).
+template <class Evidence>
+std::size_t score_scratch(const Evidence& evidence) noexcept {
+  return detail::scratch_of(evidence);
+}
+
+// One score per visual token, in the order of for_each_visual(). scores: one entry each; scratch: score_scratch()
+// floats. Of queries and keys whose every visual token receives less than 1e-12, all scores are multiplied by one factor,
+// so that their order survives. Re-entrant; no allocation. Complexity: that of the evidence.
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  return score<Score>(detail::RowSet(config.score_rows, config.listed_rows, prompt_tokens(evidence)), evidence, visual,
-                      scores, scratch, parallel_for);
+  static_assert(detail::is_evidence<Evidence>,
+                "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
+                "and score(): see evidence.hpp");
+  if (Status status = validate(config); !status) return status;
+  const std::size_t tokens = evidence.prompt_tokens();
+  if (Status status = detail::check_evidence(evidence); !status) return status;
+  if (Status status = validate(visual, tokens); !status) return status;
+  if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
+  return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
+                          parallel_for);
 }
 
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,15 +1,21 @@
 // fastv: scores -> kept indices, always exactly as many as planned.
 //
-// Every rule works on marks, one unsigned integer a visual token: first the order key of its score, in the end all
-// ones where the token stays. One walk over the prompt then writes the positions of the text and of the marked
-// tokens.
+// Every rule works on marks, one unsigned integer per visual token: first the order key of its score, in the end all ones
+// where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
 #include "plan.hpp"
 
+#include "detail/begin.hpp"
+
 namespace fastv {
 
+// What select() needs as scratch: an unsigned integer as wide as a score.
+template <class Score>
+using Mark = detail::Word<Score>;
+
 namespace detail {
+inline namespace FASTV_KIND {
 
 template <class Mark>
 inline constexpr Mark chosen = static_cast<Mark>(~Mark{0});  // above the key of every float
@@ -31,69 +37,138 @@ class Random {
   std::uint64_t state_;
 };
 
-}  // namespace detail
+// ---- the rules: each sets `count` of n marks to all ones, count <= n ------------------------------
 
-// ---- the rules ----------------------------------------------------------------------------------
-// Each sets `count` of n marks to all ones. Precondition of all: count <= n.
-
-// The highest marks; of equal ones the earlier. Marks not chosen become 0. visit(take) calls take(mark &) for each of
-// the tokens that compete, in order. O(tokens).
-template <class Mark, class Visit>
+// The highest marks; of equal ones the earlier. Others become 0 or, with Rest, stay as they are. visit(take) calls
+// take(mark &) for each of the tokens that compete, in order. O(tokens).
+template <class Mark, bool Rest = false, class Visit>
 void mark_top(std::size_t count, Visit visit) noexcept {
-  detail::Cut<Mark> cut{detail::chosen<Mark>, 0};  // of none: nothing lies above, no place is left for ties
-  if (count > 0) cut = detail::find_cut<Mark>(count, [&](auto take) { visit([&](Mark& mark) { take(mark); }); });
+  Cut<Mark> cut{chosen<Mark>, 0};  // of none: nothing lies above, no place is left for ties
+  if (count > 0) cut = find_cut<Mark>(count, [&](auto take) { visit([&](Mark& mark) { take(mark); }); });
   std::size_t ties = count - cut.above;  // places left for tokens that equal the cut
   visit([&](Mark& mark) {                // without branches on the scores: they cannot be predicted
     const std::size_t tie = static_cast<std::size_t>(mark == cut.key) & static_cast<std::size_t>(ties != 0);
     const std::size_t stays = static_cast<std::size_t>(mark > cut.key) | tie;
     ties -= tie;
-    mark = static_cast<Mark>(Mark{0} - static_cast<Mark>(stays));
+    const Mark ones = static_cast<Mark>(Mark{0} - static_cast<Mark>(stays));
+    mark = Rest ? static_cast<Mark>(mark | ones) : ones;
   });
+}
+
+// The same for few tokens side by side, by counting for each how many go before it. O(n^2), without branches.
+inline constexpr std::size_t few_tokens = 64;
+template <class Mark>
+void mark_top_of_few(Mark* marks, std::size_t n, std::size_t count) noexcept {
+  Mark keys[few_tokens];
+  for (std::size_t i = 0; i < n; ++i) keys[i] = marks[i];
+  for (std::size_t i = 0; i < n; ++i) {
+    const Mark key = keys[i];
+    Mark before = 0;
+    for (std::size_t j = 0; j < i; ++j) before += keys[j] >= key ? 1u : 0u;
+    for (std::size_t j = i + 1; j < n; ++j) before += keys[j] > key ? 1u : 0u;
+    marks[i] = before < count ? chosen<Mark> : 0;
+  }
 }
 
 // Every subset equally likely (Knuth, The Art of Computer Programming 3.4.2, algorithm S). O(n).
 template <class Mark>
-void mark_random(Mark* marks, std::size_t n, std::size_t count, detail::Random& random) noexcept {
+void mark_random(Mark* marks, std::size_t n, std::size_t count, Random& random) noexcept {
   for (std::size_t i = 0, k = 0; k < count; ++i)
     if (random.below(n - i) < count - k) {
-      marks[i] = detail::chosen<Mark>;
+      marks[i] = chosen<Mark>;
       ++k;
     }
 }
 
-// Evenly spaced: without a grid (columns = 0) the middles of count equal stretches; with one, every row of the picture
-// gets its even share, shifted from the row above by the golden part of a step, which spreads the kept tokens evenly in
-// both directions at any count (a Fibonacci lattice). O(count + rows).
+// Evenly spaced: without a grid (columns = 0) the middles of count equal stretches; with one, every row of the image gets
+// its even share, shifted from the row above by the golden part of a step, which spreads the kept tokens evenly in both
+// directions at any count (a Fibonacci lattice). O(count + rows).
 template <class Mark>
 void mark_uniform(Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
-  const std::uint64_t width = columns == 0 ? n : columns, height = columns == 0 ? 1 : n / columns;
+  const std::uint64_t across = columns == 0 ? n : columns, down = columns == 0 ? 1 : n / columns;
   const std::uint64_t step = 65536, golden = 40503;  // 65536 / 1.618
   std::uint64_t offset = step / 2;                   // of a row's first kept token, in parts of a step
-  for (std::uint64_t row = 0; row < height; ++row) {
-    const std::uint64_t share = (row + 1) * count / height - row * count / height;
+  for (std::uint64_t row = 0; row < down; ++row) {
+    const std::uint64_t share = (row + 1) * count / down - row * count / down;
     for (std::uint64_t i = 0; i < share; ++i) {
-      // (i + offset / step) * width / share, in parts that cannot overflow
-      const std::uint64_t whole = i * width / share, rest = i * width % share;
-      marks[row * width + whole + (rest * step + offset * width) / (share * step)] = detail::chosen<Mark>;
+      // (i + offset / step) * across / share, in parts that cannot overflow
+      const std::uint64_t whole = i * across / share, rest = i * across % share;
+      marks[row * across + whole + (rest * step + offset * across) / (share * step)] = chosen<Mark>;
     }
     if (share > 0) offset = (offset + golden) % step;
   }
 }
 
-namespace detail {
+// Fills a pool of n marks, some of which are chosen already, up to `count`. Not by score: those ranks are marks.
+template <class Mark>
+void fill_pool(const Config& config, Mark* marks, std::size_t n, std::size_t count, Random& random) noexcept {
+  if (config.selection == Selection::top_k) {
+    mark_top<Mark>(count, [&](auto take) {
+      for (std::size_t i = 0; i < n; ++i) take(marks[i]);
+    });
+    return;
+  }
+  std::size_t free = n, left = count;
+  for (std::size_t i = 0; i < n; ++i) {
+    free -= marks[i] == chosen<Mark> ? 1u : 0u;
+    left -= marks[i] == chosen<Mark> ? 1u : 0u;
+  }
+  // Number f of the free tokens: every subset alike, or the middles of `left` equal stretches of them.
+  std::size_t done = 0, next = left == 0 ? 0 : free / (2 * left);
+  for (std::size_t i = 0, f = 0; i < n && done < left; ++i) {
+    if (marks[i] == chosen<Mark>) continue;
+    const bool takes = config.selection == Selection::random ? random.below(free - f) < left - done : f == next;
+    if (takes) {
+      marks[i] = chosen<Mark>;
+      ++done;
+      next = static_cast<std::size_t>((2 * static_cast<std::uint64_t>(done) + 1) * free / (2 * left));
+    }
+    ++f;
+  }
+}
 
-// Shares the count of one picture out: uniform_share of it goes to an even grid (FEATHER, arXiv 2412.13180, adds a
-// strided grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep
-// their highest scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that
-// the count is exact).
+// How much of a count goes to the even grid.
+inline std::size_t even_share(const Config& config, std::size_t count) noexcept {
+  const auto rounded = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
+  return rounded < count ? rounded : count;
+}
+
+// Windows of an image's grid, row by row; those at the right and bottom edge may be smaller.
+struct Windows {
+  std::size_t rows, columns;            // of the grid
+  std::size_t window_rows, window_columns;
+  std::size_t down, across;             // windows
+
+  Windows(const Config& config, std::size_t n, std::size_t grid_columns) noexcept
+      : rows(n / grid_columns),
+        columns(grid_columns),
+        window_rows(config.window_rows < rows ? config.window_rows : rows),
+        window_columns(config.window_columns < columns ? config.window_columns : columns),
+        down((rows - 1) / window_rows + 1),
+        across((columns - 1) / window_columns + 1) {}
+  std::size_t count() const noexcept { return down * across; }
+  // Calls take(i) for each token of window w, in order.
+  template <class Take>
+  void visit(std::size_t w, Take take) const noexcept {
+    const std::size_t top = w / across * window_rows, left = w % across * window_columns;
+    const std::size_t bottom = window_rows < rows - top ? top + window_rows : rows;
+    const std::size_t right = window_columns < columns - left ? left + window_columns : columns;
+    for (std::size_t row = top; row < bottom; ++row)
+      for (std::size_t column = left; column < right; ++column) take(row * columns + column);
+  }
+};
+
+// Shares the count of one image out: uniform_share of it goes to an even grid (FEATHER, arXiv 2412.13180, adds a strided
+// grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep their highest
+// scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that the count is
+// exact).
 //
 // each(quota, tokens): quota counts the group's tokens that the grid has taken; tokens(take) calls take(i) for each of
-// its tokens, those included, in order.
+// its tokens, those included, in order. scratch: [2 n], where there are windows.
 template <class Mark, class Each>
 void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
-                    Each each) noexcept {
-  const auto rounded = static_cast<std::size_t>(static_cast<double>(count) * config.uniform_share + 0.5);
-  const std::size_t even = rounded < count ? rounded : count;
+                    Mark* scratch, Each each) noexcept {
+  const std::size_t even = even_share(config, count);
   if (even > 0) mark_uniform(marks, n, columns, even);
   if (config.window_rows == 0) {
     each(count, [&](auto take) {
@@ -101,117 +176,130 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
     });
     return;
   }
-  const std::size_t rows = n / columns, down = (rows - 1) / config.window_rows + 1,
-                    across = (columns - 1) / config.window_columns + 1;
-  const auto window = [&](std::size_t w, auto take) {
-    const std::size_t top = w / across * config.window_rows, left = w % across * config.window_columns;
-    const std::size_t bottom = config.window_rows < rows - top ? top + config.window_rows : rows;
-    const std::size_t right = config.window_columns < columns - left ? left + config.window_columns : columns;
-    for (std::size_t row = top; row < bottom; ++row)
-      for (std::size_t column = left; column < right; ++column) take(row * columns + column);
-  };
-  // Tokens of window w that the even grid has taken, or has not.
-  const auto taken = [&](std::size_t w, bool by_grid) {
+  const Windows windows(config, n, columns);
+  const std::size_t number = windows.count();
+  const auto taken = [&](std::size_t w) {
     std::size_t sum = 0;
-    window(w, [&](std::size_t i) { sum += (marks[i] == chosen<Mark>) == by_grid ? 1u : 0u; });
+    if (even > 0) windows.visit(w, [&](std::size_t i) { sum += marks[i] == chosen<Mark> ? 1u : 0u; });
     return sum;
   };
-  std::size_t w = 0;
-  apportion(
-      count - even,
-      [&](auto take) {
-        for (std::size_t v = 0; v < down * across; ++v) take(taken(v, false));
-      },
-      [&](std::size_t share) {
-        each(share + taken(w, true), [&](auto take) { window(w, take); });
-        ++w;
-      });
+  for (std::size_t w = 0; w < number; ++w) {
+    std::size_t size = 0;
+    windows.visit(w, [&](std::size_t) { ++size; });
+    scratch[w] = static_cast<Mark>(size - taken(w));
+  }
+  apportion(count - even, Span<Mark>(scratch, number), Span<Mark>(scratch + number, number));
+  for (std::size_t w = 0; w < number; ++w)
+    each(static_cast<std::size_t>(scratch[w]) + taken(w), [&](auto take) { windows.visit(w, take); });
 }
 
-// The highest scores of one picture: marks are their order keys.
+// The highest scores of one image: marks are their order keys.
 template <class Mark>
-void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count) noexcept {
-  for_each_group(config, marks, n, columns, count, [&](std::size_t quota, auto tokens) {
-    mark_top<Mark>(quota, [&](auto take) { tokens([&](std::size_t i) { take(marks[i]); }); });
+void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
+                   Mark* scratch) noexcept {
+  for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
+    Mark few[few_tokens];
+    std::size_t size = 0;
+    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+      tokens([&](std::size_t i) { few[size++] = marks[i]; });
+      mark_top_of_few(static_cast<Mark*>(few), size, quota);
+      size = 0;
+      tokens([&](std::size_t i) { marks[i] = few[size++]; });
+    } else {
+      mark_top<Mark>(quota, [&](auto take) { tokens([&](std::size_t i) { take(marks[i]); }); });
+    }
   });
 }
 
+}  // namespace FASTV_KIND
 }  // namespace detail
 
 // ---- select() -----------------------------------------------------------------------------------
 
-// What select() returns: the number of kept indices, and of visual scores that are NaN.
+// What select() returns.
 struct Selected {
-  // Kept indices, and visual scores that are NaN.
-  std::size_t count = 0;
-  std::size_t nan_scores = 0;
+  std::size_t count = 0;        // kept indices
+  std::size_t nan_scores = 0;   // visual scores that are NaN
+  std::size_t zero_scores = 0;  // visual scores that are 0: tokens that receive no attention at all
 };
 
-// Ascending positions in the whole prompt of every token that stays: all text, and of each picture (or of all
-// together, Quota::pooled) the planned number of visual tokens.
-//
-// scores: one per visual token, spans in order; may be empty for random and uniform. kept: room for Plan::kept()
-// indices. quotas: one entry per span, scratch. marks: one entry per visual token, scratch. Re-entrant; no
-// allocation. O(tokens).
-template <class Score>
-Result<Selected> select(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
-                        std::size_t tokens, Span<Index> kept, Span<Index> quotas,
-                        Span<detail::Word<Score>> marks) noexcept {
-  using detail::fail;
-  using detail::number;
-  using Mark = detail::Word<Score>;
-  if (Status status = check(config); !status) return {{}, status};
-  if (Status status = check(visual, tokens); !status) return {{}, status};
-  const std::size_t total = visual_tokens(visual);
-  const Result<std::size_t> keep = kept_visual(config, visual);
-  if (!keep) return {{}, keep.status};
-  if (Status status = detail::check_room(kept, tokens - total + *keep, "kept indices"); !status) return {{}, status};
-  if (Status status = detail::check_room(marks, total, "marks"); !status) return {{}, status};
-  if (config.quota == Quota::per_picture) {
-    if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
-  }
+namespace detail {
+inline namespace FASTV_KIND {
 
+// Settings and spans have been validated and the images counted; kept and scratch have room.
+template <class Score>
+Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
+                                  std::size_t tokens, const Images& images, Index* kept, Mark<Score>* scratch) noexcept {
+  using Mark = Mark<Score>;
+  const std::size_t total = images.tokens;
+  Mark* marks = scratch;
+  Mark* rest = marks + total;
   Selected selected;
   for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
   if (config.selection == Selection::top_k) {
-    if (scores.size() != total) return {{}, fail(Errc::scores_size, "", number(scores.size()), number(total))};
-    if (total > 0 && scores.data() == nullptr) return {{}, fail(Errc::null_data, "scores")};
     std::size_t infinite = 0;
     for (std::size_t i = 0; i < total; ++i) {
-      infinite += detail::is_infinite(scores[i]) ? 1u : 0u;
-      selected.nan_scores += detail::is_nan(scores[i]) ? 1u : 0u;
-      marks[i] = detail::order_key(scores[i]);
+      infinite += is_infinite(scores[i]) ? 1u : 0u;
+      selected.nan_scores += is_nan(scores[i]) ? 1u : 0u;
+      selected.zero_scores += is_zero(scores[i]) ? 1u : 0u;
+      marks[i] = order_key(scores[i]);
     }
     for (std::size_t i = 0; infinite > 0; ++i)
-      if (detail::is_infinite(scores[i])) return {{}, fail(Errc::infinite_score, "", 0, 0, number(i))};
-    if (total > 0 && selected.nan_scores == total) return {{}, fail(Errc::all_scores_nan, "", number(total))};
+      if (is_infinite(scores[i]))
+        return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
+    if (total > 0 && selected.nan_scores == total)
+      return {{}, fail(Errc::bad_value, "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                       "hold", total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+    if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
+      return {{}, fail(Errc::bad_value, "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                       "images (sliding window, bias, mask)?", total,
+                       config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
   }
 
-  detail::Random random(config.seed);
-  Status status;
-  const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count, std::size_t span) {
-    Mark* m = marks.data() + first;
+  Random random(config.seed);
+  const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count) {
+    Mark* m = marks + first;
     switch (config.selection) {
-      case Selection::top_k:
-        if (config.window_rows != 0 && columns == 0)
-          status = fail(Errc::window_needs_columns, "", 0, 0, number(span));
-        else
-          detail::mark_by_score(config, m, n, columns, count);
-        break;
+      case Selection::top_k: mark_by_score(config, m, n, columns, count, rest); break;
       case Selection::random: mark_random(m, n, count, random); break;
       case Selection::uniform: mark_uniform(m, n, columns, count); break;
     }
   };
   if (config.quota == Quota::pooled) {
-    if (total > 0) choose(0, total, 0, *keep, 0);
-  } else {
-    std::size_t picture_number = 0, numbered = 0;
-    detail::for_each_picture(visual, [&](const detail::Picture& picture) {
-      choose(numbered, picture.tokens, picture.columns, quotas[picture_number++], picture.first_span);
-      numbered += picture.tokens;
+    const bool minima = minima_hold(config, images) && total > 0;
+    if (minima) {
+      // Every image's own best first, then the pool: what is chosen already ranks above every score.
+      std::size_t numbered = 0;
+      if (config.selection == Selection::top_k) {
+        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+      }
+      for_each_image(visual, [&](const Image& image) {
+        const std::size_t least = minimum_of(config, image);
+        Mark* m = marks + numbered;
+        if (config.selection == Selection::top_k)
+          mark_top<Mark, true>(least, [&](auto take) {
+            for (std::size_t i = 0; i < image.tokens; ++i) take(m[i]);
+          });
+        else
+          choose(numbered, image.tokens, image.columns, least);
+        numbered += image.tokens;
+      });
+      fill_pool(config, marks, total, images.keep, random);
+    } else if (total > 0) {
+      choose(0, total, 0, images.keep);
+    }
+  } else if (total > 0) {
+    const Span<Mark> quotas(rest, images.count);
+    Mark* after = rest + images.count;
+    quotas_of(config, visual, images, quotas, Span<Mark>(after, images.count));
+    rest = after;
+    std::size_t image_number = 0, numbered = 0;
+    for_each_image(visual, [&](const Image& image) {
+      if (image.tokens > 0) choose(numbered, image.tokens, image.columns, quotas[image_number]);
+      ++image_number;
+      numbered += image.tokens;
     });
   }
-  if (!status) return {{}, status};
 
   std::size_t position = 0, numbered = 0;
   const auto keep_text_up_to = [&](std::size_t end) {
@@ -220,42 +308,50 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
   for (const TokenSpan& span : visual) {
     keep_text_up_to(span.first);
     for (; position < span.first + span.count; ++position)
-      if (marks[numbered++] == detail::chosen<Mark>) kept[selected.count++] = static_cast<Index>(position);
+      if (marks[numbered++] == chosen<Mark>) kept[selected.count++] = static_cast<Index>(position);
   }
   keep_text_up_to(tokens);
   return {selected, {}};
 }
 
-// The spans of the shorter sequence, for the next stage: where each span's kept tokens now stand, in order. Spans
-// that lost every token are left out. Positions count the kept tokens; the grid is no longer known. left: one entry
-// per span. Returns the number of spans written. O(kept + spans).
-inline Result<std::size_t> remaining(Span<const Index> kept, Span<const TokenSpan> visual,
-                                     Span<TokenSpan> left) noexcept {
-  if (Status status = detail::check_room(kept, kept.size(), "kept indices"); !status) return {0, status};
-  if (Status status = detail::check_room(visual, visual.size(), "visual spans"); !status) return {0, status};
-  if (Status status = detail::check_room(left, visual.size(), "spans"); !status) return {0, status};
-  std::size_t written = 0, k = 0,
-              lost = 0;  // lost: original tokens of this picture's spans that were left out
-  bool begun = false;    // a span of this picture has been written
-  for (const TokenSpan& span : visual) {
-    if (!span.continues) {
-      begun = false;
-      lost = 0;
-    }
-    while (k < kept.size() && kept[k] < span.first) ++k;
-    const std::size_t first = k, original = span.original == 0 ? span.count : span.original;
-    while (k < kept.size() && kept[k] < span.first + span.count) ++k;
-    if (k > first) {
-      left[written++] = {first, k - first, 0, begun, original + lost};
-      begun = true;
-      lost = 0;
-    } else if (begun) {
-      left[written - 1].original += original;
-    } else {
-      lost += original;
-    }
-  }
-  return {written, {}};
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline namespace FASTV_KIND {
+
+// Entries of scratch that select() wants. O(spans).
+inline std::size_t select_scratch(const Config& config, Span<const TokenSpan> visual) noexcept {
+  const std::size_t tokens = visual_tokens(visual);
+  return tokens + 2 * visual.size() + (config.window_rows != 0 ? 2 * tokens : 0);
 }
 
+// Ascending positions in the whole prompt of every token that stays: all text, and of each image (or of all together,
+// Quota::pooled) the planned number of visual tokens.
+//
+// scores: one per visual token, in the order of for_each_visual(); may be empty for random and uniform. kept: room for
+// Plan::kept() indices. scratch: select_scratch() entries. Errors: everything that can be wrong with settings and spans,
+// scores that are infinite, all NaN or all 0. Re-entrant; no allocation. O(tokens).
+template <class Score>
+Result<Selected> select(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
+                        std::size_t tokens, Span<Index> kept, Span<Mark<Score>> scratch) noexcept {
+  if (Status status = validate(config, visual, tokens); !status) return {{}, status};
+  const Result<detail::Images> images = detail::count_images(config, visual);
+  if (!images) return {{}, images.status};
+  const std::size_t length = tokens - images->tokens + images->keep;
+  if (Status status = detail::expect_room(kept, length, "kept indices"); !status) return {{}, status};
+  if (Status status = detail::expect_room(scratch, select_scratch(config, visual), "scratch"); !status)
+    return {{}, status};
+  if (config.selection == Selection::top_k) {
+    if (scores.size() != images->tokens)
+      return {{}, fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
+                       images->tokens)};
+    if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
+  }
+  return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());
+}
+
+}  // namespace FASTV_KIND
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,20 +1,19 @@
 // fastv: non-owning views of the engine's tensors.
 //
-// Nothing here allocates, copies or owns. Typed views carry strides in elements, byte views in bytes. A view that the
-// caller filled wrongly (null data, no heads, negative or overlapping strides) is found by check() when it is used,
-// and reported as an Errc; see error.hpp.
+// Nothing here allocates, copies or owns. A tensor is a pointer and its shape in the order of memory; typed views carry
+// strides in elements, byte views in bytes. A view that was filled wrongly (null data, no heads, negative or overlapping
+// strides) is found when it is used, and reported as a Status.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "element.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 namespace detail {
 
 // The little of <type_traits> that views need; the header itself is 3,000 lines. Never defined: for decltype only.
-template <class T>
-T&& made() noexcept;
 template <class T>
 auto array_of(T*) noexcept -> T (*)[];
 template <class T>
@@ -23,9 +22,19 @@ template <class T, class U>
 inline constexpr bool is_same = false;
 template <class T>
 inline constexpr bool is_same<T, T> = true;
+template <class Pointer>
+struct Pointee;
+template <class T>
+struct Pointee<T*> {
+  using type = T;
+};
+template <class T>
+inline constexpr bool is_pointer = false;
+template <class T>
+inline constexpr bool is_pointer<T*> = true;
 
-// Parameters of overloads that stand behind all others, since a user's conversion is the worst: a tensor type which no
-// real overload knows ends in a sentence that says what to do, not in a list of candidates.
+// Last-resort overloads: anything converts to these, at the worst rank, so an unknown tensor type hits one static_assert
+// instead of a list of candidates.
 struct Anything {
   template <class T>
   constexpr Anything(const T&) noexcept {}
@@ -34,18 +43,11 @@ struct Unknown {
   template <class T>
   constexpr Unknown(const T&) noexcept {
     static_assert(!is_same<T, T>,
-                  "fastv knows no view of this type here: include <fastv/eigen.hpp>, <fastv/ggml.hpp> or "
-                  "<fastv/torch.hpp> for the tensors of these engines, or hand over a pointer to the elements and "
-                  "their sizes, as in fastv::rows(data, count, width)");
+                  "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
+                  "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
+                  "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim}) or fastv::rows(data, count, width)");
   }
 };
-
-// A ggml_tensor, whose own bytes are not its elements'.
-template <class T, class = void>
-inline constexpr bool is_ggml_tensor = false;
-template <class T>
-inline constexpr bool is_ggml_tensor<T, decltype(static_cast<void>(made<T&>().ne), static_cast<void>(made<T&>().nb))> =
-    true;
 
 }  // namespace detail
 
@@ -78,246 +80,268 @@ class Span {
   constexpr T& operator[](std::size_t i) const noexcept { return data_[i]; }
   constexpr T* begin() const noexcept { return data_; }
   constexpr T* end() const noexcept { return data_ + size_; }
+  constexpr Span first(std::size_t count) const noexcept { return {data_, count}; }
 
  private:
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };
 
-// Visual tokens first .. first + count - 1 of a prompt. One span is one image, one tile or one video frame. A picture
-// whose rows are set apart by tokens that are not to compete (AnyRes newlines) is several spans, all but the first of
+// TokenSpan::filtering_ratio where the Config decides.
+inline constexpr double by_config = -1;
+
+// Visual tokens first .. first + count - 1 of a prompt. One span is one image, one tile or one video frame. An image
+// whose rows are set apart by tokens that are not candidates (AnyRes newlines) is several spans, all but the first of
 // which `continue` it: they share one quota and one grid.
 struct TokenSpan {
-  // Position of the first token in the prompt, and how many follow each other.
-  std::size_t first;
-  std::size_t count;
-  std::size_t columns = 0;   // of the picture's grid, for rules that need it; 0: unknown. Read from its first span
-  bool continues = false;    // the picture of the span ahead
-  std::size_t original = 0;  // tokens it had before earlier stages; 0: count. remaining() sets it
+  std::size_t first;                   // position of the first token
+  std::size_t count;                   // tokens; 0 only for an image of which earlier stages left nothing (original > 0)
+  std::size_t columns = 0;             // of the image's grid, for rules that need it; 0: unknown. Read from its first span
+  bool continues = false;              // part of the same image as the previous span
+  std::size_t original = 0;            // tokens it had before earlier stages; 0: count. next_spans() sets it
+  double filtering_ratio = by_config;  // R of this image alone, in [0, 1]. Read from its first span
 };
 
-// ---- evidence: what the visual tokens are scored by ---------------------------------------------
+// ---- shapes, in the order of memory -------------------------------------------------------------
 
-// Attention probabilities of layer K-1, after the softmax.
-//
-// Shape [heads, rows, keys]. The last keys belong to the prompt at hand; `past` keys ahead of them are earlier
-// turns', attended to but no candidates. Row r belongs to prompt position keys - past - rows + r: an engine that only
-// has the last prompt token's row hands over one row. Entries a row cannot see must be zero, as a causal softmax
-// leaves them. Build it with probabilities(), or fill the strides (in elements) by hand.
-template <class T>
-struct Probabilities {
-  // [heads, rows, keys], strides in elements, and leading keys that are no candidates; see above.
-  const T* data;
-  std::size_t heads, rows, keys;
-  std::ptrdiff_t head_stride, row_stride;
-  std::ptrdiff_t key_stride = 1;
-  std::size_t past = 0;
-  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
-  Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
+// [tokens, heads, dim]: all heads of a token are adjacent.
+struct TokenMajor {
+  std::size_t tokens, heads, dim;
+  std::ptrdiff_t token_stride = 0;  // elements from token to token; 0: heads * dim. For q, k and v packed in one row
 };
-
-// Contiguous probabilities [heads, rows, keys].
-template <class T>
-Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t rows, std::size_t keys) noexcept {
-  return {data, heads, rows, keys, static_cast<std::ptrdiff_t>(rows * keys), static_cast<std::ptrdiff_t>(keys)};
-}
-template <class = void>
-Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0,
-                                   detail::Anything = 0) noexcept;
-
-// Where a cache lies in pages: token t is in block block_table[t / block_tokens], block_stride elements apart. A
-// head's vector may be split into chunks of `chunk` elements, chunk_stride apart (vLLM's key cache); 0: it is in one
-// piece.
-struct Pages {
-  Span<const Index> block_table = {};  // empty: the cache is one piece
-  // Tokens of a block, elements from block to block, elements of a chunk and from chunk to chunk; see above.
-  std::size_t block_tokens = 0;
-  std::ptrdiff_t block_stride = 0;
-  std::size_t chunk = 0;
-  std::ptrdiff_t chunk_stride = 0;
-};
-
-// The keys or values of one layer: [heads, tokens, dim], in whatever order the strides (in elements) say.
-template <class T>
-struct HeadVectors {
-  // [KV heads, tokens, dim], strides in elements; elements of a vector are adjacent, or as pages says.
-  const T* data;
+// [heads, tokens, dim]: all tokens of a head are adjacent.
+struct HeadMajor {
   std::size_t heads, tokens, dim;
-  std::ptrdiff_t head_stride, token_stride;
-  Pages pages = {};
+  std::size_t capacity = 0;  // tokens each head has room for; 0: tokens
+};
+// [heads, chunks, tokens, chunk]: a vector is split into chunks of `chunk` elements (vLLM's key cache, whose chunks are
+// 16 bytes). For the shape of one block.
+struct ChunkedHeadMajor {
+  std::size_t heads, chunks, tokens, chunk;
 };
 
-// Queries and keys of layer K-1, after RoPE, for engines with fused attention. Scoring costs one product of each
-// query row with the keys and a softmax, never an n x n map.
-//
-// query: [heads, rows, dim]. Row r belongs to prompt position keys - past - rows + r. Elements of a head's row are
-//        adjacent.
-// key:   [kv_heads, keys, dim]; query head h reads KV head h / (heads / kv_heads), the grouping of GQA and MQA. The
-// last
-//        keys belong to the prompt at hand; `past` keys ahead of them are
-//        earlier turns', no candidates.
-// The logit of a key is  scale * q.k,  then  soft_cap * tanh(logit / soft_cap) where soft_cap > 0 (Gemma 2), then +
-// bias[key]  where a bias row is given (-infinity hides a key, as padding masks do).
-template <class Q, class K = Q>
-struct QueryKey {
-  // [heads, rows, dim], strides in elements.
-  const Q* query;
-  std::size_t heads, rows, dim;
-  std::ptrdiff_t query_head_stride, query_row_stride;
-
-  // [kv_heads, keys, dim], strides in elements.
-  const K* key;
-  std::size_t kv_heads, keys;
-  std::ptrdiff_t key_head_stride, key_token_stride;
-
-  float scale;                         // 1 / sqrt(dim) in most models
-  float soft_cap = 0;                  // 0: none
-  Span<const float> bias = {};         // [keys] or empty
-  bool causal = true;                  // a row sees the keys up to its own position; false: all keys
-  std::size_t past = 0;                // leading keys that are no candidates
-  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
-  Span<const float> value_norms = {};  // see value_norms() in scorers.hpp; empty: unweighted
-  Pages pages = {};                    // of the keys
-};
-
-// The keys of the evidence by themselves.
-template <class Q, class K>
-HeadVectors<K> keys_of(const QueryKey<Q, K>& evidence) noexcept {
-  return {evidence.key,  evidence.kv_heads,        evidence.keys,
-          evidence.dim,  evidence.key_head_stride, evidence.key_token_stride,
-          evidence.pages};
-}
-
-// The strides of both usual cache layouts.
-enum class KvLayout {
-  token_major,  // [token, kv head, dim]
-  head_major    // [kv head, token, dim]
-};
-
-// A contiguous cache in one of the two usual layouts. capacity: tokens a head-major plane has room for.
+// Where a cache lies in pages. Token t is in block t / block_tokens of the sequence, which is block
+// block_table[t / block_tokens] of the cache, or the memory that blocks[t / block_tokens] points at.
 template <class T>
-HeadVectors<T> head_vectors(const T* data, std::size_t heads, std::size_t tokens, std::size_t dim, KvLayout layout,
-                            std::size_t capacity = 0) noexcept {
-  const auto d = static_cast<std::ptrdiff_t>(dim);
-  const auto room = static_cast<std::ptrdiff_t>(capacity > tokens ? capacity : tokens);
-  if (layout == KvLayout::token_major) return {data, heads, tokens, dim, d, d * static_cast<std::ptrdiff_t>(heads)};
-  return {data, heads, tokens, dim, d * room, d};
+struct KeyPages {
+  Span<const Index> block_table = {};   // of this sequence; empty: the cache is one piece, or blocks has pointers
+  Span<const T* const> blocks = {};     // one pointer per block of this sequence, in place of a table
+  std::size_t block_tokens = 0;         // tokens of a block
+  std::ptrdiff_t block_stride = 0;      // elements from block to block of the cache, with a block_table
+  std::size_t chunk = 0;                // elements of a chunk; 0: vectors are in one piece
+  std::ptrdiff_t chunk_stride = 0;      // elements from chunk to chunk
+
+  // Whether the cache lies in pages.
+  constexpr bool paged() const noexcept { return !block_table.empty() || !blocks.empty(); }
+};
+
+// Vectors of one layer, [heads, tokens, dim]: queries, keys or values, in whatever order the strides say. heads() makes
+// it of a pointer and a shape.
+template <class T>
+struct Heads {
+  const T* data;                               // head 0 of token 0; with pages, of block 0
+  std::size_t heads, tokens, dim;              // extents
+  std::ptrdiff_t head_stride, token_stride;    // elements from head to head and from token to token (within a block)
+  KeyPages<T> pages = {};                      // of a paged cache
+};
+
+namespace detail {
+constexpr std::ptrdiff_t stride(std::size_t entries) noexcept { return static_cast<std::ptrdiff_t>(entries); }
+}  // namespace detail
+
+// Vectors in one piece: heads(key, TokenMajor{n, 8, 128}). T: an element type of element.hpp, or one with a to_float()
+// of its own. Complexity: O(1), as all makers of views.
+template <class T>
+constexpr Heads<T> heads(const T* data, const TokenMajor& shape) noexcept {
+  static_assert(detail::has_to_float<T>,
+                "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
+                "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
+  const std::ptrdiff_t dim = detail::stride(shape.dim);
+  return {data,      shape.heads, shape.tokens,
+          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : dim * detail::stride(shape.heads)};
+}
+// The same, head by head: heads(key, HeadMajor{8, n, 128}).
+template <class T>
+constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
+  static_assert(detail::has_to_float<T>,
+                "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
+                "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
+  const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
+  return {data,      shape.heads,
+          shape.tokens, shape.dim,
+          detail::stride(room) * detail::stride(shape.dim), detail::stride(shape.dim)};
 }
 
-// Contiguous query [rows, heads, dim] and any keys.
-template <class Q, class K>
-QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, const HeadVectors<K>& keys,
-                         float scale) noexcept {
-  const auto d = static_cast<std::ptrdiff_t>(keys.dim);
-  QueryKey<Q, K> evidence{query,
-                          heads,
-                          rows,
-                          keys.dim,
-                          d,
-                          d * static_cast<std::ptrdiff_t>(heads),
-                          keys.data,
-                          keys.heads,
-                          keys.tokens,
-                          keys.head_stride,
-                          keys.token_stride,
-                          scale};
-  evidence.pages = keys.pages;
-  return evidence;
+namespace detail {
+template <class T>
+constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
+  Heads<T> view = fastv::heads(data, shape);
+  view.pages.block_stride = view.token_stride * stride(shape.tokens);
+  return view;
 }
+template <class T>
+constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
+  Heads<T> view = fastv::heads(data, shape);
+  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  return view;
+}
+template <class T>
+constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexcept {
+  Heads<T> view = fastv::heads(data, HeadMajor{shape.heads, shape.tokens, shape.chunk});
+  view.dim = shape.chunks * shape.chunk;
+  view.pages.chunk = shape.chunk;
+  view.pages.chunk_stride = view.head_stride;
+  view.head_stride *= stride(shape.chunks);
+  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  return view;
+}
+}  // namespace detail
 
-// Contiguous query [rows, heads, dim] and key cache in one of the two usual layouts.
-template <class Q, class K>
-QueryKey<Q, K> query_key(const Q* query, std::size_t heads, std::size_t rows, const K* key, std::size_t kv_heads,
-                         std::size_t keys, std::size_t dim, float scale, KvLayout layout,
-                         std::size_t capacity = 0) noexcept {
-  return query_key(query, heads, rows, head_vectors(key, kv_heads, keys, dim, layout, capacity), scale);
+// Vectors in pages: heads(cache, HeadMajor{8, 16, 128}, block_table, n). shape: that of one block; block_table: of this
+// sequence; tokens: how many it has. Blocks follow each other in the cache; where they are further apart, set
+// pages.block_stride.
+template <class T, class Shape>
+constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> block_table,
+                         std::size_t tokens) noexcept {
+  Heads<T> view = detail::block_of(cache, block);
+  view.pages.block_tokens = block.tokens;
+  view.pages.block_table = block_table;
+  view.tokens = tokens;
+  return view;
+}
+// Blocks given by pointers, one per block of this sequence, each to the block's first vector.
+template <class T, class Shape>
+constexpr Heads<T> heads(Span<const T* const> blocks, const Shape& block, std::size_t tokens) noexcept {
+  Heads<T> view = detail::block_of(blocks.empty() ? nullptr : blocks[0], block);
+  view.pages.block_tokens = block.tokens;
+  view.pages.block_stride = 0;
+  view.pages.blocks = blocks;
+  view.tokens = tokens;
+  return view;
 }
 template <class = void>
-QueryKey<float> query_key(detail::Unknown, detail::Anything, detail::Anything = 0, detail::Anything = 0,
-                          detail::Anything = 0, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
-                          detail::Anything = 0, detail::Anything = 0) noexcept;
-
-// The keys alone, for the query-free rule of scorers.hpp: engines that must prune before the question has arrived.
-template <class K>
-struct KeysOnly {
-  // The keys of layer K-1, and how many leading ones are no candidates.
-  HeadVectors<K> keys;
-  std::size_t past = 0;
-};
-
-// Scores the engine computed itself: one per visual token, spans in order; a Pruner<float> rounds doubles, so that
-// close ones may tie. tokens: length of the prompt.
-template <class T>
-struct Scores {
-  // One score per visual token, and the length of the prompt.
-  Span<const T> values;
-  std::size_t tokens;
-};
-
-// For the selection rules that look at no score (random, uniform). tokens: length of the prompt.
-struct NoEvidence {
-  std::size_t tokens;  // length of the prompt
-};
+Heads<float> heads(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // ---- bytes: what is moved -----------------------------------------------------------------------
 
 // `planes` planes of `count` rows of `row_bytes` bytes: hidden states, position ids, masks and caches of any element
-// type, quantised blocks included, since rows are only moved. Row i of plane p starts at data + p * plane_stride + i
-// * row_stride (bytes).
+// type, quantised blocks included, since rows are only moved.
+//
+//   row(i, p) = data + p * plane_stride + i * row_stride
 struct Rows {
-  // [planes, count, row_bytes], strides in bytes; see above.
-  void* data;
-  std::size_t count, row_bytes;
-  std::ptrdiff_t row_stride;
-  std::size_t planes = 1;
-  std::ptrdiff_t plane_stride = 0;
+  void* data;                       // of row 0 of plane 0; need not be aligned
+  std::size_t count, row_bytes;     // rows of a plane, bytes of a row
+  std::ptrdiff_t row_stride;        // bytes from row to row
+  std::size_t planes = 1;           // planes that keep the same rows
+  std::ptrdiff_t plane_stride = 0;  // bytes from plane to plane
+  bool packed = false;              // compact() leaves the planes contiguous, [planes, kept], as position ids need it
 };
 
-// A contiguous tensor [count, width].
+namespace detail {
+// What may be moved element by element: numbers, not the views of them.
 template <class T>
-Rows rows(T* data, std::size_t count, std::size_t width = 1) noexcept {
-  static_assert(!detail::is_ggml_tensor<T>,
-                "the rows of a ggml_tensor are fastv::token_rows(tensor, axis) of <fastv/ggml.hpp>");
-  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
-  return {data, count, width * sizeof(T), static_cast<std::ptrdiff_t>(width * sizeof(T))};
+inline constexpr bool is_value = __is_trivially_copyable(T) && sizeof(T) <= 8 && !is_pointer<T>;
+template <class T>
+inline constexpr bool is_value<Span<T>> = false;
+template <>
+inline constexpr bool is_value<void> = true;
+template <class T>
+inline constexpr std::size_t bytes_of = sizeof(T);
+template <>
+inline constexpr std::size_t bytes_of<void> = 1;
+template <class T>
+constexpr void expect_values() noexcept {
+  static_assert(is_value<T>,
+                "rows are moved as bytes: fastv::rows() takes a pointer to elements of at most 8 bytes; hand over blocks "
+                "of a quantised type as unsigned char, and an engine's tensor by the rows(tensor, axis) of its adaptor");
+}
+}  // namespace detail
+
+// A tensor [count, width]. stride: elements from row to row; 0: width. A void* counts in bytes.
+template <class T>
+constexpr Rows rows(T* data, std::size_t count, std::size_t width = 1, std::ptrdiff_t stride = 0) noexcept {
+  detail::expect_values<T>();
+  constexpr std::size_t bytes = detail::bytes_of<T>;
+  return {data, count, width * bytes, (stride != 0 ? stride : detail::stride(width)) * detail::stride(bytes)};
+}
+// A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
+// unsigned char and the bytes of a head's vector as dim.
+template <class T>
+constexpr Rows rows(T* data, const TokenMajor& shape) noexcept {
+  return fastv::rows(data, shape.tokens, shape.heads * shape.dim, shape.token_stride);
+}
+template <class T>
+constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
+  Rows view = fastv::rows(data, shape.tokens, shape.dim);
+  const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
+  view.planes = shape.heads;
+  view.plane_stride = detail::stride(room) * view.row_stride;
+  return view;
 }
 template <class = void>
-Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0) noexcept;
+Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
 
-// Contiguous position ids of several axes, [axes, count] (M-RoPE: 3 or 4).
+// Position ids of several axes, [axes, count] (M-RoPE: 3 or 4). compact() leaves [axes, kept], without gaps.
 template <class T>
-Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
-  static_assert(__is_trivially_copyable(T), "rows are moved as bytes");
-  return {data, count, sizeof(T), sizeof(T), axes, static_cast<std::ptrdiff_t>(count * sizeof(T))};
+constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
+  Rows view = fastv::rows(data, count);
+  view.planes = axes;
+  view.plane_stride = detail::stride(count) * view.row_stride;
+  view.packed = true;
+  return view;
 }
 
-// One K or V cache of `count` tokens in either layout; element_bytes may be fractional in a quantised cache, so a
-// head's vector is given in bytes. capacity: tokens a head-major plane has room for.
-inline Rows kv_rows(void* data, std::size_t count, std::size_t kv_heads, std::size_t head_bytes, KvLayout layout,
-                    std::size_t capacity = 0) noexcept {
-  const auto bytes = static_cast<std::ptrdiff_t>(head_bytes);
-  if (layout == KvLayout::token_major)
-    return {data, count, kv_heads * head_bytes, static_cast<std::ptrdiff_t>(kv_heads) * bytes};
-  return {data,  count,    head_bytes,
-          bytes, kv_heads, bytes * static_cast<std::ptrdiff_t>(capacity > count ? capacity : count)};
-}
-
-// A cache in pages: token t of the sequence is row t % block_tokens of block block_table[t / block_tokens], and that
-// block starts at data + block * block_stride (bytes). Within a block, rows and planes are as in Rows:
-//   [block, token, kv head, dim]              row_bytes = all heads of a token,
-//   one plane [block, kv head, token, dim]              row_bytes = one head of
-//   a token, a plane per head [block, kv head, dim / x, token, x] row_bytes = x
-//   elements, a plane per head and x (vLLM's key cache)
-struct PagedRows {
-  void* data;               // of block 0
-  Span<Index> block_table;  // of this sequence; compact() reorders it
-  // Rows of a block, bytes from block to block; tokens in use, bytes of a row; strides in bytes within a block.
-  std::size_t block_tokens;
-  std::ptrdiff_t block_stride;
-  std::size_t count, row_bytes;
-  std::ptrdiff_t row_stride;
-  std::size_t planes = 1;
-  std::ptrdiff_t plane_stride = 0;
+// A cache in pages, to be moved: token t of the sequence is row t % block_tokens of block t / block_tokens, which is
+// block block_table[t / block_tokens] of the cache, or what blocks[t / block_tokens] points at. Within a block, rows and
+// planes are as in Rows:
+//
+//   [block, token, head, dim]         planes 1, row = all heads of a token
+//   [block, head, token, dim]         planes heads, row = one head of a token
+//   [block, head, dim/x, token, x]    planes heads * dim/x, row = x elements (vLLM's keys)
+struct KvPages {
+  void* data;                          // of block 0 of the cache; null where blocks has pointers
+  Span<Index> block_table;             // of this sequence; repack_pages() reorders it, compact_pages() leaves it as it is
+  std::size_t block_tokens;            // rows of a block
+  std::ptrdiff_t block_stride;         // bytes from block to block
+  std::size_t count, row_bytes;        // tokens in use, bytes of a row
+  std::ptrdiff_t row_stride;           // bytes from row to row within a block
+  std::size_t planes = 1;              // planes within a block
+  std::ptrdiff_t plane_stride = 0;     // bytes from plane to plane within a block
+  Span<void* const> blocks = {};       // one pointer per block of this sequence, in place of a table
 };
 
+namespace detail {
+template <class T>
+constexpr Rows block_rows(T* data, const TokenMajor& shape) noexcept {
+  return fastv::rows(data, shape);
+}
+template <class T>
+constexpr Rows block_rows(T* data, const HeadMajor& shape) noexcept {
+  return fastv::rows(data, shape);
+}
+template <class T>
+constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
+  return fastv::rows(data, HeadMajor{shape.heads * shape.chunks, shape.tokens, shape.chunk});
+}
+}  // namespace detail
+
+// A paged cache, from the shape of one block: pages(cache, HeadMajor{8, 16, 128}, block_table, n).
+template <class T, class Shape>
+constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, std::size_t tokens) noexcept {
+  const Rows view = detail::block_rows(cache, block);
+  const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::stride(view.planes)
+                                               : view.row_stride * detail::stride(block.tokens);
+  return {cache,          block_table, block.tokens,     reach, tokens, view.row_bytes, view.row_stride,
+          view.planes, view.plane_stride};
+}
+// The same with blocks given by pointers, one per block of this sequence. T: the cache's element type.
+template <class T, class Shape>
+constexpr KvPages pages(Span<void* const> blocks, const Shape& block, std::size_t tokens) noexcept {
+  const Rows view = detail::block_rows(static_cast<T*>(nullptr), block);
+  return {nullptr,        {},          block.tokens,      0,     tokens, view.row_bytes, view.row_stride,
+          view.planes, view.plane_stride, blocks};
+}
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

@@ -1,0 +1,25 @@
+// fastv: asking for memory ahead of its use.
+#pragma once
+
+#include "kind.hpp"
+
+namespace fastv {
+namespace detail {
+inline namespace FASTV_KIND {
+
+// Prefetches one cache line into L2.
+inline void prefetch(const void* from) noexcept {
+#if defined(__GNUC__)
+  __builtin_prefetch(from, 0, 2);
+#else
+  static_cast<void>(from);
+#endif
+}
+// Prefetches every cache line in [from, to).
+inline void prefetch(const unsigned char* from, const unsigned char* to) noexcept {
+  for (; from < to; from += 64) prefetch(from);
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+}  // namespace fastv

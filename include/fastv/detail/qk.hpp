@@ -1,0 +1,597 @@
+// fastv: q.k for one query row and a stretch of keys, at the speed at which the keys can be read.
+//
+// Every layout of a cache is read by one walk over tiles of 8 keys. Tiles are views of the keys where they lie, in one
+// piece or in pages; keys in chunks, and those of types that have no fast conversion, are copied into a tile first.
+#pragma once
+
+#include "prefetch.hpp"
+#include "softmax.hpp"
+#include "walk.hpp"
+
+#include "begin.hpp"
+
+namespace fastv {
+namespace detail {
+inline namespace FASTV_KIND {
+
+// Room for a query row, then zeros: whole steps of products_of() for every vector width.
+inline constexpr std::size_t padded(std::size_t dim) noexcept { return (dim + 31) / 32 * 32; }
+
+// Keys of a tile. They lie an eighth of the stretch apart where they are read in place, so that walking the tiles reads 8
+// streams: one core reads faster from 4 or 8 places at once than from one, and much slower from 16.
+inline constexpr std::size_t streams = 8;
+
+#if FASTV_VECTORS
+// Loops over registers must be fully unrolled, or they spill.
+#if defined(__clang__)
+#define FASTV_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FASTV_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+inline constexpr std::size_t width = FASTV_VECTORS;
+typedef float Floats __attribute__((vector_size(4 * width)));
+typedef std::uint32_t Words __attribute__((vector_size(4 * width)));
+typedef std::int32_t Integers __attribute__((vector_size(4 * width)));
+
+template <class Vector, class T>
+inline Vector load(const T* from) noexcept {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof(Vector));
+  return vector;
+}
+
+// ---- keys to floats -----------------------------------------------------------------------------
+
+// How 2 * width elements of a key become two vectors of floats. Two 16-bit elements share a word: the even ones are its
+// low halves, the odd ones its high halves, so nothing needs to be shuffled if the query is laid out to match (arrange).
+// Where infinity and NaN cannot be widened this way, `special` collects bits that tell.
+struct Pair {
+  Floats first, second;
+};
+template <class K>
+struct Widened {
+  static constexpr bool exists = false;
+};
+template <>
+struct Widened<float> {
+  static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
+  static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
+  static Pair pair(const float* k, Words&) noexcept { return {load<Floats>(k), load<Floats>(k + width)}; }
+};
+template <>
+struct Widened<bfloat16> {
+  static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = true;
+  static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
+  static Pair pair(const bfloat16* k, Words&) noexcept {
+    const Words words = load<Words>(k);
+    return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+  }
+};
+#if defined(__AVX2__) && defined(__F16C__)
+template <>
+struct Widened<half> {
+  // The machine's own conversion is exact for every value, whatever it does with denormal floats.
+  static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
+  static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
+  static Pair pair(const half* k, Words&) noexcept { return {widened(k), widened(k + width)}; }
+
+ private:
+  static Floats widened(const half* k) noexcept {
+    typedef short Shorts __attribute__((vector_size(2 * width)));
+    return __builtin_ia32_vcvtph2ps256(load<Shorts>(k));
+  }
+};
+#elif defined(__aarch64__)
+template <>
+struct Widened<half> {
+  // fcvtl, exact for every value.
+  static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
+  static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
+  static Pair pair(const half* k, Words&) noexcept { return {widened(k), widened(k + width)}; }
+
+ private:
+  static Floats widened(const half* k) noexcept {
+    typedef __fp16 Halves __attribute__((vector_size(2 * width)));
+    return __builtin_convertvector(load<Halves>(k), Floats);
+  }
+};
+#else
+template <>
+struct Widened<half> {
+  // The bits, moved to where a float has them, are the value times 2^-112, exactly, denormals included where the thread
+  // keeps them; query and logit take the factor back in two exact steps that keep clear of overflow.
+  static constexpr bool exists = true, every_value = false, keeps_denormals = false, interleaved = true;
+  static constexpr float query_scale = 18446744073709551616.0f, logit_scale = 281474976710656.0f;  // 2^64, 2^48
+  static Pair pair(const half* k, Words& special) noexcept {
+    const Words words = load<Words>(k);
+    special |= (words & 0x7fff7fffu) + 0x04000400u;  // carries into a sign bit: infinity or NaN
+    return {in_place(words << 16), in_place(words)};
+  }
+
+ private:
+  static Floats in_place(Words upper) noexcept {  // sign and exponent in the upper half of each word
+    return bit_cast<Floats>(bit_cast<Words>(bit_cast<Integers>(upper) >> 3) & 0x8fffe000u);
+  }
+};
+#endif
+
+// One query row in the order of Widened<K>::pair(), then zeros. q: [dim]; query: [padded(dim)].
+template <class K>
+void arrange(const float* q, std::size_t dim, float* query) noexcept {
+  constexpr std::size_t step = 2 * width;
+  const auto source = [](std::size_t place) {
+    return Widened<K>::interleaved ? place % width * 2 + place / width : place;
+  };
+  const std::size_t whole = dim / step * step;
+  for (std::size_t i = 0; i < whole; i += step)
+    for (std::size_t place = 0; place < step; ++place)
+      query[i + place] = q[i + source(place)] * Widened<K>::query_scale;
+  for (std::size_t i = whole; i < padded(dim); ++i) {  // interleaved, the last step has gaps before dim as well
+    const std::size_t from = whole + source(i - whole);
+    query[i] = i - whole < step && from < dim ? q[from] * Widened<K>::query_scale : 0.0f;
+  }
+}
+
+// ---- sums across vectors ------------------------------------------------------------------------
+
+// Every other block of lanes of a (the even ones, or the odd ones), then those of b. Small blocks stay within their
+// quarter of four lanes: such shuffles are the cheap ones.
+template <std::size_t Block>
+constexpr std::uint32_t lane_of(std::size_t lane, std::size_t odd) noexcept {
+  constexpr std::size_t span = Block >= 4 ? width : 4;
+  const std::size_t from_b = lane % span / (span / 2), block = lane % (span / 2) / Block * 2 + odd;
+  return static_cast<std::uint32_t>(from_b * width + lane / span * span + block * Block + lane % Block);
+}
+template <std::size_t Block, std::size_t Odd, std::size_t... lane>
+inline Floats every_other(Floats a, Floats b, std::index_sequence<lane...>) noexcept {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lane_of<Block>(lane, Odd)...);
+#else
+  return __builtin_shuffle(a, b, Words{lane_of<Block>(lane, Odd)...});
+#endif
+}
+template <std::size_t Block, std::size_t Odd>
+inline Floats every_other(Floats a, Floats b) noexcept {
+  return every_other<Block, Odd>(a, b, std::make_index_sequence<width>());
+}
+// Neighbouring blocks of lanes added up: first those of a, then those of b.
+template <std::size_t Block>
+inline Floats fold(Floats a, Floats b) noexcept {
+  return every_other<Block, 0>(a, b) + every_other<Block, 1>(a, b);
+}
+// Lane i of the result: the sum of all lanes of v[i]. v: [width]
+inline Floats sums_of(const Floats* v) noexcept {
+  Floats quads[4];
+  FASTV_UNROLL
+  for (std::size_t i = 0; i < 4; ++i) {
+    if constexpr (width == 8)
+      quads[i] = fold<4>(v[i], v[4 + i]);
+    else
+      quads[i] = v[i];
+  }
+  return fold<1>(fold<2>(quads[0], quads[1]), fold<2>(quads[2], quads[3]));
+}
+
+// [width, width] -> transposed, in place.
+inline void transpose(Floats* v) noexcept {
+  if constexpr (width == 8) {
+    FASTV_UNROLL
+    for (std::size_t i = 0; i < 4; ++i) {
+      const Floats a = v[i], b = v[4 + i];
+      v[i] = every_other<4, 0>(a, b);
+      v[4 + i] = every_other<4, 1>(a, b);
+    }
+  }
+  FASTV_UNROLL
+  for (std::size_t i = 0; i < width; i += 4) {
+    const Floats a = v[i], b = v[i + 1], c = v[i + 2], d = v[i + 3];
+    const Floats ab = every_other<2, 0>(a, b), cd = every_other<2, 0>(c, d);
+    const Floats ab_behind = every_other<2, 1>(a, b), cd_behind = every_other<2, 1>(c, d);
+    v[i] = every_other<1, 0>(ab, cd);
+    v[i + 1] = every_other<1, 1>(ab, cd);
+    v[i + 2] = every_other<1, 0>(ab_behind, cd_behind);
+    v[i + 3] = every_other<1, 1>(ab_behind, cd_behind);
+  }
+}
+
+// ---- tiles: 8 keys of one KV head ----------------------------------------------------------------
+
+template <class K>
+struct EvenTile {
+  const K* first;
+  std::ptrdiff_t apart;  // elements from one key to the next
+  const K* key(std::size_t n) const noexcept { return first + static_cast<std::ptrdiff_t>(n) * apart; }
+};
+template <class K>
+struct PointerTile {
+  const K* keys[streams];
+  const K* key(std::size_t n) const noexcept { return keys[n]; }
+};
+
+// out[h * streams + n] = q_h . k_n for Keys keys of a tile from key `begin` on. q: [Heads, padded(dim)] from arrange();
+// ahead: elements to a later tile, whose keys are prefetched on the way. Returns what pair() marked as special. Eight sums
+// grow at a time: with the factors, that is what 16 registers hold.
+template <class K, std::size_t Heads, std::size_t Keys, class Tile>
+inline Words products_of(const float* q, const Tile& tile, std::ptrdiff_t ahead, std::size_t begin, std::size_t dim,
+                         float* out) noexcept {
+  constexpr std::size_t step_elements = 2 * width, line_elements = 64 / sizeof(K);
+  Floats sums[Heads * Keys] = {};
+  Words special{};
+  const auto step = [&](std::size_t i, auto key_at) __attribute__((always_inline)) {
+    FASTV_UNROLL
+    for (std::size_t n = 0; n < Keys; ++n) {
+      const Pair k = Widened<K>::pair(key_at(n), special);
+      FASTV_UNROLL
+      for (std::size_t h = 0; h < Heads; ++h) {
+        sums[h * Keys + n] += load<Floats>(q + h * padded(dim) + i) * k.first;
+        sums[h * Keys + n] += load<Floats>(q + h * padded(dim) + i + width) * k.second;
+      }
+    }
+  };
+  const auto step_at = [&](std::size_t i) __attribute__((always_inline)) {
+    step(
+        i, [&](std::size_t n) __attribute__((always_inline)) { return tile.key(begin + n) + i; });
+  };
+  std::size_t i = 0;
+  for (; i + step_elements <= dim; i += step_elements) {
+    if (i % line_elements == 0) {
+      FASTV_UNROLL
+      for (std::size_t n = 0; n < Keys; ++n) prefetch(tile.key(begin + n) + ahead + i);
+    }
+    step_at(i);
+  }
+  if (i < dim) {  // the last, shorter step: with zeros behind it
+    K rest[Keys][step_elements] = {};
+    for (std::size_t n = 0; n < Keys; ++n) std::memcpy(rest[n], tile.key(begin + n) + i, (dim - i) * sizeof(K));
+    step(
+        i, [&](std::size_t n) __attribute__((always_inline)) { return rest[n]; });
+  }
+  constexpr std::size_t run = Keys < width ? Keys : width;  // products that lie side by side
+  FASTV_UNROLL
+  for (std::size_t whole = 0; whole < Heads * Keys; whole += width) {
+    const Floats products = sums_of(sums + whole) * Widened<K>::logit_scale;
+    float lane[width];
+    std::memcpy(lane, &products, sizeof(products));
+    FASTV_UNROLL
+    for (std::size_t j = 0; j < width; j += run)
+      std::memcpy(out + (whole + j) / Keys * streams + begin + (whole + j) % Keys, lane + j, run * sizeof(float));
+  }
+  return special;
+}
+
+// ---- where tiles come from ----------------------------------------------------------------------
+// A source makes the tile of 8 tokens `apart` tokens apart, `token` tokens behind the first of its stretch. adjacent: it
+// wants them side by side. steady: a tile further on lies at a constant distance, so that it can be prefetched.
+
+// A cache in one piece.
+template <class K>
+struct PieceSource {
+  using Element = K;
+  static constexpr bool adjacent = false, steady = true;
+  const Heads<K>& keys;
+  std::size_t first;
+  bool tokens_outer() const noexcept { return keys.head_stride <= keys.token_stride; }
+  std::ptrdiff_t token_step() const noexcept { return keys.token_stride; }
+  std::ptrdiff_t head_step() const noexcept { return keys.head_stride; }
+  EvenTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
+    return {keys.data + static_cast<std::ptrdiff_t>(first + token) * keys.token_stride +
+                static_cast<std::ptrdiff_t>(head) * keys.head_stride,
+            static_cast<std::ptrdiff_t>(apart) * keys.token_stride};
+  }
+};
+
+// The addresses of 8 tokens in pages, found once for all heads.
+template <class K>
+struct PagedTokens {
+  std::size_t token = static_cast<std::size_t>(-1), apart = 0;
+  const K* at[streams] = {};
+  void find(const Heads<K>& keys, std::size_t first, std::size_t wanted, std::size_t wanted_apart) noexcept {
+    if (token == wanted && apart == wanted_apart) return;
+    token = wanted;
+    apart = wanted_apart;
+    for (std::size_t n = 0; n < streams; ++n) at[n] = token_at(keys, first + token + n * apart);
+  }
+};
+
+// A cache in pages.
+template <class K>
+struct PageSource {
+  using Element = K;
+  static constexpr bool adjacent = false, steady = false;
+  const Heads<K>& keys;
+  std::size_t first;
+  PagedTokens<K> tokens = {};
+  bool tokens_outer() const noexcept { return keys.head_stride <= keys.token_stride; }
+  std::ptrdiff_t token_step() const noexcept { return keys.token_stride; }
+  std::ptrdiff_t head_step() const noexcept { return keys.head_stride; }
+  PointerTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
+    tokens.find(keys, first, token, apart);
+    PointerTile<K> tile;
+    for (std::size_t n = 0; n < streams; ++n)
+      tile.keys[n] = tokens.at[n] + static_cast<std::ptrdiff_t>(head) * keys.head_stride;
+    return tile;
+  }
+};
+
+// A cache whose vectors are split into chunks: tiles are put together from them, in the order in which chunks of
+// neighbouring tokens lie. copy: [8, dim].
+template <class K>
+struct ChunkSource {
+  using Element = K;
+  static constexpr bool adjacent = true, steady = false;
+  const Heads<K>& keys;
+  std::size_t first;
+  K* copy;
+  PagedTokens<K> tokens = {};
+  bool tokens_outer() const noexcept { return true; }
+  std::ptrdiff_t token_step() const noexcept { return 0; }
+  std::ptrdiff_t head_step() const noexcept { return 0; }
+  EvenTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
+    tokens.find(keys, first, token, apart);
+    const std::size_t dim = keys.dim, chunk = keys.pages.chunk;
+    const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
+    for (std::size_t c = 0; c * chunk < dim; ++c) {
+      const std::ptrdiff_t at = offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
+      prefetch(tokens.at[0] + at + keys.head_stride);
+      prefetch(tokens.at[streams / 2] + at + keys.head_stride);
+      if (chunk * sizeof(K) == 16)
+        for (std::size_t n = 0; n < streams; ++n) std::memcpy(copy + n * dim + c * chunk, tokens.at[n] + at, 16);
+      else
+        for (std::size_t n = 0; n < streams; ++n)
+          std::memcpy(copy + n * dim + c * chunk, tokens.at[n] + at, chunk * sizeof(K));
+    }
+    return {copy, static_cast<std::ptrdiff_t>(dim)};
+  }
+};
+
+// Anything that can be loaded as floats. copy: [8, dim].
+template <class Keys>
+struct FloatSource {
+  using Element = float;
+  static constexpr bool adjacent = true, steady = false;
+  const Keys& keys;
+  std::size_t first;
+  float* copy;
+  bool tokens_outer() const noexcept { return true; }
+  std::ptrdiff_t token_step() const noexcept { return 0; }
+  std::ptrdiff_t head_step() const noexcept { return 0; }
+  EvenTile<float> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
+    for (std::size_t n = 0; n < streams; ++n)
+      load_vector(keys, head, first + token + n * apart, copy + n * keys.dim);
+    return {copy, static_cast<std::ptrdiff_t>(keys.dim)};
+  }
+};
+
+// Products of every head's query with the `count` keys of a source, into logits[head][0 ..], or false where there are too
+// few keys or one holds a value that needs the exact way. query: [heads, padded(dim)] from arrange(). Tiles are walked in
+// the order of memory.
+template <class Source>
+bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::size_t count, std::size_t group,
+                    const float* query, float* logits, std::size_t logits_stride) noexcept {
+  using K = typename Source::Element;
+  // Of each stream. Further ahead (768 bytes on an AMD Zen 3) the requests slow down by a fifth: the processor takes
+  // them for streams of their own then, 16 in all.
+  constexpr std::size_t bytes_ahead = 256;
+  constexpr std::size_t room = 4096;  // floats
+  const bool tokens_outer = kv_heads > 1 && source.tokens_outer() && kv_heads * group * streams <= room;
+  const std::size_t heads_held = tokens_outer ? kv_heads * group : group;
+  if (count < streams || heads_held * streams > room) return false;
+  // Along the tokens: `part` tiles, and one of the last 8 keys. So pieces of 2,048 keys are cut into odd parts, whose
+  // streams do not meet in the same sets of the caches.
+  const std::size_t part = (count - 1) / streams, rows = part + 1;
+  const std::size_t outer = tokens_outer ? rows : kv_heads, inner = tokens_outer ? kv_heads : rows;
+  const std::ptrdiff_t outer_stride = tokens_outer ? source.token_step() : source.head_step();
+  const std::ptrdiff_t inner_stride = tokens_outer ? source.head_step() : source.token_step();
+  const auto first_token = [&](std::size_t row) {
+    return row == part ? count - streams : Source::adjacent ? row * streams : row;
+  };
+  const auto tokens_apart = [&](std::size_t row) { return row == part || Source::adjacent ? 1 : part; };
+
+  // From a tile to the one prefetched meanwhile: in the same walk along `inner`, or in the next. Those of the last keys
+  // prefetch nothing, nor are they prefetched.
+  const std::size_t line = tokens_outer ? kv_heads : part;
+  const std::size_t needed = (bytes_ahead - 1) / (dim * sizeof(K)) + 1;
+  const std::size_t tiles_ahead = line > needed ? needed : line > 0 ? line - 1 : 0;
+  const std::ptrdiff_t to_same = static_cast<std::ptrdiff_t>(tiles_ahead) * inner_stride;
+  const std::ptrdiff_t to_next =
+      Source::steady ? outer_stride + to_same - static_cast<std::ptrdiff_t>(line) * inner_stride : 0;
+
+  // Products wait here, [rows, heads held, streams], until several go to each row of logits together: the lines of all
+  // heads' logits do not stay in the first-level cache while keys stream through it.
+  float held[room];
+  const std::size_t fitting = room / (heads_held * streams), rows_held = fitting < streams ? fitting : streams;
+  const auto deliver = [&](std::size_t row, std::size_t count_of_rows, std::size_t head) {
+    const std::size_t apart = tokens_apart(row);
+    for (std::size_t h = 0; h < heads_held; ++h) {
+      float* to = logits + (head + h) * logits_stride + first_token(row);
+      const float* from = held + h * streams;
+      std::size_t r = 0;
+      if constexpr (Source::adjacent) {
+        for (; r < count_of_rows; ++r)
+          std::memcpy(to + r * streams, from + r * heads_held * streams, streams * sizeof(float));
+        continue;
+      }
+      for (; r + width <= count_of_rows; r += width)
+        for (std::size_t n = 0; n < streams; n += width) {
+          Floats block[width];
+          FASTV_UNROLL
+          for (std::size_t i = 0; i < width; ++i) block[i] = load<Floats>(from + (r + i) * heads_held * streams + n);
+          transpose(block);
+          FASTV_UNROLL
+          for (std::size_t i = 0; i < width; ++i) std::memcpy(to + (n + i) * apart + r, &block[i], sizeof(block[i]));
+        }
+      for (; r < count_of_rows; ++r)
+        for (std::size_t n = 0; n < streams; ++n) to[r + n * apart] = from[r * heads_held * streams + n];
+    }
+  };
+
+  Words special{};
+  // The query heads of a tile, `Heads` at a time; the last of them overlap those before where they do not divide.
+  const auto whole_tile = [&](auto at_once, const float* q, const auto& tile, std::ptrdiff_t ahead, float* products) {
+    constexpr std::size_t Heads = decltype(at_once)::value, Keys = streams / Heads;
+    for (std::size_t done = 0; done < group; done += Heads) {
+      const std::size_t h = done + Heads <= group ? done : group - Heads;
+      for (std::size_t n = 0; n < streams; n += Keys)
+        special |= products_of<K, Heads, Keys>(q + h * padded(dim), tile, ahead, n, dim, products + h * streams);
+    }
+  };
+  using std::integral_constant;
+  std::size_t waiting = 0;
+  const auto walk = [&](std::size_t o, std::size_t i) {
+    const std::size_t row = tokens_outer ? o : i, kv_head = tokens_outer ? i : o, head = kv_head * group;
+    const float* q = query + head * padded(dim);
+    const auto tile = source.tile(kv_head, first_token(row), tokens_apart(row));
+    std::ptrdiff_t ahead = 0;
+    if (row < part && i + tiles_ahead < line)
+      ahead = to_same;
+    else if (row < part && o + 1 < (tokens_outer ? part : kv_heads))
+      ahead = to_next;
+    float* products = held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams;
+    if (group == 1)
+      whole_tile(integral_constant<std::size_t, 1>(), q, tile, ahead, products);
+    else if (group % 4 == 0)
+      whole_tile(integral_constant<std::size_t, 4>(), q, tile, ahead, products);
+    else
+      whole_tile(integral_constant<std::size_t, 2>(), q, tile, ahead, products);
+    if (tokens_outer && i + 1 < inner) return;
+    ++waiting;
+    if (waiting == rows_held || row + 1 >= part) {
+      deliver(row + 1 - waiting, waiting, tokens_outer ? 0 : head);
+      waiting = 0;
+    }
+  };
+  for (std::size_t o = 0; o < outer; ++o)
+    for (std::size_t i = 0; i < inner; ++i) walk(o, i);
+  std::uint32_t any = 0;
+  for (std::size_t lane = 0; lane < width; ++lane) any |= special[lane];
+  return Widened<K>::every_value || (any & 0x80008000u) == 0;
+}
+
+// Does this thread flush denormal floats to zero? A product of two volatile numbers tells, whatever the compiler assumes.
+inline bool flushes_denormals() noexcept {
+  volatile float small = 1.17549435e-38f, half_of_it = 0.5f;
+  const float denormal = small * half_of_it;
+  volatile float read_back = denormal;
+  const float grown = read_back * 16777216.0f;
+  return is_zero(grown);
+}
+
+#endif
+
+// The elements of keys that have an address.
+template <class Keys>
+struct ElementOf {
+  using type = float;
+};
+template <class T>
+struct ElementOf<Heads<T>> {
+  using type = T;
+};
+// Whether tiles are read where the keys lie, and whether the query must be arranged for that.
+#if FASTV_VECTORS
+template <class Keys>
+inline constexpr bool tiles_in_place = false;
+template <class T>
+inline constexpr bool tiles_in_place<Heads<T>> = Widened<T>::exists;
+template <class Keys>
+inline constexpr bool arranged = tiles_in_place<Keys> && !is_same<typename ElementOf<Keys>::type, float>;
+#else
+template <class Keys>
+inline constexpr bool arranged = false;
+#endif
+
+// ---- any keys -----------------------------------------------------------------------------------
+
+// q.k over dim elements: any value, any compiler. The slow counterpart of tiled_products().
+inline float dot(const float* q, const float* k, std::size_t dim) noexcept {
+  float sums[lanes] = {};
+  std::size_t i = 0;
+  for (; i + lanes <= dim; i += lanes)
+    for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += q[i + lane] * k[i + lane];
+  for (std::size_t lane = 0; lane < lanes && i < dim; ++i, ++lane) sums[lane] += q[i] * k[i];
+  for (std::size_t few = lanes / 2; few > 0; few /= 2)
+    for (std::size_t lane = 0; lane < few; ++lane) sums[lane] += sums[lane + few];
+  return sums[0];
+}
+
+// Floats that load_query() fills: the query of every head, times scale, as floats and as tiles of the keys want it.
+template <class Keys>
+constexpr std::size_t query_floats(std::size_t heads, std::size_t dim) noexcept {
+  return heads * padded(dim) * (arranged<Keys> ? 2 : 1);
+}
+// Floats of one piece's tile.
+constexpr std::size_t tile_floats(std::size_t dim) noexcept { return streams * padded(dim); }
+
+// Query row `row` -> query, times scale. query: [query_floats()].
+template <class Keys, class Q>
+void load_query(const Heads<Q>& from, std::size_t row, float scale, float* query) noexcept {
+  const std::size_t dim = from.dim, room = padded(dim);
+  const Q* token = token_at(from, row);
+  for (std::size_t head = 0; head < from.heads; ++head) {
+    const Q* q = token + static_cast<std::ptrdiff_t>(head) * from.head_stride;
+    float* plain = query + head * room;
+    if (from.pages.chunk != 0) {
+      widen(from, q, plain);
+      for (std::size_t i = 0; i < dim; ++i) plain[i] *= scale;
+    } else {
+      const std::size_t whole = dim / lanes * lanes;
+      for (std::size_t i = 0; i < whole; i += lanes)  // of constant size, which compilers vectorise at -O2 as well
+        for (std::size_t lane = 0; lane < lanes; ++lane)
+          plain[i + lane] = static_cast<float>(to_float(q[i + lane])) * scale;
+      for (std::size_t i = whole; i < dim; ++i) plain[i] = static_cast<float>(to_float(q[i])) * scale;
+    }
+    for (std::size_t i = dim; i < room; ++i) plain[i] = 0;
+#if FASTV_VECTORS
+    if constexpr (arranged<Keys>)
+      arrange<typename ElementOf<Keys>::type>(plain, dim, query + (from.heads + head) * room);
+#endif
+  }
+}
+
+#if FASTV_VECTORS
+// Tiles of the keys where they lie; false where that way does not serve.
+template <class K>
+bool products_in_place(const Heads<K>& keys, std::size_t begin, std::size_t count, std::size_t group, const float* query,
+                       float* logits, std::size_t stride, float* tile) noexcept {
+  if constexpr (!Widened<K>::keeps_denormals) {
+    if (flushes_denormals()) return false;
+  }
+  const std::size_t heads = keys.heads, dim = keys.dim;
+  if (keys.pages.chunk != 0)
+    return tiled_products(ChunkSource<K>{keys, begin, reinterpret_cast<K*>(tile)}, heads, dim, count, group, query, logits,
+                          stride);
+  if (keys.pages.paged())
+    return tiled_products(PageSource<K>{keys, begin}, heads, dim, count, group, query, logits, stride);
+  return tiled_products(PieceSource<K>{keys, begin}, heads, dim, count, group, query, logits, stride);
+}
+#endif
+
+// logits[h * stride + j - begin] = scale * q_h . k_j for keys j in [begin, end). query: from load_query(); tile:
+// [tile_floats()] of scratch.
+template <class Keys>
+void product_with_keys(const Keys& keys, std::size_t heads, std::size_t begin, std::size_t end, const float* query,
+                       float* logits, std::size_t stride, float* tile) noexcept {
+  const std::size_t dim = keys.dim, group = heads / keys.heads, count = end - begin;
+#if FASTV_VECTORS
+  if constexpr (tiles_in_place<Keys>) {
+    const float* own = query + (arranged<Keys> ? heads * padded(dim) : 0);
+    if (products_in_place(keys, begin, count, group, own, logits, stride, tile)) return;
+  }
+  if (tiled_products(FloatSource<Keys>{keys, begin, tile}, keys.heads, dim, count, group, query, logits, stride)) return;
+#endif
+  for (std::size_t kv_head = 0; kv_head < keys.heads; ++kv_head)
+    for (std::size_t i = 0; i < count; ++i) {
+      load_vector(keys, kv_head, begin + i, tile);
+      for (std::size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+        logits[head * stride + i] = dot(query + head * padded(dim), tile, dim);
+    }
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+}  // namespace fastv
+
+#undef FASTV_UNROLL
+
+#include "end.hpp"

@@ -1,0 +1,368 @@
+// fastv: evidence, what the visual tokens are scored by.
+//
+// Evidence is any type with these members; the first two are required. The kinds below are written to the same contract.
+//
+//   std::size_t prompt_tokens() const        n, the length of the prompt at hand
+//   Status score(scoring, scores, parallel_for) const
+//                                            writes one score per visual token, in the order of for_each_visual()
+//   Status check() const                     what is wrong with the shapes, before anything is read or allocated
+//   std::size_t scratch_floats() const       floats of scratch memory that score() wants; none without it
+//
+// score() is called as score(const Scoring&, Span<Score>, const ParallelFor&) with Score float or double, on settings and
+// spans that have been validated. It either averages over scoring.queries or, where it has no query rows, returns
+// scoring.queries.expect_default(). Evidence that has no query rows may instead be written as
+// score(Span<const TokenSpan> visual, Span<Score> scores): settings that ask for rows are then refused for it.
+#pragma once
+
+#include "plan.hpp"
+
+#include "detail/begin.hpp"
+
+namespace fastv {
+
+// The parallel_for of every function that takes one: calls body(i) for each i in [0, count), in any order, on any
+// threads, and returns when all are done. This one uses the calling thread; examples/serving shows OpenMP and a pool.
+// Results do not depend on it, bit for bit.
+struct Serial {
+  // Calls body(0) ... body(count - 1).
+  template <class Body>
+  FASTV_INLINE void operator()(std::size_t count, const Body& body) const {
+    for (std::size_t i = 0; i < count; ++i) body(i);
+  }
+};
+
+// The query rows to average over, as prompt positions: the last, all, or those listed.
+struct QueryRows {
+  ScoreRows which = ScoreRows::last;  // last, all or listed
+  Span<const Index> listed = {};      // for ScoreRows::listed
+  std::size_t tokens = 0;             // n
+
+  // Number of rows.
+  FASTV_INLINE std::size_t size() const noexcept {
+    return which == ScoreRows::last ? 1 : which == ScoreRows::all ? tokens : listed.size();
+  }
+  // Prompt position of row i.
+  FASTV_INLINE std::size_t operator[](std::size_t i) const noexcept {
+    return which == ScoreRows::last ? tokens - 1 : which == ScoreRows::all ? i : listed[i];
+  }
+  // Every row must be a prompt position among the last `queries` ones, which the evidence covers; and the last row must
+  // be text where it alone ranks, since it asks the question.
+  FASTV_INLINE Status expect_covered(std::size_t queries, Span<const TokenSpan> visual) const noexcept;
+  // For evidence without query rows: refuses settings that choose some.
+  FASTV_INLINE Status expect_default() const noexcept;
+};
+
+// What evidence is asked for.
+struct Scoring {
+  Span<const TokenSpan> visual;  // sorted, disjoint, inside the prompt
+  QueryRows queries;             // the rows whose attention counts
+  Span<float> scratch = {};      // scratch_floats() of them
+};
+
+// ---- kinds of evidence --------------------------------------------------------------------------
+
+// Attention probabilities of layer K-1, after the softmax, [heads, queries, keys]. probabilities() makes it.
+//
+// Query row r belongs to prompt position n - queries + r: an engine that only has the last prompt token's row hands over
+// one. Key j is token first_key + j of the sequence, of which the first `past` belong to earlier turns: attended to, but
+// not candidates. So n = first_key + keys - past. Entries a row cannot see must be zero, as a causal softmax leaves
+// them.
+template <class T>
+struct Probabilities {
+  const T* data;                           // [heads, queries, keys]
+  std::size_t heads, queries, keys;        // extents
+  std::ptrdiff_t head_stride;              // elements from head to head
+  std::ptrdiff_t query_stride;             // elements from query row to query row
+  std::ptrdiff_t key_stride = 1;           // elements from key to key
+  std::size_t past = 0;                    // keys of earlier turns
+  std::size_t first_key = 0;               // tokens before the first key at hand: a sliding window has let go of them
+  std::size_t heads_total = 0;             // of all ranks, where heads are sharded: scores are then partial sums
+  Span<const float> value_norms = {};      // see value_norms() in remedies.hpp; empty: unweighted
+
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
+    return first_key + keys > past ? first_key + keys - past : 0;
+  }
+  FASTV_INLINE Status check() const noexcept;  // pointer, extents and strides
+  // The mean over heads and rows. O(heads * rows scored * visual tokens).
+  template <class Score, class ParallelFor>
+  FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores, const ParallelFor& parallel_for) const noexcept;
+};
+
+// Contiguous probabilities [heads, queries, keys]. head_stride: elements from head to head; 0: queries * keys.
+template <class T>
+Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t queries, std::size_t keys,
+                               std::ptrdiff_t head_stride = 0) noexcept {
+  static_assert(detail::has_to_float<T>,
+                "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
+                "say which, as in fastv::probabilities(fastv::as_half(data), ...) or fastv::as_bfloat16(data)");
+  return {data, heads, queries, keys, head_stride != 0 ? head_stride : detail::stride(queries * keys),
+          detail::stride(keys)};
+}
+template <class = void>
+Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
+                                   detail::Anything = 0) noexcept;
+
+// Keys (or values) that only the engine can read: quantised, cyclic, scattered. load(kv_head, token, out) writes the dim
+// floats of one vector; it is called from parallel_for's threads. Scoring takes 8 keys at a time from it.
+template <class Load>
+struct LoadedKeys {
+  std::size_t heads, tokens, dim;  // KV heads, keys at hand, elements of a vector
+  Load load;                       // void(std::size_t kv_head, std::size_t token, float* out), noexcept
+};
+// The same from a lambda: loaded_keys(8, n, 128, [&](std::size_t kv_head, std::size_t token, float* out) { ... }).
+template <class Load>
+LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
+  return {heads, tokens, dim, load};
+}
+
+// Queries and keys of layer K-1, after RoPE, for engines with fused attention. query_key() makes it. Scoring costs one
+// product of each query row with the keys and a softmax, never an n x n map.
+//
+//   query  [heads, queries, dim]   query row r belongs to prompt position n - queries + r
+//   key    [kv heads, keys, dim]   query head h reads KV head h / (heads / kv heads) (GQA, MQA); key j is token
+//                                  first_key + j of the sequence, of which the first `past` are earlier turns'
+//
+// The logit of a key, and its probability in the row:
+//
+//   logit  = scale * q.k * key_scale
+//   logit  = soft_cap * tanh(logit / soft_cap), if soft_cap > 0 (Gemma 2)
+//   logit -= alibi[head] * (position of the query - position of the key), if there are slopes
+//   logit += bias[key], if there is a bias row; -infinity hides a key, whatever else it holds
+//   p      = exp(logit) / (sum of exp(logit) over the keys the row sees + exp(sinks[head]), if there are sinks)
+//
+// Keys: Heads<T>, paged or not, or LoadedKeys.
+template <class Q, class Keys = Heads<Q>>
+struct QueryKey {
+  Heads<Q> query;                      // [heads, queries, dim]
+  Keys key;                            // [kv heads, keys, dim]
+  float scale;                         // 1 / sqrt(dim) in most models
+  float soft_cap = 0;                  // 0: none
+  Span<const float> bias = {};         // [keys] or empty
+  Span<const float> sinks = {};        // [heads] or empty: logits that belong to no token (gpt-oss)
+  Span<const float> alibi = {};        // [heads] or empty: slopes
+  Heads<float> key_scales = {};        // [kv heads, keys, 1] or none (data null): scale of each key of an int8 cache
+  bool causal = true;                  // a row sees the keys up to its own position; false: all keys
+  Span<const Index> visible = {};      // [queries] or empty: tokens of the sequence that each row sees, in place of
+                                       // causal; see visible_tokens() for bidirectional images and prefix-LM
+  std::size_t window = 0;              // sliding window: a row sees this many tokens up to its own; 0: all
+  std::size_t past = 0;                // keys of earlier turns
+  std::size_t first_key = 0;           // tokens before the first key at hand: a sliding window has let go of them
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
+
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
+    return first_key + key.tokens > past ? first_key + key.tokens - past : 0;
+  }
+  FASTV_INLINE Status check() const noexcept;                // pointers, extents, strides, scale, soft-cap
+  FASTV_INLINE std::size_t scratch_floats() const noexcept;  // heads * keys and a little
+  // Logits and softmax in float. A row in which a logit is NaN or +infinity makes all its probabilities NaN, as a softmax
+  // does. A row that sees no key adds zero. O(heads * keys * dim) for each row scored: the keys are read once a row.
+  template <class Score, class ParallelFor>
+  FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores, const ParallelFor& parallel_for) const noexcept;
+};
+
+// query_key(heads(q, TokenMajor{1, 32, 128}), heads(k, TokenMajor{n, 8, 128}), 1 / std::sqrt(128.0f))
+template <class Q, class K>
+QueryKey<Q, Heads<K>> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
+  return {query, key, scale};
+}
+template <class Q, class Load>
+QueryKey<Q, LoadedKeys<Load>> query_key(const Heads<Q>& query, const LoadedKeys<Load>& key, float scale) noexcept {
+  return {query, key, scale};
+}
+template <class = void>
+QueryKey<float> query_key(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
+                          detail::Anything = 0, detail::Anything = 0) noexcept;
+
+// The keys alone: engines that must prune before the question has arrived. The score is minus the mean over KV heads of
+// the key's length; keys that attract attention are short (Devoto et al., "A Simple and Effective L2 Norm-Based Strategy
+// for KV Cache Compression", EMNLP 2024).
+template <class Keys>
+struct KeysOnly {
+  Keys keys;             // of layer K-1, [kv heads, keys, dim]
+  std::size_t past = 0;  // keys of earlier turns
+
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
+    return keys.tokens > past ? keys.tokens - past : 0;
+  }
+  FASTV_INLINE Status check() const noexcept;                // pointer, extents and strides
+  FASTV_INLINE std::size_t scratch_floats() const noexcept;  // one vector for each piece of work
+  // O(kv heads * visual tokens * dim).
+  template <class Score, class ParallelFor>
+  FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores, const ParallelFor& parallel_for) const noexcept;
+};
+template <class Keys>
+KeysOnly(Keys, std::size_t) -> KeysOnly<Keys>;
+template <class Keys>
+KeysOnly(Keys) -> KeysOnly<Keys>;
+
+// Scores the engine computed itself: one per visual token, spans in order. A Pruner<float> rounds doubles, so that close
+// ones may tie.
+template <class T>
+struct Scores {
+  Span<const T> values;  // [visual tokens]
+  std::size_t tokens;    // n
+
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept { return tokens; }  // n
+  FASTV_INLINE Status check() const noexcept;                                 // a pointer where there are scores
+  // Copies them. O(visual tokens).
+  template <class Score, class ParallelFor>
+  FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores, const ParallelFor& parallel_for) const noexcept;
+};
+
+// For the selection rules that look at no score (random, uniform).
+struct NoEvidence {
+  std::size_t tokens;  // n
+
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept { return tokens; }  // n
+  // Fails: a rule that ranks needs scores.
+  template <class Score>
+  FASTV_INLINE Status score(Span<const TokenSpan> visual, Span<Score> scores) const noexcept;
+};
+
+// ---- which keys a row sees ----------------------------------------------------------------------
+
+inline namespace FASTV_KIND {
+
+// QueryKey::visible of a model that reads its images in both directions (Gemma 3, PaliGemma): the last `visible.size()`
+// prompt rows see all tokens up to themselves, those inside an image up to its end. prefix: every row sees the first
+// `prefix` tokens of the prompt at least (prefix-LM); past: keys of earlier turns. O(rows + spans).
+inline Status visible_tokens(Span<const TokenSpan> visual, std::size_t tokens, Span<Index> visible,
+                             std::size_t prefix = 0, std::size_t past = 0) noexcept {
+  if (Status status = validate(visual, tokens); !status) return status;
+  if (visible.size() > tokens)
+    return fail(Errc::bad_shape, "visible has {} rows but the prompt has {} tokens: give the last rows of the prompt",
+                visible.size(), tokens);
+  if (prefix > tokens) return fail(Errc::bad_prompt, "the prefix has {} tokens but the prompt has {}", prefix, tokens);
+  if (past > max_tokens - tokens)
+    return fail(Errc::bad_prompt, "{} keys of earlier turns and {} tokens are more than the {} supported", past, tokens,
+                max_tokens);
+  if (!visible.empty() && visible.data() == nullptr) return detail::fail_null("visible");
+  const std::size_t first = tokens - visible.size();
+  std::size_t s = 0;
+  for (std::size_t row = first; row < tokens; ++row) {
+    while (s < visual.size() && visual[s].first + visual[s].count <= row) ++s;
+    std::size_t end = row + 1;
+    if (s < visual.size() && visual[s].first <= row) end = visual[s].first + visual[s].count;
+    visible[row - first] = static_cast<Index>(past + (end < prefix ? prefix : end));
+  }
+  return {};
+}
+
+}  // namespace FASTV_KIND
+
+namespace detail {
+inline namespace FASTV_KIND {
+
+inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<const TokenSpan> visual) noexcept {
+  const std::size_t first = rows.tokens - queries;
+  if (rows.which == ScoreRows::last) {
+    const bool asks = visual.empty() || visual[visual.size() - 1].first + visual[visual.size() - 1].count < rows.tokens;
+    return asks ? Status{}
+                : fail(Errc::bad_prompt, "the last prompt token (position {}) is in visual span {}, but its row ranks the "
+                       "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
+                       rows.tokens - 1, visual.size() - 1);
+  }
+  if (rows.which == ScoreRows::all) {
+    if (queries >= rows.tokens) return {};
+    return fail(Errc::missing_evidence, "all rows are to be scored by, but the evidence starts at position {}: hand over "
+                "all {} query rows or change score_rows", first, rows.tokens);
+  }
+  if (rows.listed.empty())
+    return fail(Errc::bad_setting, "score_rows is listed but listed_rows is empty: list at least one prompt position");
+  if (rows.listed.data() == nullptr) return fail_null("listed_rows");
+  for (std::size_t i = 0; i < rows.listed.size(); ++i) {
+    if (rows.listed[i] >= rows.tokens)
+      return fail(Errc::bad_setting, "listed row {} is {} but the prompt has {} tokens: use positions below that", i,
+                  rows.listed[i], rows.tokens);
+    if (rows.listed[i] < first)
+      return fail(Errc::missing_evidence, "the row of prompt position {} is to be scored by, but the evidence starts at "
+                  "position {}: hand over more query rows or list others", rows.listed[i], first);
+  }
+  return {};
+}
+
+inline Status rows_default(const QueryRows& rows) noexcept {
+  if (rows.which == ScoreRows::last) return {};
+  return fail(Errc::missing_evidence, rows.which == ScoreRows::all
+              ? "score_rows is all, but this evidence has no query rows: use ScoreRows::last, or attention as evidence"
+              : "rows are listed to score by, but this evidence has no query rows: clear listed_rows and prior_rows, or "
+                "use attention as evidence");
+}
+
+// ---- the contract, as the library reads it ------------------------------------------------------
+
+template <class Evidence, class = void>
+inline constexpr bool has_prompt_tokens = false;
+template <class Evidence>
+inline constexpr bool
+    has_prompt_tokens<Evidence, decltype(static_cast<void>(made<const Evidence&>().prompt_tokens()))> = true;
+
+template <class Evidence, class = void>
+inline constexpr bool scores_by_rows = false;
+template <class Evidence>
+inline constexpr bool scores_by_rows<
+    Evidence, decltype(static_cast<void>(made<const Evidence&>().score(made<const Scoring&>(), made<Span<float>>(),
+                                                                       made<const Serial&>())))> = true;
+template <class Evidence, class = void>
+inline constexpr bool scores_by_spans = false;
+template <class Evidence>
+inline constexpr bool scores_by_spans<
+    Evidence, decltype(static_cast<void>(made<const Evidence&>().score(made<Span<const TokenSpan>>(),
+                                                                       made<Span<float>>())))> = true;
+
+template <class Evidence>
+inline constexpr bool is_evidence =
+    has_prompt_tokens<Evidence> && (scores_by_rows<Evidence> || scores_by_spans<Evidence>);
+
+template <class Evidence, class = void>
+inline constexpr bool has_check = false;
+template <class Evidence>
+inline constexpr bool has_check<Evidence, decltype(static_cast<void>(made<const Evidence&>().check()))> = true;
+template <class Evidence, class = void>
+inline constexpr bool has_scratch = false;
+template <class Evidence>
+inline constexpr bool has_scratch<Evidence, decltype(static_cast<void>(made<const Evidence&>().scratch_floats()))> =
+    true;
+
+template <class Evidence>
+Status check_evidence(const Evidence& evidence) noexcept {
+  if constexpr (has_check<Evidence>)
+    return evidence.check();
+  else
+    return {};
+}
+template <class Evidence>
+std::size_t scratch_of(const Evidence& evidence) noexcept {
+  if constexpr (has_scratch<Evidence>)
+    return evidence.scratch_floats();
+  else
+    return 0;
+}
+template <class Score, class Evidence, class ParallelFor>
+Status score_by(const Evidence& evidence, const Scoring& scoring, Span<Score> scores,
+                const ParallelFor& parallel_for) noexcept {
+  if constexpr (scores_by_rows<Evidence>) {
+    return evidence.score(scoring, scores, parallel_for);
+  } else {
+    if (Status status = rows_default(scoring.queries); !status) return status;
+    return evidence.score(scoring.visual, scores);
+  }
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+inline Status QueryRows::expect_covered(std::size_t queries, Span<const TokenSpan> visual) const noexcept {
+  return detail::rows_covered(*this, queries, visual);
+}
+inline Status QueryRows::expect_default() const noexcept { return detail::rows_default(*this); }
+template <class Score>
+Status NoEvidence::score(Span<const TokenSpan>, Span<Score>) const noexcept {
+  return fail(Errc::missing_evidence, "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
+}
+
+}  // namespace fastv
+
+#include "detail/end.hpp"
