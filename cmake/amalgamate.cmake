@@ -11,8 +11,10 @@ set(_seen "")
 set(_text "")
 
 # Appends a header to _text, each #include "..." in it replaced by that header.
+# detail/begin.hpp and end.hpp stand around every header, and so around the whole file.
 function(append name)
-  if(name IN_LIST _seen)
+  get_filename_component(_folder ${name} DIRECTORY)
+  if(name MATCHES "detail/(begin|end).hpp$" OR name IN_LIST _seen)
     return()
   endif()
   list(APPEND _seen ${name})
@@ -35,6 +37,9 @@ function(append name)
     string(SUBSTRING "${_rest}" ${_end} -1 _rest)
     string(REGEX REPLACE "#include \"([^\"]*)\".*" "\\1" _included "${_line}")
     string(APPEND _text "${_before}")
+    # Names are relative to the including header's folder; _seen has them relative to include/fastv.
+    get_filename_component(_included ${_root}/include/fastv/${_folder}/${_included} ABSOLUTE)
+    file(RELATIVE_PATH _included ${_root}/include/fastv ${_included})
     append(${_included})
   endwhile()
   string(APPEND _text "${_rest}")
@@ -42,6 +47,8 @@ function(append name)
   set(_seen "${_seen}" PARENT_SCOPE)
 endfunction()
 
+file(READ ${_root}/include/fastv/detail/begin.hpp _begin)
+file(READ ${_root}/include/fastv/detail/end.hpp _end)
 append(fastv.hpp)
 foreach(_adaptor IN LISTS _adaptors)
   append(${_adaptor}.hpp)
@@ -58,5 +65,7 @@ file(WRITE ${OUT} "// fastv ${_version} in one file, made by cmake/amalgamate.cm
 ${_licence}
 #pragma once
 
-${_text}")
+${_begin}
+${_text}
+${_end}")
 message(STATUS "fastv ${_version} is in ${OUT}")

@@ -16,11 +16,10 @@
 #include "fastv/fastv.hpp"
 
 namespace fastv {
-// What gtest shows of an Errc.
-inline void PrintTo(Errc code, std::ostream* out) {
-  Status status;
-  status.code = code;
-  *out << "Errc " << static_cast<int>(code) << " (" << status.message().c_str() << ')';
+// What gtest shows of an Errc and of a Status.
+inline void PrintTo(Errc code, std::ostream* out) { *out << "Errc " << static_cast<int>(code); }
+inline void PrintTo(const Status& status, std::ostream* out) {
+  *out << "Errc " << static_cast<int>(status.code) << " (" << status.message().c_str() << ')';
 }
 }  // namespace fastv
 

@@ -2,12 +2,11 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
+#include "detail/begin.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
 #include "plan.hpp"
-
-#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -19,9 +18,9 @@ inline Status check_rows(const Rows& rows) noexcept {
   if (rows.packed && rows.planes > 1 && rows.count > 1 && static_cast<std::size_t>(rows.row_stride) != rows.row_bytes)
     return fail(Errc::bad_stride, "packed planes need rows side by side, but the row stride is {} for rows of {} bytes",
                 rows.row_stride, rows.row_bytes);
-  return check_strides({{"rows", "row stride", rows.row_stride, rows.count},
-                        {"rows", "plane stride", rows.plane_stride, rows.planes}},
-                       rows.row_bytes);
+  return check_strides(
+      {{"rows", "row stride", rows.row_stride, rows.count}, {"rows", "plane stride", rows.plane_stride, rows.planes}},
+      rows.row_bytes);
 }
 
 // Calls move(target row, source row, rows) for each run of neighbouring kept indices.
@@ -103,8 +102,8 @@ inline void move_rows(Span<const Index> kept, const Rows& from, const Rows& to) 
 template <class T, class = void>
 inline constexpr bool has_grid = false;
 template <class T>
-inline constexpr bool has_grid<T, decltype(static_cast<void>(made<T&>().rows()), static_cast<void>(made<T&>().cols()))> =
-    true;
+inline constexpr bool
+    has_grid<T, decltype(static_cast<void>(made<T&>().rows()), static_cast<void>(made<T&>().cols()))> = true;
 template <class T, class = void>
 struct IfContainer {};
 template <class T>
@@ -143,12 +142,13 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
 // A std::vector, Span or array of one number per prompt token: position ids, token ids, segment ids. Its size stays.
 template <class Values, class = typename detail::IfContainer<Values>::type>
 Status compact(const KeptRows& kept, Values&& values) noexcept {
-  static_assert(!detail::has_grid<Values>, "a matrix is compacted by the adaptor of its library: include "
+  static_assert(!detail::has_grid<Values>,
+                "a matrix is compacted by the adaptor of its library: include "
                 "<fastv/eigen.hpp>, or hand over fastv::rows(data, count, width)");
   using Value = typename detail::Pointee<decltype(values.data())>::type;
   static_assert(detail::is_value<Value>,
                 "compact() moves rows: hand over one fastv::Rows at a time, and pages by fastv::compact_pages()");
-  return compact(kept, rows(values.data(), static_cast<std::size_t>(values.size())));
+  return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
 }
 template <class = void>
 Status compact(detail::Anything, detail::Unknown) noexcept;
@@ -175,8 +175,10 @@ inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noe
 inline Status compact_mask(const KeptRows& kept, const Rows& mask) noexcept {
   const std::size_t n = mask.count, bytes = n == 0 ? 0 : mask.row_bytes / n;
   if (mask.planes != 1 || (n > 0 && bytes * n != mask.row_bytes))
-    return fail(Errc::bad_shape, "the mask has {} rows of {} bytes in {} planes: hand over a square one, as in "
-                "fastv::rows(mask, n, n)", n, mask.row_bytes, mask.planes);
+    return fail(Errc::bad_shape,
+                "the mask has {} rows of {} bytes in {} planes: hand over a square one, as in "
+                "fastv::rows(mask, n, n)",
+                n, mask.row_bytes, mask.planes);
   if (Status status = compact(kept, mask); !status) return status;
   const Rows columns{mask.data, n, bytes, static_cast<std::ptrdiff_t>(bytes), kept.indices.size(), mask.row_stride};
   return compact(kept, columns);

@@ -1,9 +1,8 @@
 // fastv: many sequences at once, each with its own settings, lengths and images.
 #pragma once
 
-#include "pruner.hpp"
-
 #include "detail/begin.hpp"
+#include "pruner.hpp"
 
 namespace fastv {
 
@@ -21,17 +20,18 @@ struct Request {
 struct [[nodiscard]] KeptBatch {
   Span<const Index> indices;     // rows of the packed tensors, ascending
   Span<const Index> cumulative;  // [sequences + 1]: sequence i is now rows cumulative[i] .. cumulative[i + 1] - 1
-  Span<const Kept> sequences;    // [sequences]: positions within each; one that failed keeps every token, and its status
-                                 // says why
-  std::size_t failed = 0;        // sequences that failed
-  Status status;                 // of the batch as a whole
+  Span<const Kept> sequences;  // [sequences]: positions within each; one that failed keeps every token, and its status
+                               // says why
+  std::size_t failed = 0;      // sequences that failed
+  Status status;               // of the batch as a whole
 
   // True where the batch as a whole is right; see failed and sequences for its sequences.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
-  operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }  // for the verbs, on packed tensors
-  Errc code() const noexcept { return status.code; }                                // of status
-  FASTV_INLINE Message message() const noexcept { return status.message(); }        // of status
-  std::size_t size() const noexcept { return indices.size(); }                      // rows that stay
+  // For the verbs, on packed tensors.
+  operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }
+  Errc code() const noexcept { return status.code; }                          // of status
+  FASTV_INLINE Message message() const noexcept { return status.message(); }  // of status
+  std::size_t size() const noexcept { return indices.size(); }                // rows that stay
   // What one sequence keeps, as positions within it, for its own tensors and pages. Of one that failed: every token.
   KeptRows sequence(std::size_t i) const noexcept { return {sequences[i].indices, sequences[i].prompt_tokens}; }
 };
@@ -55,9 +55,10 @@ class BatchPruner {
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
-    static_assert(detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
-                  "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of "
-                  "yours with prompt_tokens() and score(), of sequence i: see evidence.hpp");
+    static_assert(
+        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of "
+        "yours with prompt_tokens() and score(), of sequence i: see evidence.hpp");
     const std::size_t n = requests.size();
     places_.use(0);
     if (Status status = detail::expect_room(requests, n, "the requests"); !status) return failure(status);
@@ -71,11 +72,14 @@ class BatchPruner {
       const Request& request = requests[i];
       const std::size_t reach = i == 0 ? 0 : requests[i - 1].first + requests[i - 1].tokens;
       if (request.first < reach)
-        return failure(fail(Errc::bad_prompt, "sequence {} starts at row {} but the previous one reaches up to {}: sort "
-                            "them and keep them disjoint", i, request.first, reach));
+        return failure(fail(Errc::bad_prompt,
+                            "sequence {} starts at row {} but the previous one reaches up to {}: sort "
+                            "them and keep them disjoint",
+                            i, request.first, reach));
       if (request.first > max_tokens || request.tokens > max_tokens - request.first)
-        return failure(fail(Errc::bad_prompt, "sequence {} has {} tokens from row {} on but at most {} rows are supported",
-                            i, request.tokens, request.first, max_tokens));
+        return failure(fail(Errc::bad_prompt,
+                            "sequence {} has {} tokens from row {} on but at most {} rows are supported", i,
+                            request.tokens, request.first, max_tokens));
       Place& place = places_[i] = next;
       place.scored = false;
       sequences_[i] = {};
@@ -186,11 +190,7 @@ class BatchPruner {
       failed += sequences_[i].status ? 0u : 1u;
     }
     places_.use(n);
-    return {{kept, written},
-            {cumulative_.first(0).data(), n + 1},
-            {sequences_.first(0).data(), n},
-            failed,
-            {}};
+    return {{kept, written}, {cumulative_.first(0).data(), n + 1}, {sequences_.first(0).data(), n}, failed, {}};
   }
 
   detail::Buffer<Place> places_;

@@ -1,9 +1,8 @@
 // fastv: the user's settings, and the one place where they are validated.
 #pragma once
 
-#include "status.hpp"
-
 #include "detail/begin.hpp"
+#include "status.hpp"
 
 namespace fastv {
 
@@ -61,8 +60,8 @@ struct Config {
   Selection selection = Selection::top_k;  // by what rule the count is filled
   std::uint64_t seed = 0;                  // for Selection::random
   double uniform_share = 0;                // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;             // top_k: windows of this many rows and columns of the grid keep a fixed share
-  std::size_t window_columns = 0;          // of the count each; 0: the whole image is one window
+  std::size_t window_rows = 0;     // top_k: windows of this many rows and columns of the grid keep a fixed share
+  std::size_t window_columns = 0;  // of the count each; 0: the whole image is one window
 };
 
 // ---- validation ---------------------------------------------------------------------------------
@@ -82,23 +81,29 @@ inline Status validate(const Config& config) noexcept {
   if (detail::is_nan(config.filtering_ratio))
     return fail(Errc::bad_setting, "filtering_ratio is not a number: use a share from 0 to 1");
   if (!detail::is_share(config.filtering_ratio))
-    return fail(Errc::bad_setting, "filtering_ratio is {} but must lie between 0 (drop none) and 1 (drop every visual "
-                "token)", config.filtering_ratio);
+    return fail(Errc::bad_setting,
+                "filtering_ratio is {} but must lie between 0 (drop none) and 1 (drop every visual "
+                "token)",
+                config.filtering_ratio);
   if (detail::is_nan(config.uniform_share) || !detail::is_share(config.uniform_share))
     return fail(Errc::bad_setting, "uniform_share is {} but must lie between 0 and 1", config.uniform_share);
   if (config.selection != Selection::top_k) return {};
   if (config.filtering_layer == 0)
-    return fail(Errc::bad_setting, "filtering_layer is 0, where no layer has attended yet: use Selection::random or "
+    return fail(Errc::bad_setting,
+                "filtering_layer is 0, where no layer has attended yet: use Selection::random or "
                 "Selection::uniform, or a filtering_layer of at least 1");
   if ((config.window_rows == 0) != (config.window_columns == 0))
     return fail(Errc::bad_setting, "the window has {} rows and {} columns: set both, or neither for none",
                 config.window_rows, config.window_columns);
   if (config.window_rows != 0 && config.quota == Quota::pooled)
-    return fail(Errc::bad_setting, "windows of {} x {} give every part of an image a fixed share, which contradicts "
-                "Quota::pooled: use Quota::per_image, or no windows", config.window_rows, config.window_columns);
+    return fail(Errc::bad_setting,
+                "windows of {} x {} give every part of an image a fixed share, which contradicts "
+                "Quota::pooled: use Quota::per_image, or no windows",
+                config.window_rows, config.window_columns);
   if (config.score_rows == ScoreRows::listed) {
     if (config.listed_rows.empty())
-      return fail(Errc::bad_setting, "score_rows is listed but listed_rows is empty: list at least one prompt position");
+      return fail(Errc::bad_setting,
+                  "score_rows is listed but listed_rows is empty: list at least one prompt position");
     if (config.listed_rows.data() == nullptr) return detail::fail_null("listed_rows");
   }
   if (!config.prior_rows.empty() && config.prior_rows.data() == nullptr) return detail::fail_null("prior_rows");
@@ -118,17 +123,23 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
     if (span.first > tokens || span.count > tokens - span.first) {
       const std::size_t end =
           span.count > max_tokens || span.first > max_tokens ? static_cast<std::size_t>(-1) : span.first + span.count;
-      return fail(Errc::bad_prompt, "visual span {} ends before position {} but the prompt has {} tokens: shorten the "
-                  "span", i, end, tokens);
+      return fail(Errc::bad_prompt,
+                  "visual span {} ends before position {} but the prompt has {} tokens: shorten the "
+                  "span",
+                  i, end, tokens);
     }
     if (i > 0) {
       const TokenSpan& previous = visual[i - 1];
       if (span.first < previous.first)
-        return fail(Errc::bad_prompt, "visual span {} starts at position {}, before the previous span, which starts at "
-                    "{}: sort the spans", i, span.first, previous.first);
+        return fail(Errc::bad_prompt,
+                    "visual span {} starts at position {}, before the previous span, which starts at "
+                    "{}: sort the spans",
+                    i, span.first, previous.first);
       if (span.first < previous.first + previous.count)
-        return fail(Errc::bad_prompt, "visual span {} starts at position {} but the previous span reaches up to {}: make "
-                    "them disjoint", i, span.first, previous.first + previous.count);
+        return fail(Errc::bad_prompt,
+                    "visual span {} starts at position {} but the previous span reaches up to {}: make "
+                    "them disjoint",
+                    i, span.first, previous.first + previous.count);
     }
     if (span.continues && i == 0)
       return fail(Errc::bad_prompt, "visual span 0 continues an image but no span comes before it: clear its flag");
@@ -136,23 +147,29 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
       return fail(Errc::bad_prompt, "visual span {} has {} original tokens but at most {} are supported", i,
                   span.original, max_tokens);
     if (span.original != 0 && span.original < span.count)
-      return fail(Errc::bad_prompt, "visual span {} has {} original tokens, fewer than the {} it has now: use "
-                  "next_spans() or 0", i, span.original, span.count);
+      return fail(Errc::bad_prompt,
+                  "visual span {} has {} original tokens, fewer than the {} it has now: use "
+                  "next_spans() or 0",
+                  i, span.original, span.count);
     const double ratio = span.filtering_ratio;
     if (detail::is_nan(ratio) || !(ratio == by_config || detail::is_share(ratio)))
       return fail(Errc::bad_prompt, "visual span {} has filtering_ratio {}: use a share from 0 to 1, or by_config", i,
                   ratio);
     if (span.continues) {
       if (ratio != by_config)
-        return fail(Errc::bad_prompt, "visual span {} continues an image but has a filtering_ratio of its own, {}: set it "
-                    "on the image's first span", i, ratio);
+        return fail(Errc::bad_prompt,
+                    "visual span {} continues an image but has a filtering_ratio of its own, {}: set it "
+                    "on the image's first span",
+                    i, ratio);
       continue;
     }
     std::size_t count = span.count;
     for (std::size_t j = i + 1; j < visual.size() && visual[j].continues; ++j) count += visual[j].count;
     if (span.columns != 0 && count % span.columns != 0)
-      return fail(Errc::bad_prompt, "visual span {} has {} columns, which do not divide the image's {} tokens into rows: "
-                  "use 0 where the grid is unknown", i, span.columns, count);
+      return fail(Errc::bad_prompt,
+                  "visual span {} has {} columns, which do not divide the image's {} tokens into rows: "
+                  "use 0 where the grid is unknown",
+                  i, span.columns, count);
   }
   return {};
 }
@@ -165,15 +182,21 @@ inline Status validate(const Config& config, Span<const TokenSpan> visual, std::
   for (std::size_t i = 0; i < visual.size(); ++i) {
     if (visual[i].continues) continue;
     if (windows && visual[i].columns == 0 && visual[i].count > 0)
-      return fail(Errc::bad_prompt, "windows are asked for but the grid of visual span {} is unknown: set its columns "
-                  "(an earlier stage leaves no grid)", i);
+      return fail(Errc::bad_prompt,
+                  "windows are asked for but the grid of visual span {} is unknown: set its columns "
+                  "(an earlier stage leaves no grid)",
+                  i);
     if (visual[i].filtering_ratio == by_config) continue;
     if (config.keep_count != by_ratio)
-      return fail(Errc::bad_prompt, "visual span {} has filtering_ratio {} but keep_count is {}, which decides: use one "
-                  "of them", i, visual[i].filtering_ratio, config.keep_count);
+      return fail(Errc::bad_prompt,
+                  "visual span {} has filtering_ratio {} but keep_count is {}, which decides: use one "
+                  "of them",
+                  i, visual[i].filtering_ratio, config.keep_count);
     if (config.quota == Quota::pooled)
-      return fail(Errc::bad_prompt, "visual span {} has a filtering_ratio of its own, {}, but the images are pooled: use "
-                  "Quota::per_image", i, visual[i].filtering_ratio);
+      return fail(Errc::bad_prompt,
+                  "visual span {} has a filtering_ratio of its own, {}, but the images are pooled: use "
+                  "Quota::per_image",
+                  i, visual[i].filtering_ratio);
   }
   return {};
 }

@@ -11,9 +11,8 @@
 //   *_flops   the same in floating-point operations, 2 per multiply-add, in double and so without that limit.
 #pragma once
 
-#include "plan.hpp"
-
 #include "detail/begin.hpp"
+#include "plan.hpp"
 
 namespace fastv {
 
@@ -208,8 +207,10 @@ inline Status check_times(Span<const LayerTime> times) noexcept {
     if (is_nan(times[i].seconds) || is_infinite(times[i].seconds) || !(times[i].seconds >= 0))
       return fail(Errc::bad_setting, "entry {} of the layer times is {} seconds: give a time", i, times[i].seconds);
     if (i > 0 && (times[i].tokens <= times[i - 1].tokens || times[i].seconds < times[i - 1].seconds))
-      return fail(Errc::bad_setting, "entry {} of the layer times, {} tokens in {} s, does not lie above the previous one: "
-                  "sort them by tokens; times must not fall", i, times[i].tokens, times[i].seconds);
+      return fail(Errc::bad_setting,
+                  "entry {} of the layer times, {} tokens in {} s, does not lie above the previous one: "
+                  "sort them by tokens; times must not fall",
+                  i, times[i].tokens, times[i].seconds);
   }
   return {};
 }
@@ -227,8 +228,11 @@ inline namespace FASTV_KIND {
 inline Result<Config> settings_under(const Budget& budget, const ModelShape& shape, const Prompt& prompt,
                                      std::size_t first_layer = 2, const Config& settings = {}) noexcept {
   if (shape.layers != prompt.layers)
-    return {{}, fail(Errc::bad_setting, "the model's shape has {} layers but the prompt's model has {}: describe the same "
-                     "model", shape.layers, prompt.layers)};
+    return {{},
+            fail(Errc::bad_setting,
+                 "the model's shape has {} layers but the prompt's model has {}: describe the same "
+                 "model",
+                 shape.layers, prompt.layers)};
   if (budget.of == Budget::Of::seconds) {
     if (Status status = detail::check_times(budget.times); !status) return {{}, status};
   }
@@ -242,8 +246,11 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
     return detail::cost_under(shape, *plan, budget);
   };
   if (const double least = cost(first_layer, 0); detail::is_nan(budget.limit) || !(least <= budget.limit))
-    return {{}, fail(Errc::over_budget, "the budget is {} but even a prefill without visual tokens from layer {} on costs {}: "
-                     "raise it", budget.limit, first_layer, least)};
+    return {{},
+            fail(Errc::over_budget,
+                 "the budget is {} but even a prefill without visual tokens from layer {} on costs {}: "
+                 "raise it",
+                 budget.limit, first_layer, least)};
   std::size_t low = 0, high = plan->visual;  // low fits
   while (low < high) {
     const std::size_t middle = low + (high - low + 1) / 2;

@@ -5,7 +5,6 @@
 #include <Eigen/Core>
 
 #include "apply.hpp"
-
 #include "detail/begin.hpp"
 
 namespace fastv {
@@ -16,28 +15,30 @@ inline namespace FASTV_KIND {
 template <class Derived>
 Rows rows(Eigen::PlainObjectBase<Derived>& matrix) noexcept {
   const auto count = static_cast<std::size_t>(matrix.rows()), width = static_cast<std::size_t>(matrix.cols());
-  if (Derived::IsRowMajor) return rows(matrix.data(), count, width);
-  return rows(matrix.data(), HeadMajor{width, count, 1});
+  if (Derived::IsRowMajor) return fastv::rows(matrix.data(), count, width);
+  return fastv::rows(matrix.data(), HeadMajor{width, count, 1});
 }
 
 // Keeps the kept rows of a matrix and shrinks it to them, which allocates anew. kept that failed, or a wrong index, leaves
 // the matrix as it is. O(elements kept).
 template <class Derived>
 Status compact(const KeptRows& kept, Eigen::PlainObjectBase<Derived>& matrix) {
-  const Status status = compact(kept, rows(matrix));
+  const Status status = fastv::compact(kept, fastv::rows(matrix));
   if (status) matrix.conservativeResize(static_cast<Eigen::Index>(kept.indices.size()), matrix.cols());
   return status;
 }
 // The matrix types themselves, which would otherwise match compact() of containers.
 template <class Scalar, int Rows, int Columns, int Options, int MaxRows, int MaxColumns>
 Status compact(const KeptRows& kept, Eigen::Matrix<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>& matrix) {
-  return compact(kept, static_cast<Eigen::PlainObjectBase<Eigen::Matrix<Scalar, Rows, Columns, Options, MaxRows,
-                                                                        MaxColumns>>&>(matrix));
+  return compact(
+      kept,
+      static_cast<Eigen::PlainObjectBase<Eigen::Matrix<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>>&>(matrix));
 }
 template <class Scalar, int Rows, int Columns, int Options, int MaxRows, int MaxColumns>
 Status compact(const KeptRows& kept, Eigen::Array<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>& array) {
-  return compact(kept, static_cast<Eigen::PlainObjectBase<Eigen::Array<Scalar, Rows, Columns, Options, MaxRows,
-                                                                       MaxColumns>>&>(array));
+  return compact(
+      kept,
+      static_cast<Eigen::PlainObjectBase<Eigen::Array<Scalar, Rows, Columns, Options, MaxRows, MaxColumns>>&>(array));
 }
 
 // Queries, keys or values of one layer: a row-major matrix [at least tokens, heads * dim], the first `tokens` rows of it

@@ -139,8 +139,8 @@ FASTV_DEVICE inline float to_float(fp8_e5m2 value) noexcept {
 }
 FASTV_DEVICE inline float to_float(fp8_e4m3 value) noexcept {
   const std::uint32_t magnitude = value.bits & 0x7fu;
-  const std::uint32_t normal = (magnitude << 20) + 0x3c000000u;                                          // bias 7 to 127
-  const float small = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0.001953125f;           // 2^-9
+  const std::uint32_t normal = (magnitude << 20) + 0x3c000000u;                                 // bias 7 to 127
+  const float small = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0.001953125f;  // 2^-9
   std::uint32_t bits = magnitude < 8u ? detail::bit_cast<std::uint32_t>(small) : normal;
   bits = magnitude == 0x7fu ? 0x7fc00000u : bits;
   return detail::bit_cast<float>(bits | (static_cast<std::uint32_t>(value.bits & 0x80u) << 24));

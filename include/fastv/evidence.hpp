@@ -14,9 +14,8 @@
 // score(Span<const TokenSpan> visual, Span<Score> scores): settings that ask for rows are then refused for it.
 #pragma once
 
-#include "plan.hpp"
-
 #include "detail/begin.hpp"
+#include "plan.hpp"
 
 namespace fastv {
 
@@ -69,15 +68,15 @@ struct Scoring {
 // them.
 template <class T>
 struct Probabilities {
-  const T* data;                           // [heads, queries, keys]
-  std::size_t heads, queries, keys;        // extents
-  std::ptrdiff_t head_stride;              // elements from head to head
-  std::ptrdiff_t query_stride;             // elements from query row to query row
-  std::ptrdiff_t key_stride = 1;           // elements from key to key
-  std::size_t past = 0;                    // keys of earlier turns
-  std::size_t first_key = 0;               // tokens before the first key at hand: a sliding window has let go of them
-  std::size_t heads_total = 0;             // of all ranks, where heads are sharded: scores are then partial sums
-  Span<const float> value_norms = {};      // see value_norms() in remedies.hpp; empty: unweighted
+  const T* data;                       // [heads, queries, keys]
+  std::size_t heads, queries, keys;    // extents
+  std::ptrdiff_t head_stride;          // elements from head to head
+  std::ptrdiff_t query_stride;         // elements from query row to query row
+  std::ptrdiff_t key_stride = 1;       // elements from key to key
+  std::size_t past = 0;                // keys of earlier turns
+  std::size_t first_key = 0;           // tokens before the first key at hand: a sliding window has let go of them
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
 
   FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
     return first_key + keys > past ? first_key + keys - past : 0;
@@ -95,7 +94,11 @@ Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t que
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::probabilities(fastv::as_half(data), ...) or fastv::as_bfloat16(data)");
-  return {data, heads, queries, keys, head_stride != 0 ? head_stride : detail::stride(queries * keys),
+  return {data,
+          heads,
+          queries,
+          keys,
+          head_stride != 0 ? head_stride : detail::stride(queries * keys),
           detail::stride(keys)};
 }
 template <class = void>
@@ -259,15 +262,19 @@ inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<cons
   const std::size_t first = rows.tokens - queries;
   if (rows.which == ScoreRows::last) {
     const bool asks = visual.empty() || visual[visual.size() - 1].first + visual[visual.size() - 1].count < rows.tokens;
-    return asks ? Status{}
-                : fail(Errc::bad_prompt, "the last prompt token (position {}) is in visual span {}, but its row ranks the "
-                       "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
-                       rows.tokens - 1, visual.size() - 1);
+    return asks
+               ? Status{}
+               : fail(Errc::bad_prompt,
+                      "the last prompt token (position {}) is in visual span {}, but its row ranks the "
+                      "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
+                      rows.tokens - 1, visual.size() - 1);
   }
   if (rows.which == ScoreRows::all) {
     if (queries >= rows.tokens) return {};
-    return fail(Errc::missing_evidence, "all rows are to be scored by, but the evidence starts at position {}: hand over "
-                "all {} query rows or change score_rows", first, rows.tokens);
+    return fail(Errc::missing_evidence,
+                "all rows are to be scored by, but the evidence starts at position {}: hand over "
+                "all {} query rows or change score_rows",
+                first, rows.tokens);
   }
   if (rows.listed.empty())
     return fail(Errc::bad_setting, "score_rows is listed but listed_rows is empty: list at least one prompt position");
@@ -277,18 +284,22 @@ inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<cons
       return fail(Errc::bad_setting, "listed row {} is {} but the prompt has {} tokens: use positions below that", i,
                   rows.listed[i], rows.tokens);
     if (rows.listed[i] < first)
-      return fail(Errc::missing_evidence, "the row of prompt position {} is to be scored by, but the evidence starts at "
-                  "position {}: hand over more query rows or list others", rows.listed[i], first);
+      return fail(Errc::missing_evidence,
+                  "the row of prompt position {} is to be scored by, but the evidence starts at "
+                  "position {}: hand over more query rows or list others",
+                  rows.listed[i], first);
   }
   return {};
 }
 
 inline Status rows_default(const QueryRows& rows) noexcept {
   if (rows.which == ScoreRows::last) return {};
-  return fail(Errc::missing_evidence, rows.which == ScoreRows::all
-              ? "score_rows is all, but this evidence has no query rows: use ScoreRows::last, or attention as evidence"
-              : "rows are listed to score by, but this evidence has no query rows: clear listed_rows and prior_rows, or "
-                "use attention as evidence");
+  return fail(
+      Errc::missing_evidence,
+      rows.which == ScoreRows::all
+          ? "score_rows is all, but this evidence has no query rows: use ScoreRows::last, or attention as evidence"
+          : "rows are listed to score by, but this evidence has no query rows: clear listed_rows and prior_rows, or "
+            "use attention as evidence");
 }
 
 // ---- the contract, as the library reads it ------------------------------------------------------
@@ -302,19 +313,18 @@ inline constexpr bool
 template <class Evidence, class = void>
 inline constexpr bool scores_by_rows = false;
 template <class Evidence>
-inline constexpr bool scores_by_rows<
-    Evidence, decltype(static_cast<void>(made<const Evidence&>().score(made<const Scoring&>(), made<Span<float>>(),
-                                                                       made<const Serial&>())))> = true;
+inline constexpr bool
+    scores_by_rows<Evidence, decltype(static_cast<void>(made<const Evidence&>().score(
+                                 made<const Scoring&>(), made<Span<float>>(), made<const Serial&>())))> = true;
 template <class Evidence, class = void>
 inline constexpr bool scores_by_spans = false;
 template <class Evidence>
-inline constexpr bool scores_by_spans<
-    Evidence, decltype(static_cast<void>(made<const Evidence&>().score(made<Span<const TokenSpan>>(),
-                                                                       made<Span<float>>())))> = true;
+inline constexpr bool scores_by_spans<Evidence, decltype(static_cast<void>(made<const Evidence&>().score(
+                                                    made<Span<const TokenSpan>>(), made<Span<float>>())))> = true;
 
 template <class Evidence>
-inline constexpr bool is_evidence =
-    has_prompt_tokens<Evidence> && (scores_by_rows<Evidence> || scores_by_spans<Evidence>);
+inline constexpr bool is_evidence = has_prompt_tokens<Evidence> &&
+                                    (scores_by_rows<Evidence> || scores_by_spans<Evidence>);
 
 template <class Evidence, class = void>
 inline constexpr bool has_check = false;
@@ -360,7 +370,8 @@ inline Status QueryRows::expect_covered(std::size_t queries, Span<const TokenSpa
 inline Status QueryRows::expect_default() const noexcept { return detail::rows_default(*this); }
 template <class Score>
 Status NoEvidence::score(Span<const TokenSpan>, Span<Score>) const noexcept {
-  return fail(Errc::missing_evidence, "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
+  return fail(Errc::missing_evidence,
+              "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
 }
 
 }  // namespace fastv

@@ -1,9 +1,8 @@
 // fastv: what prune() returns, and what every verb takes.
 #pragma once
 
-#include "status.hpp"
-
 #include "detail/begin.hpp"
+#include "status.hpp"
 
 namespace fastv {
 
@@ -25,20 +24,20 @@ struct KeptRows {
 
 // What prune() returns. The indices stay valid until the next prune() or reserve() of the same Pruner.
 struct [[nodiscard]] Kept {
-  Span<const Index> indices;       // ascending positions in the whole prompt; every text token is among them
-  std::size_t prompt_tokens = 0;   // n, and so the position id of the first decoded token
-  std::size_t nan_scores = 0;      // visual scores that were NaN, ranked below all others
-  std::size_t zero_scores = 0;     // visual scores that were 0: tokens that received no attention at all
-  Status status;                   // why nothing is kept, where something is wrong
+  Span<const Index> indices;      // ascending positions in the whole prompt; every text token is among them
+  std::size_t prompt_tokens = 0;  // n, and so the position id of the first decoded token
+  std::size_t nan_scores = 0;     // visual scores that were NaN, ranked below all others
+  std::size_t zero_scores = 0;    // visual scores that were 0: tokens that received no attention at all
+  Status status;                  // why nothing is kept, where something is wrong
 
-  explicit operator bool() const noexcept { return static_cast<bool>(status); }  // true where pruning succeeded
+  explicit operator bool() const noexcept { return static_cast<bool>(status); }    // true where pruning succeeded
   operator KeptRows() const noexcept { return {indices, prompt_tokens, status}; }  // for the verbs
-  Errc code() const noexcept { return status.code; }                             // of status
-  FASTV_INLINE Message message() const noexcept { return status.message(); }     // of status
-  std::size_t size() const noexcept { return indices.size(); }                   // m, tokens that stay
+  Errc code() const noexcept { return status.code; }                               // of status
+  FASTV_INLINE Message message() const noexcept { return status.message(); }       // of status
+  std::size_t size() const noexcept { return indices.size(); }                     // m, tokens that stay
   std::size_t dropped() const noexcept { return prompt_tokens - indices.size(); }  // n - m
-  const Index* begin() const noexcept { return indices.begin(); }                // the indices as a range
-  const Index* end() const noexcept { return indices.end(); }                    // the indices as a range
+  const Index* begin() const noexcept { return indices.begin(); }                  // the indices as a range
+  const Index* end() const noexcept { return indices.end(); }                      // the indices as a range
 };
 
 namespace detail {
@@ -48,19 +47,23 @@ inline Status check_indices(Span<const Index> kept, std::size_t count) noexcept 
   if (!kept.empty() && kept.data() == nullptr) return fail_null("kept indices");
   for (std::size_t i = 0; i < kept.size(); ++i) {
     if (i > 0 && kept[i] <= kept[i - 1])
-      return fail(Errc::bad_index, "kept index {} is {}, not above the previous one, {}: keep them ascending", i, kept[i],
-                  kept[i - 1]);
+      return fail(Errc::bad_index, "kept index {} is {}, not above the previous one, {}: keep them ascending", i,
+                  kept[i], kept[i - 1]);
     if (kept[i] >= count)
-      return fail(Errc::bad_index, "kept index {} is {} but there are {} rows: use the tensor that the indices were made "
-                  "for", i, kept[i], count);
+      return fail(Errc::bad_index,
+                  "kept index {} is {} but there are {} rows: use the tensor that the indices were made "
+                  "for",
+                  i, kept[i], count);
   }
   return {};
 }
 inline Status check_kept(const KeptRows& kept, std::size_t count) noexcept {
   if (!kept.status) return kept.status;
   if (kept.prompt_tokens != KeptRows::unknown && kept.prompt_tokens != count)
-    return fail(Errc::bad_shape, "the tensor has {} rows but the prompt has {} tokens: hand over one row per prompt token, "
-                "as in fastv::rows(data, {}, width)", count, kept.prompt_tokens, kept.prompt_tokens);
+    return fail(Errc::bad_shape,
+                "the tensor has {} rows but the prompt has {} tokens: hand over one row per prompt token, "
+                "as in fastv::rows(data, {}, width)",
+                count, kept.prompt_tokens, kept.prompt_tokens);
   return check_indices(kept.indices, count);
 }
 
@@ -68,7 +71,8 @@ inline Status check_kept(const KeptRows& kept, std::size_t count) noexcept {
 inline Status expect_known(const KeptRows& kept) noexcept {
   if (!kept.status) return kept.status;
   if (kept.prompt_tokens == KeptRows::unknown)
-    return fail(Errc::bad_shape, "it is unknown of how many tokens the kept indices are: hand over what prune() returned, "
+    return fail(Errc::bad_shape,
+                "it is unknown of how many tokens the kept indices are: hand over what prune() returned, "
                 "or fastv::KeptRows(indices, tokens)");
   return check_indices(kept.indices, kept.prompt_tokens);
 }

@@ -16,7 +16,6 @@
 #pragma once
 
 #include "apply.hpp"
-
 #include "detail/begin.hpp"
 
 namespace fastv {
@@ -38,7 +37,8 @@ inline unsigned char* block_at(const KvPages& pages, std::size_t number) noexcep
   return static_cast<unsigned char*>(pages.data) +
          static_cast<std::ptrdiff_t>(pages.block_table[number]) * pages.block_stride;
 }
-inline unsigned char* page_row(const KvPages& pages, unsigned char* block, std::size_t plane, std::size_t row) noexcept {
+inline unsigned char* page_row(const KvPages& pages, unsigned char* block, std::size_t plane,
+                               std::size_t row) noexcept {
   return block + static_cast<std::ptrdiff_t>(plane) * pages.plane_stride +
          static_cast<std::ptrdiff_t>(row) * pages.row_stride;
 }
@@ -61,8 +61,8 @@ std::size_t find_repeated(std::size_t count, Name name) noexcept {
 }
 
 inline Status check_pages(const KvPages& pages, bool written) noexcept {
-  if (Status status = check_block_table(Span<const Index>(pages.block_table.data(), pages.block_table.size()), pages.blocks,
-                                        pages.block_tokens, pages.count, "the cache");
+  if (Status status = check_block_table(Span<const Index>(pages.block_table.data(), pages.block_table.size()),
+                                        pages.blocks, pages.block_tokens, pages.count, "the cache");
       !status)
     return status;
   const std::size_t used = blocks_for(pages.count, pages.block_tokens);
@@ -73,14 +73,16 @@ inline Status check_pages(const KvPages& pages, bool written) noexcept {
             ? find_repeated(used, [&](std::size_t i) { return pages.block_table[i]; })
             : find_repeated(used, [&](std::size_t i) { return reinterpret_cast<std::uintptr_t>(pages.blocks[i]); });
     if (repeated < used)
-      return fail(Errc::bad_pages, "block {} of the sequence is the same as an earlier one: give every block its own memory, "
-                  "or gather into other blocks", repeated);
+      return fail(Errc::bad_pages,
+                  "block {} of the sequence is the same as an earlier one: give every block its own memory, "
+                  "or gather into other blocks",
+                  repeated);
   }
-  return check_strides({{"the cache", "row stride", pages.row_stride, pages.block_tokens},
-                        {"the cache", "plane stride", pages.plane_stride, pages.planes},
-                        {"the cache", "block stride", pages.block_stride,
-                         pages.blocks.empty() ? pages.block_table.size() : 1}},
-                       pages.row_bytes);
+  return check_strides(
+      {{"the cache", "row stride", pages.row_stride, pages.block_tokens},
+       {"the cache", "plane stride", pages.plane_stride, pages.planes},
+       {"the cache", "block stride", pages.block_stride, pages.blocks.empty() ? pages.block_table.size() : 1}},
+      pages.row_bytes);
 }
 
 inline void move_page_row(const KvPages& to, unsigned char* to_block, std::size_t to_row, const KvPages& from,
@@ -137,16 +139,25 @@ inline Result<RepackedPages> repack_pages(const KeptRows& kept, Span<const KvPag
   for (std::size_t c = 0; c < caches.size(); ++c) {
     const KvPages& cache = caches[c];
     if (!cache.blocks.empty())
-      return {{}, fail(Errc::not_supported, "cache {} gives its blocks by pointers, and only a block table can be reordered: "
-                       "use compact_pages()", c)};
+      return {{},
+              fail(Errc::not_supported,
+                   "cache {} gives its blocks by pointers, and only a block table can be reordered: "
+                   "use compact_pages()",
+                   c)};
     if (Status status = detail::check_pages(cache, c == 0); !status) return {{}, status};
     if (cache.block_table.data() != shared.block_table.data())
-      return {{}, fail(Errc::bad_pages, "cache {} has another block table than cache 0: hand over those that share one, and "
-                       "repack others apart", c)};
+      return {{},
+              fail(Errc::bad_pages,
+                   "cache {} has another block table than cache 0: hand over those that share one, and "
+                   "repack others apart",
+                   c)};
     if (cache.block_table.size() != shared.block_table.size() || cache.block_tokens != shared.block_tokens ||
         cache.count != shared.count)
-      return {{}, fail(Errc::bad_pages, "cache {} has {} tokens in blocks of {}, unlike cache 0, with which it shares the "
-                       "block table", c, cache.count, cache.block_tokens)};
+      return {{},
+              fail(Errc::bad_pages,
+                   "cache {} has {} tokens in blocks of {}, unlike cache 0, with which it shares the "
+                   "block table",
+                   c, cache.count, cache.block_tokens)};
   }
   if (Status status = detail::check_kept(kept, shared.count); !status) return {{}, status};
 
@@ -179,8 +190,10 @@ inline Status gather_pages(const KeptRows& kept, const KvPages& from, const KvPa
   if (Status status = detail::check_pages(to, true); !status) return status;
   if (Status status = detail::check_kept(kept, from.count); !status) return status;
   if (from.row_bytes != to.row_bytes || from.planes != to.planes)
-    return fail(Errc::bad_shape, "a token has {} planes of {} bytes at the source but {} of {} at the destination: make them "
-                "equal", from.planes, from.row_bytes, to.planes, to.row_bytes);
+    return fail(Errc::bad_shape,
+                "a token has {} planes of {} bytes at the source but {} of {} at the destination: make them "
+                "equal",
+                from.planes, from.row_bytes, to.planes, to.row_bytes);
   if (to.count < kept.indices.size())
     return fail(Errc::too_small, "the destination has room for {} tokens but needs {}", to.count, kept.indices.size());
   for (std::size_t i = 0; i < kept.indices.size(); ++i) {

@@ -2,22 +2,21 @@
 #pragma once
 
 #include "config.hpp"
+#include "detail/begin.hpp"
 #include "detail/buffer.hpp"
 #include "detail/rank.hpp"
 #include "kept.hpp"
-
-#include "detail/begin.hpp"
 
 namespace fastv {
 
 // What is known of a prompt before it runs.
 struct Prompt {
-  std::size_t tokens;                         // n: text and visual tokens
-  std::size_t layers;                         // decoder layers of the model
-  Span<const TokenSpan> visual;               // sorted, disjoint; empty for a prompt without images
-  Span<const std::size_t> past = {};          // keys of earlier turns already in the cache: one for all layers, or one
-                                              // per layer group, [stages + 1]; empty: none
-  Span<const bool> full_attention = {};       // [layers]: whether the layer has full attention; empty: all have
+  std::size_t tokens;                    // n: text and visual tokens
+  std::size_t layers;                    // decoder layers of the model
+  Span<const TokenSpan> visual;          // sorted, disjoint; empty for a prompt without images
+  Span<const std::size_t> past = {};     // keys of earlier turns already in the cache: one for all layers, or one
+                                         // per layer group, [stages + 1]; empty: none
+  Span<const bool> full_attention = {};  // [layers]: whether the layer has full attention; empty: all have
 };
 
 // The most stages a schedule may have.
@@ -60,9 +59,7 @@ struct Plan {
     return tokens_in_layer(layer) - (tokens - visual);
   }
   // Visual tokens that the last layer runs on.
-  FASTV_INLINE std::size_t kept_visual() const noexcept {
-    return stages == 0 ? visual : stage[stages - 1].kept_visual;
-  }
+  FASTV_INLINE std::size_t kept_visual() const noexcept { return stages == 0 ? visual : stage[stages - 1].kept_visual; }
   // All tokens that the last layer runs on.
   FASTV_INLINE std::size_t kept() const noexcept { return tokens - visual + kept_visual(); }
   // KV length of `layer` after prefill and `generated` decoding steps, earlier turns included.
@@ -154,10 +151,10 @@ inline std::size_t minimum_of(const Config& config, const Image& image) noexcept
 
 // The images of a prompt whose settings and spans have been validated.
 struct Images {
-  std::size_t count = 0;     // images
-  std::size_t tokens = 0;    // visual tokens
-  std::size_t minima = 0;    // sum of what every image keeps at least
-  std::size_t keep = 0;      // visual tokens that stay
+  std::size_t count = 0;   // images
+  std::size_t tokens = 0;  // visual tokens
+  std::size_t minima = 0;  // sum of what every image keeps at least
+  std::size_t keep = 0;    // visual tokens that stay
 };
 
 inline Result<Images> count_images(const Config& config, Span<const TokenSpan> visual) noexcept {
@@ -175,8 +172,9 @@ inline Result<Images> count_images(const Config& config, Span<const TokenSpan> v
   if (images.tokens == 0) return {images, {}};
   if (config.keep_count != by_ratio) {
     if (config.keep_count > images.tokens)
-      return {{}, fail(Errc::bad_setting, "keep_count is {} but the prompt has {} visual tokens: use at most that",
-                       config.keep_count, images.tokens)};
+      return {{},
+              fail(Errc::bad_setting, "keep_count is {} but the prompt has {} visual tokens: use at most that",
+                   config.keep_count, images.tokens)};
     images.keep = config.keep_count;
   } else if (config.quota == Quota::pooled) {
     const std::size_t share = share_of(config, images.tokens, original, by_config);
@@ -295,13 +293,15 @@ inline Status expect_full_attention(const Config& config, const Prompt& prompt) 
   while (below > 0 && !prompt.full_attention[below - 1]) --below;
   while (above < prompt.layers && !prompt.full_attention[above - 1]) ++above;
   if (below > 0 && above < prompt.layers)
-    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {} or {}", k,
-                k - 1, below, above);
+    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {} or {}",
+                k, k - 1, below, above);
   if (below > 0 || above < prompt.layers)
-    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {}", k, k - 1,
-                below > 0 ? below : above);
-  return fail(Errc::bad_setting, "filtering_layer is {} but no layer below the last has full attention to rank by: use "
-              "Selection::uniform, or scores of your own without full_attention", k);
+    return fail(Errc::bad_setting, "filtering_layer is {} but layer {} has no full attention to rank by: use {}", k,
+                k - 1, below > 0 ? below : above);
+  return fail(Errc::bad_setting,
+              "filtering_layer is {} but no layer below the last has full attention to rank by: use "
+              "Selection::uniform, or scores of your own without full_attention",
+              k);
 }
 
 }  // namespace FASTV_KIND
@@ -315,13 +315,15 @@ inline namespace FASTV_KIND {
 inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt) noexcept {
   if (prompt.layers == 0) return {{}, fail(Errc::bad_setting, "the model has 0 layers: state at least 1")};
   if (schedule.size() > max_stages)
-    return {{}, fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", schedule.size(),
-                     max_stages)};
+    return {{},
+            fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", schedule.size(),
+                 max_stages)};
   if (Status status = detail::expect_room(schedule, schedule.size(), "the schedule"); !status) return {{}, status};
   if (Status status = validate(prompt.visual, prompt.tokens); !status) return {{}, status};
   if (prompt.past.size() > 1 && prompt.past.size() != schedule.size() + 1)
-    return {{}, fail(Errc::bad_shape, "past has {} entries for {} layer groups: give one for all, or one each",
-                     prompt.past.size(), schedule.size() + 1)};
+    return {{},
+            fail(Errc::bad_shape, "past has {} entries for {} layer groups: give one for all, or one each",
+                 prompt.past.size(), schedule.size() + 1)};
   if (!prompt.past.empty() && prompt.past.data() == nullptr) return {{}, detail::fail_null("past")};
 
   Plan plan;
@@ -331,8 +333,11 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt)
   for (std::size_t group = 0; group <= schedule.size() && !prompt.past.empty(); ++group) {
     const std::size_t past = prompt.past[prompt.past.size() == 1 ? 0 : group];
     if (past > max_tokens - prompt.tokens)
-      return {{}, fail(Errc::bad_prompt, "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
-                       "are supported", prompt.tokens, past, max_tokens)};
+      return {{},
+              fail(Errc::bad_prompt,
+                   "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
+                   "are supported",
+                   prompt.tokens, past, max_tokens)};
     plan.past[group] = past;
   }
   detail::Buffer<TokenSpan> spans;
@@ -343,19 +348,30 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt)
     const Config& config = schedule[s];
     if (Status status = validate(config, visual, prompt.tokens); !status) return {{}, status};
     if (config.filtering_layer >= prompt.layers)
-      return {{}, fail(Errc::bad_setting, "filtering_layer is {} but the model has {} layers: use at most {}, so that one "
-                       "layer is left to run on the shorter sequence", config.filtering_layer, prompt.layers,
-                       prompt.layers - 1)};
+      return {{},
+              fail(Errc::bad_setting,
+                   "filtering_layer is {} but the model has {} layers: use at most {}, so that one "
+                   "layer is left to run on the shorter sequence",
+                   config.filtering_layer, prompt.layers, prompt.layers - 1)};
     if (s > 0 && config.filtering_layer <= schedule[s - 1].filtering_layer)
-      return {{}, fail(Errc::bad_setting, "stage {} has filtering_layer {} but the previous stage has {}: sort the stages "
-                       "and keep one a layer", s, config.filtering_layer, schedule[s - 1].filtering_layer)};
+      return {{},
+              fail(Errc::bad_setting,
+                   "stage {} has filtering_layer {} but the previous stage has {}: sort the stages "
+                   "and keep one a layer",
+                   s, config.filtering_layer, schedule[s - 1].filtering_layer)};
     if (Status status = detail::expect_full_attention(config, prompt); !status) return {{}, status};
     if (pooled && config.quota == Quota::per_image)
-      return {{}, fail(Errc::bad_setting, "stage {} gives every image its own share, but an earlier stage pools them, so "
-                       "that the counts depend on scores: pool this stage too", s)};
+      return {{},
+              fail(Errc::bad_setting,
+                   "stage {} gives every image its own share, but an earlier stage pools them, so "
+                   "that the counts depend on scores: pool this stage too",
+                   s)};
     if (pooled && config.min_per_image > 0 && config.keep_count == by_ratio)
-      return {{}, fail(Errc::bad_setting, "stage {} has min_per_image {} behind a stage that pools the images, so that the "
-                       "count depends on scores: give a keep_count, or no minimum", s, config.min_per_image)};
+      return {{},
+              fail(Errc::bad_setting,
+                   "stage {} has min_per_image {} behind a stage that pools the images, so that the "
+                   "count depends on scores: give a keep_count, or no minimum",
+                   s, config.min_per_image)};
     const Result<detail::Images> images = detail::count_images(config, visual);
     if (!images) return {{}, images.status};
     plan.stage[plan.stages++] = {config.filtering_layer, images->keep};

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "apply.hpp"
+#include "detail/begin.hpp"
 #include "remedies.hpp"
 #include "select.hpp"
-
-#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -102,10 +101,11 @@ class Pruner {
   // Complexity: that of the evidence's score(), and O(tokens).
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
-    static_assert(detail::is_evidence<Evidence>,
-                  "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
-                  "prompt_tokens() and score(): see evidence.hpp; make one of your tensors by fastv::probabilities() or "
-                  "fastv::query_key()");
+    static_assert(
+        detail::is_evidence<Evidence>,
+        "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
+        "prompt_tokens() and score(): see evidence.hpp; make one of your tensors by fastv::probabilities() or "
+        "fastv::query_key()");
     scores_.use(0);
     const std::size_t tokens = evidence.prompt_tokens();
     // Shapes first: spans cannot be judged by a wrong one, and it could request an absurd allocation.

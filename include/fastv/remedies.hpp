@@ -11,9 +11,8 @@
 //   query-free       KeysOnly as the evidence
 #pragma once
 
-#include "score.hpp"
-
 #include "detail/begin.hpp"
+#include "score.hpp"
 
 namespace fastv {
 
@@ -40,17 +39,20 @@ inline namespace FASTV_KIND {
 inline Status check_rope(const Rope& rope, std::size_t tokens, std::size_t dim) noexcept {
   const std::size_t pairs = rope.frequencies.size();
   if (pairs == 0 || pairs > dim / 2)
-    return fail(Errc::bad_setting, "Rope::frequencies has {} entries but the head dimension is {}: give one per rotated "
-                "pair, at most {}", pairs, dim, dim / 2);
+    return fail(Errc::bad_setting,
+                "Rope::frequencies has {} entries but the head dimension is {}: give one per rotated "
+                "pair, at most {}",
+                pairs, dim, dim / 2);
   if (rope.frequencies.data() == nullptr) return fail_null("Rope::frequencies");
   if (!rope.axis.empty() && rope.axis.size() != pairs)
-    return fail(Errc::bad_setting, "Rope::axis has {} entries for {} pairs: give one each, or none", rope.axis.size(), pairs);
+    return fail(Errc::bad_setting, "Rope::axis has {} entries for {} pairs: give one each, or none", rope.axis.size(),
+                pairs);
   if (!rope.axis.empty() && rope.axis.data() == nullptr) return fail_null("Rope::axis");
   std::size_t axes = 1;
   for (const unsigned char axis : rope.axis) axes = axis + 1u > axes ? axis + 1u : axes;
   if (rope.positions.size() < axes * tokens)
-    return fail(Errc::bad_setting, "Rope::positions has {} entries for {} axes of {} tokens", rope.positions.size(), axes,
-                tokens);
+    return fail(Errc::bad_setting, "Rope::positions has {} entries for {} axes of {} tokens", rope.positions.size(),
+                axes, tokens);
   return tokens > 0 && rope.positions.data() == nullptr ? fail_null("Rope::positions") : Status{};
 }
 
@@ -108,8 +110,10 @@ Status value_norms(const Values& values, Span<const TokenSpan> visual, Span<floa
                    std::size_t past = 0) noexcept {
   if (Status status = detail::check_heads(values, "value"); !status) return status;
   if (past >= values.tokens)
-    return fail(Errc::bad_shape, "past is {} but there are {} values: it counts those of earlier turns, without the "
-                "prompt's", past, values.tokens);
+    return fail(Errc::bad_shape,
+                "past is {} but there are {} values: it counts those of earlier turns, without the "
+                "prompt's",
+                past, values.tokens);
   if (Status status = validate(visual, values.tokens - past); !status) return status;
   const std::size_t count = visual_tokens(visual);
   if (Status status = detail::expect_room(norms, values.heads * count, "value_norms"); !status) return status;
@@ -145,13 +149,16 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
     return {0, fail(Errc::bad_prompt, "the prompt has no visual tokens, so no text can be relevant to them")};
   if (text.count == 0) return {0, fail(Errc::bad_prompt, "the text has 0 tokens: name those behind the images")};
   if (text.first >= tokens || text.count > tokens - text.first)
-    return {0, fail(Errc::bad_prompt, "the text reaches from position {} over {} tokens but the prompt has {}", text.first,
-                    text.count, tokens)};
+    return {0, fail(Errc::bad_prompt, "the text reaches from position {} over {} tokens but the prompt has {}",
+                    text.first, text.count, tokens)};
   if (stride < width)
-    return {0, fail(Errc::bad_stride, "the row stride of the hidden states is {} but a row has {} elements", stride, width)};
+    return {0, fail(Errc::bad_stride, "the row stride of the hidden states is {} but a row has {} elements", stride,
+                    width)};
   if (stride > detail::most_entries / tokens)
-    return {0, fail(Errc::bad_stride, "the row stride of the hidden states is {}, which over {} tokens is more than any "
-                    "memory holds", stride, tokens)};
+    return {0, fail(Errc::bad_stride,
+                    "the row stride of the hidden states is {}, which over {} tokens is more than any "
+                    "memory holds",
+                    stride, tokens)};
   if (Status status = detail::expect_room(raters, text.count, "raters"); !status) return {0, status};
   if (Status status = detail::expect_room(scratch, 2 * text.count, "scratch"); !status) return {0, status};
 
@@ -169,8 +176,10 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
       }
       const float most = detail::greatest(logits, text.count);
       if (detail::is_nan(most) || detail::is_infinite(most))
-        return {0, fail(Errc::bad_value, "the relevance of the text to visual token at position {} is not a finite number: "
-                        "check the hidden states", i)};
+        return {0, fail(Errc::bad_value,
+                        "the relevance of the text to visual token at position {} is not a finite number: "
+                        "check the hidden states",
+                        i)};
       const float inverse = 1.0f / detail::exponentials(logits, text.count, most);
       for (std::size_t j = 0; j < text.count; ++j) relevance[j] += logits[j] * inverse;
     }
@@ -205,8 +214,10 @@ Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
     q_sum += prior[i];
   }
   if (!scores.empty() && (detail::is_zero(p_sum) || detail::is_zero(q_sum)))
-    return fail(Errc::bad_value, "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
-                "the images?", scores.size(), detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
+    return fail(Errc::bad_value,
+                "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
+                "the images?",
+                scores.size(), detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const Score p = scores[i] / p_sum, q = prior[i] / q_sum;
     const auto ratio = static_cast<float>((p + Score(1e-6)) / (q + Score(1e-6)));

@@ -10,10 +10,9 @@
 // heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
+#include "detail/begin.hpp"
 #include "detail/qk.hpp"
 #include "evidence.hpp"
-
-#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -35,15 +34,18 @@ Status check_tokens(const Evidence& evidence, std::size_t heads, std::size_t que
     return fail(Errc::bad_shape, "the attention has 0 query rows: hand over at least the last prompt token's");
   if (keys == 0) return fail(Errc::bad_shape, "the attention has 0 keys: hand over those of the prompt");
   if (keys > max_tokens || evidence.first_key > max_tokens - keys)
-    return fail(Errc::bad_shape, "the attention has {} keys behind {} others, but at most {} tokens are supported", keys,
-                evidence.first_key, max_tokens);
+    return fail(Errc::bad_shape, "the attention has {} keys behind {} others, but at most {} tokens are supported",
+                keys, evidence.first_key, max_tokens);
   if (evidence.past >= evidence.first_key + keys)
-    return fail(Errc::bad_shape, "past is {} but the attention is over {} tokens: it counts the keys of earlier turns, "
-                "without the prompt's", evidence.past, evidence.first_key + keys);
+    return fail(Errc::bad_shape,
+                "past is {} but the attention is over {} tokens: it counts the keys of earlier turns, "
+                "without the prompt's",
+                evidence.past, evidence.first_key + keys);
   if (queries > evidence.prompt_tokens())
-    return fail(Errc::bad_shape, "the attention has {} query rows but the prompt has {} tokens: the rows are the last "
-                "positions of the prompt, and the extents are given in the order of memory", queries,
-                evidence.prompt_tokens());
+    return fail(Errc::bad_shape,
+                "the attention has {} query rows but the prompt has {} tokens: the rows are the last "
+                "positions of the prompt, and the extents are given in the order of memory",
+                queries, evidence.prompt_tokens());
   if (evidence.heads_total != 0 && evidence.heads_total < heads)
     return fail(Errc::bad_shape, "the attention has {} heads but heads_total is {}: it counts the heads of all ranks",
                 heads, evidence.heads_total);
@@ -57,8 +59,10 @@ inline Result<std::size_t> check_norms(Span<const float> norms, std::size_t head
   if (norms.data() == nullptr) return {0, fail_null("value_norms")};
   const std::size_t given = norms.size() / visual;
   if (norms.size() % visual != 0 || (kv_heads != 0 && given != kv_heads) || heads % given != 0)
-    return {0, fail(Errc::bad_shape, "{} value norms were given for {} visual tokens and {} heads: give one per KV head "
-                    "and visual token", norms.size(), visual, kv_heads != 0 ? kv_heads : heads)};
+    return {0, fail(Errc::bad_shape,
+                    "{} value norms were given for {} visual tokens and {} heads: give one per KV head "
+                    "and visual token",
+                    norms.size(), visual, kv_heads != 0 ? kv_heads : heads)};
   return {given, {}};
 }
 
@@ -110,12 +114,13 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
   const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n) {
     using Sum = typename Pointee<decltype(out)>::type;
     for (std::size_t head = 0; head < evidence.heads; ++head) {
-      const float* norm = *kv_heads == 0 ? nullptr
-                                         : evidence.value_norms.data() + head / (evidence.heads / *kv_heads) * count + number;
+      const float* norm =
+          *kv_heads == 0 ? nullptr : evidence.value_norms.data() + head / (evidence.heads / *kv_heads) * count + number;
       for (std::size_t r = 0; r < rows.size(); ++r)
-        add_weighted(out, evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
-                              static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
-                              static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
+        add_weighted(out,
+                     evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
+                         static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
+                         static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
                      evidence.key_stride, norm, n, Sum{1});
     }
   };
@@ -128,8 +133,9 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
       for (std::size_t i = 0; i < n; ++i) out[i] = 0;
       // Tokens before the first key at hand receive nothing.
       const std::size_t token = evidence.past + position;
-      const std::size_t skipped = token >= evidence.first_key ? 0
-                                  : evidence.first_key - token < n ? evidence.first_key - token : n;
+      const std::size_t skipped = token >= evidence.first_key      ? 0
+                                  : evidence.first_key - token < n ? evidence.first_key - token
+                                                                   : n;
       const std::size_t key = token + skipped - evidence.first_key;
       if (!through_doubles) {
         if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped);
@@ -155,11 +161,15 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   if (Status status = check_heads(evidence.query, "query"); !status) return status;
   if (Status status = check_heads(evidence.key, "key"); !status) return status;
   if (evidence.query.dim != evidence.key.dim)
-    return fail(Errc::bad_shape, "the head dimension of query is {} but that of key is {}: hand over the same layer's, "
-                "with their extents in the order of memory", evidence.query.dim, evidence.key.dim);
+    return fail(Errc::bad_shape,
+                "the head dimension of query is {} but that of key is {}: hand over the same layer's, "
+                "with their extents in the order of memory",
+                evidence.query.dim, evidence.key.dim);
   if (heads % kv_heads != 0)
-    return fail(Errc::bad_shape, "query has {} heads, which key's {} KV heads do not divide: check the extents and their "
-                "order", heads, kv_heads);
+    return fail(Errc::bad_shape,
+                "query has {} heads, which key's {} KV heads do not divide: check the extents and their "
+                "order",
+                heads, kv_heads);
   if (Status status = check_tokens(evidence, heads, evidence.query.tokens, keys); !status) return status;
   if (is_nan(evidence.scale) || is_infinite(evidence.scale) || !(evidence.scale > 0))
     return fail(Errc::bad_setting, "scale is {} but must be positive and finite, such as 1 / sqrt(head dimension)",
@@ -170,7 +180,8 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   const auto one_each = [](Span<const float> values, std::size_t wanted, const char* name, const char* of) {
     if (values.empty()) return Status{};
     if (values.size() != wanted)
-      return fail(Errc::bad_shape, "{} has {} entries for {} {}: give one each, or none", name, values.size(), wanted, of);
+      return fail(Errc::bad_shape, "{} has {} entries for {} {}: give one each, or none", name, values.size(), wanted,
+                  of);
     return values.data() == nullptr ? fail_null(name) : Status{};
   };
   if (Status status = one_each(evidence.bias, keys, "the bias row", "keys"); !status) return status;
@@ -180,8 +191,9 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   if (scales.data != nullptr || scales.pages.paged()) {
     if (Status status = check_heads(scales, "key_scales"); !status) return status;
     if (scales.heads != kv_heads || scales.tokens != keys || scales.dim != 1)
-      return fail(Errc::bad_shape, "key_scales is [{}, {}, {}] but needs one scale per KV head and key, {} of each head",
-                  scales.heads, scales.tokens, scales.dim, keys);
+      return fail(Errc::bad_shape,
+                  "key_scales is [{}, {}, {}] but needs one scale per KV head and key, {} of each head", scales.heads,
+                  scales.tokens, scales.dim, keys);
   }
   if (!evidence.visible.empty()) {
     if (evidence.visible.data() == nullptr) return fail_null("visible");
@@ -223,8 +235,8 @@ void finish_logits(const QueryKey<Q, Keys>& evidence, std::size_t head, Range se
   if (evidence.key_scales.data != nullptr || evidence.key_scales.pages.paged()) {
     const std::size_t kv_head = head / (evidence.query.heads / evidence.key.heads);
     for (std::size_t key = seen.first; key < seen.end; ++key)
-      logits[key] *= token_at(evidence.key_scales,
-                              key)[static_cast<std::ptrdiff_t>(kv_head) * evidence.key_scales.head_stride];
+      logits[key] *=
+          token_at(evidence.key_scales, key)[static_cast<std::ptrdiff_t>(kv_head) * evidence.key_scales.head_stride];
   }
   if (evidence.soft_cap > 0) {
     const float inverse = 1.0f / evidence.soft_cap;
@@ -358,8 +370,7 @@ class QueryKeyScorer {
         const float most = parts.greatest + shift;
         if (!is_nan(most) && !is_infinite(most))
           for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
-            for (std::size_t i = key; i < key + n; ++i)
-              row[i] = row[i] < most ? exp_of_negative(row[i] - most) : 1.0f;
+            for (std::size_t i = key; i < key + n; ++i) row[i] = row[i] < most ? exp_of_negative(row[i] - most) : 1.0f;
           });
       } else {
         parts = softmax_parts<true>(row, seen, evidence_.sinks, head);
@@ -430,8 +441,10 @@ template <class Keys>
 Status check_keys_only(const KeysOnly<Keys>& evidence) noexcept {
   if (Status status = check_heads(evidence.keys, "key"); !status) return status;
   if (evidence.past >= evidence.keys.tokens)
-    return fail(Errc::bad_shape, "past is {} but there are {} keys: it counts those of earlier turns, without the "
-                "prompt's", evidence.past, evidence.keys.tokens);
+    return fail(Errc::bad_shape,
+                "past is {} but there are {} keys: it counts those of earlier turns, without the "
+                "prompt's",
+                evidence.past, evidence.keys.tokens);
   return {};
 }
 
@@ -542,9 +555,10 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  static_assert(detail::is_evidence<Evidence>,
-                "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
-                "and score(): see evidence.hpp");
+  static_assert(
+      detail::is_evidence<Evidence>,
+      "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
+      "and score(): see evidence.hpp");
   if (Status status = validate(config); !status) return status;
   const std::size_t tokens = evidence.prompt_tokens();
   if (Status status = detail::check_evidence(evidence); !status) return status;

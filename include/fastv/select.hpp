@@ -4,9 +4,8 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
-#include "plan.hpp"
-
 #include "detail/begin.hpp"
+#include "plan.hpp"
 
 namespace fastv {
 
@@ -135,9 +134,9 @@ inline std::size_t even_share(const Config& config, std::size_t count) noexcept 
 
 // Windows of an image's grid, row by row; those at the right and bottom edge may be smaller.
 struct Windows {
-  std::size_t rows, columns;            // of the grid
+  std::size_t rows, columns;  // of the grid
   std::size_t window_rows, window_columns;
-  std::size_t down, across;             // windows
+  std::size_t down, across;  // windows
 
   Windows(const Config& config, std::size_t n, std::size_t grid_columns) noexcept
       : rows(n / grid_columns),
@@ -229,7 +228,8 @@ inline namespace FASTV_KIND {
 // Settings and spans have been validated and the images counted; kept and scratch have room.
 template <class Score>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
-                                  std::size_t tokens, const Images& images, Index* kept, Mark<Score>* scratch) noexcept {
+                                  std::size_t tokens, const Images& images, Index* kept,
+                                  Mark<Score>* scratch) noexcept {
   using Mark = Mark<Score>;
   const std::size_t total = images.tokens;
   Mark* marks = scratch;
@@ -248,12 +248,17 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
     if (total > 0 && selected.nan_scores == total)
-      return {{}, fail(Errc::bad_value, "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                       "hold", total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+      return {{},
+              fail(Errc::bad_value,
+                   "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                   "hold",
+                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
     if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
-      return {{}, fail(Errc::bad_value, "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
-                       "images (sliding window, bias, mask)?", total,
-                       config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+      return {{},
+              fail(Errc::bad_value,
+                   "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                   "images (sliding window, bias, mask)?",
+                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
   }
 
   Random random(config.seed);
@@ -343,8 +348,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
     return {{}, status};
   if (config.selection == Selection::top_k) {
     if (scores.size() != images->tokens)
-      return {{}, fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
-                       images->tokens)};
+      return {{},
+              fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
+                   images->tokens)};
     if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
   }
   return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());

@@ -3,9 +3,8 @@
 // score_shard() on each rank, an exchange of one SoftmaxPart per head, then merge_shards() on each rank.
 #pragma once
 
-#include "score.hpp"
-
 #include "detail/begin.hpp"
+#include "score.hpp"
 
 namespace fastv {
 
@@ -33,7 +32,8 @@ Status score_shard(const QueryKey<Q, Keys>& evidence, Span<const TokenSpan> visu
     return fail(Errc::bad_setting, "heads_total is {} in a shard's evidence: hand it to merge_shards()",
                 evidence.heads_total);
   if (evidence.first_key != 0 || evidence.window != 0 || !evidence.visible.empty() || !evidence.alibi.empty())
-    return fail(Errc::not_supported, "a shard does not know where in the sequence its keys are: apply windows, visible "
+    return fail(Errc::not_supported,
+                "a shard does not know where in the sequence its keys are: apply windows, visible "
                 "tokens and ALiBi as a bias row");
   if (Status status = validate(visual, evidence.prompt_tokens()); !status) return status;
   const std::size_t count = visual_tokens(visual), heads = evidence.query.heads, keys = evidence.key.tokens;
@@ -53,7 +53,8 @@ Status score_shard(const QueryKey<Q, Keys>& evidence, Span<const TokenSpan> visu
     detail::finish_logits(evidence, head, all, 0, row);
     const detail::Softmax softmax = detail::softmax_parts<true>(row, all, evidence.sinks, head);
     parts[head] = detail::is_infinite(softmax.greatest) ? SoftmaxPart{} : SoftmaxPart{softmax.greatest, softmax.sum};
-    const float* norm = *norms == 0 ? nullptr : evidence.value_norms.data() + head / (heads / evidence.key.heads) * count;
+    const float* norm =
+        *norms == 0 ? nullptr : evidence.value_norms.data() + head / (heads / evidence.key.heads) * count;
     detail::for_each_stretch(visual, 0, count, [&](std::size_t first, std::size_t position, std::size_t n) {
       float* out = numerators.data() + head * count + first;
       for (std::size_t i = 0; i < n; ++i) out[i] = 0;
@@ -75,8 +76,8 @@ Status merge_shards(Span<const SoftmaxPart> parts, std::size_t ranks, std::size_
                 parts.size(), rank, ranks);
   const std::size_t heads = parts.size() / ranks, count = scores.size();
   if (heads_total != 0 && heads_total < heads)
-    return fail(Errc::bad_shape, "the parts are of {} heads but heads_total is {}: it counts the heads of all ranks", heads,
-                heads_total);
+    return fail(Errc::bad_shape, "the parts are of {} heads but heads_total is {}: it counts the heads of all ranks",
+                heads, heads_total);
   if (numerators.size() != heads * count)
     return fail(Errc::bad_shape, "{} numerators were given for {} heads of {} visual tokens: give one each",
                 numerators.size(), heads, count);

@@ -3,9 +3,8 @@
 
 #include <cstdio>
 
-#include "view.hpp"
-
 #include "detail/begin.hpp"
+#include "view.hpp"
 
 namespace fastv {
 
@@ -65,9 +64,9 @@ struct Part {
 
 // Whether something went wrong, and what. True where nothing did.
 struct [[nodiscard]] Status {
-  Errc code = Errc::ok;              // the category
-  const char* sentence = nullptr;    // with {} for each of `parts`; a literal
-  detail::Part parts[4] = {};        // the numbers and words at fault
+  Errc code = Errc::ok;            // the category
+  const char* sentence = nullptr;  // with {} for each of `parts`; a literal
+  detail::Part parts[4] = {};      // the numbers and words at fault
 
   FASTV_INLINE explicit operator bool() const noexcept { return code == Errc::ok; }  // true where nothing went wrong
   // The sentence, with its numbers in place.
@@ -80,11 +79,12 @@ struct [[nodiscard]] Result {
   T value{};        // the value
   Status status{};  // why there is none
 
-  FASTV_INLINE explicit operator bool() const noexcept { return static_cast<bool>(status); }  // true where there is a value
-  FASTV_INLINE const T& operator*() const noexcept { return value; }                          // the value, unchecked
-  FASTV_INLINE const T* operator->() const noexcept { return &value; }                        // the value, unchecked
-  FASTV_INLINE Errc code() const noexcept { return status.code; }                             // of status
-  FASTV_INLINE Message message() const noexcept { return status.message(); }                  // of status
+  // True where there is a value.
+  FASTV_INLINE explicit operator bool() const noexcept { return static_cast<bool>(status); }
+  FASTV_INLINE const T& operator*() const noexcept { return value; }          // the value, unchecked
+  FASTV_INLINE const T* operator->() const noexcept { return &value; }        // the value, unchecked
+  FASTV_INLINE Errc code() const noexcept { return status.code; }             // of status
+  FASTV_INLINE Message message() const noexcept { return status.message(); }  // of status
 };
 
 // A failure, for evidence and adaptors of your own: fail(Errc::bad_shape, "q has {} heads but k has {}", 32, 5). The

@@ -5,9 +5,8 @@
 // strides) is found when it is used, and reported as a Status.
 #pragma once
 
-#include "element.hpp"
-
 #include "detail/begin.hpp"
+#include "element.hpp"
 
 namespace fastv {
 
@@ -94,11 +93,11 @@ inline constexpr double by_config = -1;
 // whose rows are set apart by tokens that are not candidates (AnyRes newlines) is several spans, all but the first of
 // which `continue` it: they share one quota and one grid.
 struct TokenSpan {
-  std::size_t first;                   // position of the first token
-  std::size_t count;                   // tokens; 0 only for an image of which earlier stages left nothing (original > 0)
-  std::size_t columns = 0;             // of the image's grid, for rules that need it; 0: unknown. Read from its first span
-  bool continues = false;              // part of the same image as the previous span
-  std::size_t original = 0;            // tokens it had before earlier stages; 0: count. next_spans() sets it
+  std::size_t first;         // position of the first token
+  std::size_t count;         // tokens; 0 only for an image of which earlier stages left nothing (original > 0)
+  std::size_t columns = 0;   // of the image's grid, for rules that need it; 0: unknown. Read from its first span
+  bool continues = false;    // part of the same image as the previous span
+  std::size_t original = 0;  // tokens it had before earlier stages; 0: count. next_spans() sets it
   double filtering_ratio = by_config;  // R of this image alone, in [0, 1]. Read from its first span
 };
 
@@ -124,12 +123,12 @@ struct ChunkedHeadMajor {
 // block_table[t / block_tokens] of the cache, or the memory that blocks[t / block_tokens] points at.
 template <class T>
 struct KeyPages {
-  Span<const Index> block_table = {};   // of this sequence; empty: the cache is one piece, or blocks has pointers
-  Span<const T* const> blocks = {};     // one pointer per block of this sequence, in place of a table
-  std::size_t block_tokens = 0;         // tokens of a block
-  std::ptrdiff_t block_stride = 0;      // elements from block to block of the cache, with a block_table
-  std::size_t chunk = 0;                // elements of a chunk; 0: vectors are in one piece
-  std::ptrdiff_t chunk_stride = 0;      // elements from chunk to chunk
+  Span<const Index> block_table = {};  // of this sequence; empty: the cache is one piece, or blocks has pointers
+  Span<const T* const> blocks = {};    // one pointer per block of this sequence, in place of a table
+  std::size_t block_tokens = 0;        // tokens of a block
+  std::ptrdiff_t block_stride = 0;     // elements from block to block of the cache, with a block_table
+  std::size_t chunk = 0;               // elements of a chunk; 0: vectors are in one piece
+  std::ptrdiff_t chunk_stride = 0;     // elements from chunk to chunk
 
   // Whether the cache lies in pages.
   constexpr bool paged() const noexcept { return !block_table.empty() || !blocks.empty(); }
@@ -139,10 +138,10 @@ struct KeyPages {
 // it of a pointer and a shape.
 template <class T>
 struct Heads {
-  const T* data;                               // head 0 of token 0; with pages, of block 0
-  std::size_t heads, tokens, dim;              // extents
-  std::ptrdiff_t head_stride, token_stride;    // elements from head to head and from token to token (within a block)
-  KeyPages<T> pages = {};                      // of a paged cache
+  const T* data;                             // head 0 of token 0; with pages, of block 0
+  std::size_t heads, tokens, dim;            // extents
+  std::ptrdiff_t head_stride, token_stride;  // elements from head to head and from token to token (within a block)
+  KeyPages<T> pages = {};                    // of a paged cache
 };
 
 namespace detail {
@@ -167,9 +166,12 @@ constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
   const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
-  return {data,      shape.heads,
-          shape.tokens, shape.dim,
-          detail::stride(room) * detail::stride(shape.dim), detail::stride(shape.dim)};
+  return {data,
+          shape.heads,
+          shape.tokens,
+          shape.dim,
+          detail::stride(room) * detail::stride(shape.dim),
+          detail::stride(shape.dim)};
 }
 
 namespace detail {
@@ -251,9 +253,10 @@ template <>
 inline constexpr std::size_t bytes_of<void> = 1;
 template <class T>
 constexpr void expect_values() noexcept {
-  static_assert(is_value<T>,
-                "rows are moved as bytes: fastv::rows() takes a pointer to elements of at most 8 bytes; hand over blocks "
-                "of a quantised type as unsigned char, and an engine's tensor by the rows(tensor, axis) of its adaptor");
+  static_assert(
+      is_value<T>,
+      "rows are moved as bytes: fastv::rows() takes a pointer to elements of at most 8 bytes; hand over blocks "
+      "of a quantised type as unsigned char, and an engine's tensor by the rows(tensor, axis) of its adaptor");
 }
 }  // namespace detail
 
@@ -299,15 +302,15 @@ constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexc
 //   [block, head, token, dim]         planes heads, row = one head of a token
 //   [block, head, dim/x, token, x]    planes heads * dim/x, row = x elements (vLLM's keys)
 struct KvPages {
-  void* data;                          // of block 0 of the cache; null where blocks has pointers
-  Span<Index> block_table;             // of this sequence; repack_pages() reorders it, compact_pages() leaves it as it is
-  std::size_t block_tokens;            // rows of a block
-  std::ptrdiff_t block_stride;         // bytes from block to block
-  std::size_t count, row_bytes;        // tokens in use, bytes of a row
-  std::ptrdiff_t row_stride;           // bytes from row to row within a block
-  std::size_t planes = 1;              // planes within a block
-  std::ptrdiff_t plane_stride = 0;     // bytes from plane to plane within a block
-  Span<void* const> blocks = {};       // one pointer per block of this sequence, in place of a table
+  void* data;                       // of block 0 of the cache; null where blocks has pointers
+  Span<Index> block_table;          // of this sequence; repack_pages() reorders it, compact_pages() leaves it as it is
+  std::size_t block_tokens;         // rows of a block
+  std::ptrdiff_t block_stride;      // bytes from block to block
+  std::size_t count, row_bytes;     // tokens in use, bytes of a row
+  std::ptrdiff_t row_stride;        // bytes from row to row within a block
+  std::size_t planes = 1;           // planes within a block
+  std::ptrdiff_t plane_stride = 0;  // bytes from plane to plane within a block
+  Span<void* const> blocks = {};    // one pointer per block of this sequence, in place of a table
 };
 
 namespace detail {
@@ -331,15 +334,15 @@ constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, s
   const Rows view = detail::block_rows(cache, block);
   const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::stride(view.planes)
                                                : view.row_stride * detail::stride(block.tokens);
-  return {cache,          block_table, block.tokens,     reach, tokens, view.row_bytes, view.row_stride,
-          view.planes, view.plane_stride};
+  return {cache,           block_table, block.tokens,     reach, tokens, view.row_bytes,
+          view.row_stride, view.planes, view.plane_stride};
 }
 // The same with blocks given by pointers, one per block of this sequence. T: the cache's element type.
 template <class T, class Shape>
 constexpr KvPages pages(Span<void* const> blocks, const Shape& block, std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(static_cast<T*>(nullptr), block);
-  return {nullptr,        {},          block.tokens,      0,     tokens, view.row_bytes, view.row_stride,
-          view.planes, view.plane_stride, blocks};
+  return {nullptr,         {},          block.tokens,      0,     tokens, view.row_bytes,
+          view.row_stride, view.planes, view.plane_stride, blocks};
 }
 
 }  // namespace fastv

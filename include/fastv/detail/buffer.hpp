@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "../status.hpp"
-
 #include "begin.hpp"
 
 namespace fastv {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../element.hpp"
-
 #include "begin.hpp"
 
 namespace fastv {

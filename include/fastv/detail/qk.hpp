@@ -4,11 +4,10 @@
 // piece or in pages; keys in chunks, and those of types that have no fast conversion, are copied into a tile first.
 #pragma once
 
+#include "begin.hpp"
 #include "prefetch.hpp"
 #include "softmax.hpp"
 #include "walk.hpp"
-
-#include "begin.hpp"
 
 namespace fastv {
 namespace detail {
@@ -357,8 +356,7 @@ struct FloatSource {
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
   EvenTile<float> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
-    for (std::size_t n = 0; n < streams; ++n)
-      load_vector(keys, head, first + token + n * apart, copy + n * keys.dim);
+    for (std::size_t n = 0; n < streams; ++n) load_vector(keys, head, first + token + n * apart, copy + n * keys.dim);
     return {copy, static_cast<std::ptrdiff_t>(keys.dim)};
   }
 };
@@ -552,15 +550,15 @@ void load_query(const Heads<Q>& from, std::size_t row, float scale, float* query
 #if FASTV_VECTORS
 // Tiles of the keys where they lie; false where that way does not serve.
 template <class K>
-bool products_in_place(const Heads<K>& keys, std::size_t begin, std::size_t count, std::size_t group, const float* query,
-                       float* logits, std::size_t stride, float* tile) noexcept {
+bool products_in_place(const Heads<K>& keys, std::size_t begin, std::size_t count, std::size_t group,
+                       const float* query, float* logits, std::size_t stride, float* tile) noexcept {
   if constexpr (!Widened<K>::keeps_denormals) {
     if (flushes_denormals()) return false;
   }
   const std::size_t heads = keys.heads, dim = keys.dim;
   if (keys.pages.chunk != 0)
-    return tiled_products(ChunkSource<K>{keys, begin, reinterpret_cast<K*>(tile)}, heads, dim, count, group, query, logits,
-                          stride);
+    return tiled_products(ChunkSource<K>{keys, begin, reinterpret_cast<K*>(tile)}, heads, dim, count, group, query,
+                          logits, stride);
   if (keys.pages.paged())
     return tiled_products(PageSource<K>{keys, begin}, heads, dim, count, group, query, logits, stride);
   return tiled_products(PieceSource<K>{keys, begin}, heads, dim, count, group, query, logits, stride);
@@ -578,7 +576,8 @@ void product_with_keys(const Keys& keys, std::size_t heads, std::size_t begin, s
     const float* own = query + (arranged<Keys> ? heads * padded(dim) : 0);
     if (products_in_place(keys, begin, count, group, own, logits, stride, tile)) return;
   }
-  if (tiled_products(FloatSource<Keys>{keys, begin, tile}, keys.heads, dim, count, group, query, logits, stride)) return;
+  if (tiled_products(FloatSource<Keys>{keys, begin, tile}, keys.heads, dim, count, group, query, logits, stride))
+    return;
 #endif
   for (std::size_t kv_head = 0; kv_head < keys.heads; ++kv_head)
     for (std::size_t i = 0; i < count; ++i) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../view.hpp"
-
 #include "begin.hpp"
 
 namespace fastv {

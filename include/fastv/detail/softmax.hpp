@@ -1,9 +1,8 @@
 // fastv: the parts of a softmax, and sums of many rows.
 #pragma once
 
-#include "math.hpp"
-
 #include "begin.hpp"
+#include "math.hpp"
 
 namespace fastv {
 namespace detail {

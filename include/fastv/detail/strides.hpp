@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../status.hpp"
-
 #include "begin.hpp"
 
 namespace fastv {
@@ -48,8 +47,10 @@ Status check_strides(Axis (&&axes)[N], std::size_t entry) noexcept {
     if (axis.extent <= 1) continue;
     const auto stride = static_cast<std::size_t>(axis.stride);
     if (stride < reach)
-      return fail(Errc::bad_stride, "the {} of {} is {} but its entries reach over {}: they would overlap, so check the "
-                  "extents and their order", axis.dimension, axis.what, axis.stride, reach);
+      return fail(Errc::bad_stride,
+                  "the {} of {} is {} but its entries reach over {}: they would overlap, so check the "
+                  "extents and their order",
+                  axis.dimension, axis.what, axis.stride, reach);
     if (stride > (most_entries - reach) / (axis.extent - 1))
       return fail(Errc::bad_stride, "the {} of {} is {}, which over {} entries is more than any memory holds",
                   axis.dimension, axis.what, axis.stride, axis.extent);
@@ -63,8 +64,10 @@ template <class T>
 Status check_data(const T* data, const char* what) noexcept {
   if (data == nullptr) return fail_null(what);
   if (reinterpret_cast<std::uintptr_t>(data) % alignof(T) != 0)
-    return fail(Errc::bad_stride, "the address of {} is not a multiple of {}, the alignment of its elements: copy it to "
-                "aligned memory", what, alignof(T));
+    return fail(Errc::bad_stride,
+                "the address of {} is not a multiple of {}, the alignment of its elements: copy it to "
+                "aligned memory",
+                what, alignof(T));
   return {};
 }
 
@@ -75,8 +78,10 @@ Status check_block_table(Span<const Index> table, Span<T* const> blocks, std::si
   if (block_tokens == 0) return fail(Errc::bad_pages, "blocks of {} hold 0 tokens: state at least 1", what);
   const std::size_t needed = blocks_for(tokens, block_tokens), given = blocks.empty() ? table.size() : blocks.size();
   if (given < needed)
-    return fail(Errc::bad_pages, "the block table of {} has {} blocks but {} are needed: hand over the whole table of the "
-                "sequence", what, given, needed);
+    return fail(Errc::bad_pages,
+                "the block table of {} has {} blocks but {} are needed: hand over the whole table of the "
+                "sequence",
+                what, given, needed);
   if (needed == 0) return {};
   if (blocks.empty()) return table.data() == nullptr ? fail_null("the block table") : Status{};
   if (blocks.data() == nullptr) return fail_null("the blocks");

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "../evidence.hpp"
+#include "begin.hpp"
 #include "math.hpp"
 #include "strides.hpp"
-
-#include "begin.hpp"
 
 namespace fastv {
 namespace detail {
@@ -47,7 +46,8 @@ Status check_heads(const Heads<T>& view, const char* what) noexcept {
     return fail(Errc::bad_shape, "chunks of {} elements do not divide the head dimension of {}, {}", pages.chunk, what,
                 view.dim);
   if (pages.paged()) {
-    if (Status status = check_block_table(pages.block_table, pages.blocks, pages.block_tokens, view.tokens, what); !status)
+    if (Status status = check_block_table(pages.block_table, pages.blocks, pages.block_tokens, view.tokens, what);
+        !status)
       return status;
   }
   if (pages.blocks.empty() && view.tokens > 0) {
@@ -66,7 +66,8 @@ Status check_heads(const LoadedKeys<Load>& keys, const char* what) noexcept {
   if (keys.heads == 0) return fail(Errc::bad_shape, "{} has 0 heads: state at least 1", what);
   if (keys.dim == 0) return fail(Errc::bad_shape, "{} has head dimension 0: state at least 1", what);
   if (keys.heads > max_tokens) return fail(Errc::bad_shape, "{} has {} heads, more than any model", what, keys.heads);
-  if (keys.dim > max_tokens) return fail(Errc::bad_shape, "{} has head dimension {}, more than any model", what, keys.dim);
+  if (keys.dim > max_tokens)
+    return fail(Errc::bad_shape, "{} has head dimension {}, more than any model", what, keys.dim);
   if (keys.tokens > max_tokens)
     return fail(Errc::bad_shape, "{} has {} tokens but at most {} are supported", what, keys.tokens, max_tokens);
   return {};
