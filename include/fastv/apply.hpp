@@ -69,7 +69,8 @@ void move_rows(const Span<const Index> kept, const Rows from, const Rows to, con
     const std::size_t last = from.planes - first < together ? from.planes : first + together;
     std::size_t prefetched = 0;  // rows
     each_run(kept, [&](std::size_t target, std::size_t source, std::size_t run) {
-      const std::size_t reach = from.count - source - run < rows_ahead ? from.count : source + run + rows_ahead;
+      const std::size_t left = from.count - source - run,
+                        reach = left <= rows_ahead ? from.count : source + run + rows_ahead;
       for (std::size_t plane = first; plane < last; ++plane) {
         unsigned char* destination = row_at(to, plane, target);
         const unsigned char* origin = row_at(from, plane, source);

@@ -98,8 +98,8 @@ Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t que
           heads,
           queries,
           keys,
-          head_stride != 0 ? head_stride : detail::stride(queries * keys),
-          detail::stride(keys)};
+          head_stride != 0 ? head_stride : detail::as_stride(queries * keys),
+          detail::as_stride(keys)};
 }
 template <class = void>
 Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,

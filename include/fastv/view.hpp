@@ -145,7 +145,7 @@ struct Heads {
 };
 
 namespace detail {
-constexpr std::ptrdiff_t stride(std::size_t entries) noexcept { return static_cast<std::ptrdiff_t>(entries); }
+constexpr std::ptrdiff_t as_stride(std::size_t entries) noexcept { return static_cast<std::ptrdiff_t>(entries); }
 }  // namespace detail
 
 // Vectors in one piece: heads(key, TokenMajor{n, 8, 128}). T: an element type of element.hpp, or one with a to_float()
@@ -155,9 +155,9 @@ constexpr Heads<T> heads(const T* data, const TokenMajor& shape) noexcept {
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
-  const std::ptrdiff_t dim = detail::stride(shape.dim);
+  const std::ptrdiff_t dim = detail::as_stride(shape.dim);
   return {data,      shape.heads, shape.tokens,
-          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : dim * detail::stride(shape.heads)};
+          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : dim * detail::as_stride(shape.heads)};
 }
 // The same, head by head: heads(key, HeadMajor{8, n, 128}).
 template <class T>
@@ -170,21 +170,21 @@ constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
           shape.heads,
           shape.tokens,
           shape.dim,
-          detail::stride(room) * detail::stride(shape.dim),
-          detail::stride(shape.dim)};
+          detail::as_stride(room) * detail::as_stride(shape.dim),
+          detail::as_stride(shape.dim)};
 }
 
 namespace detail {
 template <class T>
 constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.token_stride * stride(shape.tokens);
+  view.pages.block_stride = view.token_stride * as_stride(shape.tokens);
   return view;
 }
 template <class T>
 constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  view.pages.block_stride = view.head_stride * as_stride(shape.heads);
   return view;
 }
 template <class T>
@@ -193,8 +193,8 @@ constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexce
   view.dim = shape.chunks * shape.chunk;
   view.pages.chunk = shape.chunk;
   view.pages.chunk_stride = view.head_stride;
-  view.head_stride *= stride(shape.chunks);
-  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  view.head_stride *= as_stride(shape.chunks);
+  view.pages.block_stride = view.head_stride * as_stride(shape.heads);
   return view;
 }
 }  // namespace detail
@@ -265,7 +265,7 @@ template <class T>
 constexpr Rows rows(T* data, std::size_t count, std::size_t width = 1, std::ptrdiff_t stride = 0) noexcept {
   detail::expect_values<T>();
   constexpr std::size_t bytes = detail::bytes_of<T>;
-  return {data, count, width * bytes, (stride != 0 ? stride : detail::stride(width)) * detail::stride(bytes)};
+  return {data, count, width * bytes, (stride != 0 ? stride : detail::as_stride(width)) * detail::as_stride(bytes)};
 }
 // A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
 // unsigned char and the bytes of a head's vector as dim.
@@ -278,7 +278,7 @@ constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
   Rows view = fastv::rows(data, shape.tokens, shape.dim);
   const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
   view.planes = shape.heads;
-  view.plane_stride = detail::stride(room) * view.row_stride;
+  view.plane_stride = detail::as_stride(room) * view.row_stride;
   return view;
 }
 template <class = void>
@@ -289,7 +289,7 @@ template <class T>
 constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
   Rows view = fastv::rows(data, count);
   view.planes = axes;
-  view.plane_stride = detail::stride(count) * view.row_stride;
+  view.plane_stride = detail::as_stride(count) * view.row_stride;
   view.packed = true;
   return view;
 }
@@ -332,8 +332,8 @@ constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
 template <class T, class Shape>
 constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(cache, block);
-  const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::stride(view.planes)
-                                               : view.row_stride * detail::stride(block.tokens);
+  const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::as_stride(view.planes)
+                                               : view.row_stride * detail::as_stride(block.tokens);
   return {cache,           block_table, block.tokens,     reach, tokens, view.row_bytes,
           view.row_stride, view.planes, view.plane_stride};
 }

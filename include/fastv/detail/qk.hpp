@@ -22,7 +22,9 @@ inline constexpr std::size_t streams = 8;
 
 #if FASTV_VECTORS
 // Loops over registers must be fully unrolled, or they spill.
-#if defined(__clang__)
+#if defined(__CUDACC__)
+#define FASTV_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
 #define FASTV_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define FASTV_UNROLL _Pragma("GCC unroll 16")
@@ -38,6 +40,14 @@ inline Vector load(const T* from) noexcept {
   Vector vector;
   std::memcpy(&vector, from, sizeof(Vector));
   return vector;
+}
+
+// bit_cast() of vectors, which nvcc does not let into device code.
+template <class To, class From>
+inline To vector_cast(const From& from) noexcept {
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
 }
 
 // ---- keys to floats -----------------------------------------------------------------------------
@@ -64,7 +74,7 @@ struct Widened<bfloat16> {
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
   static Pair pair(const bfloat16* k, Words&) noexcept {
     const Words words = load<Words>(k);
-    return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+    return {vector_cast<Floats>(words << 16), vector_cast<Floats>(words & 0xffff0000u)};
   }
 };
 #if defined(__AVX2__) && defined(__F16C__)
@@ -110,7 +120,7 @@ struct Widened<half> {
 
  private:
   static Floats in_place(Words upper) noexcept {  // sign and exponent in the upper half of each word
-    return bit_cast<Floats>(bit_cast<Words>(bit_cast<Integers>(upper) >> 3) & 0x8fffe000u);
+    return vector_cast<Floats>(vector_cast<Words>(vector_cast<Integers>(upper) >> 3) & 0x8fffe000u);
   }
 };
 #endif
