@@ -199,7 +199,7 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+    if (config.window_rows != 0 && config.window_rows <= few_tokens / config.window_columns) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
