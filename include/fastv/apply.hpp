@@ -129,6 +129,7 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
     detail::move_rows(kept.indices, rows, rows);
     return {};
   }
+  if (kept.indices.empty() || rows.row_bytes == 0) return {};  // however many planes there are
   Rows from = rows, to = rows;
   from.planes = to.planes = 1;
   for (std::size_t plane = 0; plane < rows.planes; ++plane) {  // one by one: a plane may end where the next one begins
