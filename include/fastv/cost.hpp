@@ -190,8 +190,8 @@ inline double layer_seconds(Span<const LayerTime> times, std::size_t tokens) noe
 inline double cost_under(const ModelShape& shape, const Plan& plan, const Budget& budget) noexcept {
   switch (budget.of) {
     case Budget::Of::flops_ratio: {
-      Plan whole = plan;
-      whole.stages = 0;
+      Plan whole = plan;  // over the same keys of earlier turns, group by group
+      for (Plan::Stage& stage : whole.stage) stage.kept_visual = plan.visual;
       return model_cost<double>(shape, plan, 0) / model_cost<double>(shape, whole, 0);
     }
     case Budget::Of::flops: return prefill_flops(shape, plan);
@@ -245,6 +245,16 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
   Config config = settings;
   config.filtering_layer = first_layer;
   config.keep_count = 0;
+  const auto ranks = [&](std::size_t layer) {  // whether layer - 1 has full attention, where it needs any
+    Config there = config;
+    there.filtering_layer = layer;
+    return static_cast<bool>(detail::expect_full_attention(there, prompt));
+  };
+  for (std::size_t layer = first_layer; layer < prompt.layers; ++layer) {
+    if (!ranks(layer)) continue;
+    config.filtering_layer = first_layer = layer;
+    break;
+  }
   Result<Plan> plan = make_plan(config, prompt);
   if (!plan) return {{}, plan.status};
   const auto cost = [&](std::size_t layer, std::size_t keep) {
@@ -266,11 +276,8 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
       high = middle - 1;
   }
   config.keep_count = low;
-  for (std::size_t layer = first_layer + 1; layer < prompt.layers && cost(layer, low) <= budget.limit; ++layer) {
-    Config later = config;
-    later.filtering_layer = layer;
-    if (detail::expect_full_attention(later, prompt)) config.filtering_layer = layer;
-  }
+  for (std::size_t layer = first_layer + 1; layer < prompt.layers && cost(layer, low) <= budget.limit; ++layer)
+    if (ranks(layer)) config.filtering_layer = layer;
   if (plan->visual > 0) config.filtering_ratio = 1.0 - static_cast<double>(low) / static_cast<double>(plan->visual);
   return {config, {}};
 }
