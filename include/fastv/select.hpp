@@ -199,7 +199,7 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+    if (config.window_rows != 0 && config.window_rows <= few_tokens / config.window_columns) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
@@ -276,7 +276,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+        // The even grid takes no more than the minima leave, or some image would get less than its own.
+        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
