@@ -208,11 +208,12 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   return {};
 }
 
-// Doubles that sum several rows, where scores are floats.
+// Where the evidence has several rows, room for doubles that sum them: one per visual token, of which there may be more
+// than keys at hand.
 template <class Q, class Keys>
 std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
   const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-  const std::size_t sums = evidence.query.tokens > 1 ? 2 * keys + 1 : 0;
+  const std::size_t sums = evidence.query.tokens > 1 ? 2 * evidence.prompt_tokens() + 1 : 0;
   return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
 }
 
@@ -343,7 +344,7 @@ class QueryKeyScorer {
   void accumulate(Span<Score> scores, float shift) noexcept {
     const QueryRows& rows = scoring_.queries;
     for (std::size_t i = 0; i < count_; ++i) scores[i] = 0;
-    if (sums_apart && rows.size() > 1) {
+    if (sums_apart && rows.size() > 1 && evidence_.query.tokens > 1) {
       double* sums = aligned_sums();
       for (std::size_t i = 0; i < count_; ++i) sums[i] = 0;
       for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, shift);
