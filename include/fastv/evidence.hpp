@@ -243,11 +243,20 @@ inline Status visible_tokens(Span<const TokenSpan> visual, std::size_t tokens, S
                 max_tokens);
   if (!visible.empty() && visible.data() == nullptr) return detail::fail_null("visible");
   const std::size_t first = tokens - visible.size();
-  std::size_t s = 0;
+  const auto end_of = [&](std::size_t span) { return visual[span].first + visual[span].count; };
+  std::size_t s = 0, image_end = 0;
   for (std::size_t row = first; row < tokens; ++row) {
-    while (s < visual.size() && visual[s].first + visual[s].count <= row) ++s;
+    while (s < visual.size() && end_of(s) <= row) ++s;
     std::size_t end = row + 1;
-    if (s < visual.size() && visual[s].first <= row) end = visual[s].first + visual[s].count;
+    if (s < visual.size() &&
+        (visual[s].first <= row || visual[s].continues)) {  // between two spans of an image as well
+      if (image_end <= row) {
+        std::size_t last = s;
+        while (last + 1 < visual.size() && visual[last + 1].continues) ++last;
+        image_end = end_of(last);
+      }
+      end = image_end;
+    }
     visible[row - first] = static_cast<Index>(past + (end < prefix ? prefix : end));
   }
   return {};
