@@ -88,7 +88,7 @@ class Pruner {
     if (heads > 0) {
       QueryKey<half> shape{};  // of all element types, the one whose query takes most room
       shape.query.heads = heads;
-      shape.query.tokens = config_.score_rows == ScoreRows::last && config_.prior_rows.empty() ? 1 : tokens;
+      shape.query.tokens = tokens;  // an engine may hand over all rows where one is scored by
       shape.key.tokens = tokens + past;
       shape.key.dim = dim;
       scratch = score_scratch(shape);
