@@ -2,11 +2,12 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -1,8 +1,9 @@
 // fastv: many sequences at once, each with its own settings, lengths and images.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "pruner.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -14,8 +14,9 @@
 // score(Span<const TokenSpan> visual, Span<Score> scores): settings that ask for rows are then refused for it.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -1,8 +1,9 @@
 // fastv: what prune() returns, and what every verb takes.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "apply.hpp"
-#include "detail/begin.hpp"
 #include "remedies.hpp"
 #include "select.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -60,7 +61,7 @@ inline namespace FASTV_KIND {
 // Score is the type scores are summed in: float (default) or double. Scratch memory is sized by reserve(), or by the first
 // prune() of that size; after that nothing is allocated. One Pruner per sequence or per thread. Every member is noexcept;
 // what can go wrong is in the result. A schedule of several stages is a Pruner per stage; next_spans() gives the second its
-// spans. A Pruner belongs to the instruction sets its translation unit is compiled for (detail/kind.hpp).
+// spans. A Pruner belongs to the instruction sets its translation unit is compiled for (detail/begin.hpp).
 template <class Score = float>
 class Pruner {
  public:

@@ -10,9 +10,10 @@
 // heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "detail/qk.hpp"
 #include "evidence.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

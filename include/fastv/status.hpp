@@ -3,8 +3,9 @@
 
 #include <cstdio>
 
-#include "detail/begin.hpp"
 #include "view.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

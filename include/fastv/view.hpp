@@ -5,8 +5,9 @@
 // strides) is found when it is used, and reported as a Status.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "element.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "../evidence.hpp"
-#include "begin.hpp"
 #include "math.hpp"
 #include "strides.hpp"
+
+#include "begin.hpp"
 
 namespace fastv {
 namespace detail {
