@@ -29,12 +29,12 @@ struct fp8_e5m2 {     // OCP 8-bit float, E5M2: the upper half of a half
 
 // A pointer to any 16-bit type as one to half or bfloat16: fp16 is kept as uint16_t, _Float16, __half, at::Half, ...
 template <class T>
-const half* as_half(const T* data) noexcept {
+FASTV_INLINE const half* as_half(const T* data) noexcept {
   static_assert(sizeof(T) == sizeof(half), "half precision has 16 bits an element");
   return reinterpret_cast<const half*>(data);
 }
 template <class T>
-const bfloat16* as_bfloat16(const T* data) noexcept {
+FASTV_INLINE const bfloat16* as_bfloat16(const T* data) noexcept {
   static_assert(sizeof(T) == sizeof(bfloat16), "bfloat16 has 16 bits an element");
   return reinterpret_cast<const bfloat16*>(data);
 }
