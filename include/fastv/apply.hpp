@@ -151,6 +151,10 @@ Status compact(const KeptRows& kept, Values&& values) noexcept {
                 "compact() moves rows: hand over one fastv::Rows at a time, and pages by fastv::compact_pages()");
   return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
 }
+template <class Value, std::size_t N>
+Status compact(const KeptRows& kept, Value (&values)[N]) noexcept {
+  return compact(kept, Span<Value>(values));
+}
 template <class = void>
 Status compact(detail::Anything, detail::Unknown) noexcept;
 
