@@ -29,8 +29,8 @@ enum class Errc : unsigned char {
 
 // One sentence, ready to print.
 struct Message {
-  char text[320];  // the sentence, ended by a zero
-  const char* c_str() const noexcept { return text; }
+  char text[320];                                                   // the sentence, ended by a zero
+  FASTV_INLINE const char* c_str() const noexcept { return text; }  // the sentence
 };
 
 namespace detail {
