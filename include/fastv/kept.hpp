@@ -44,6 +44,16 @@ struct [[nodiscard]] Kept {
 };
 
 namespace detail {
+
+// In place of what is kept.
+struct UnknownKept {
+  template <class T>
+  FASTV_INLINE constexpr UnknownKept(const T&) noexcept {
+    static_assert(!is_same<T, T>,
+                  "what is kept is what prune() returned, or a list of fastv::Index (32 bits, unsigned), ascending");
+  }
+};
+
 inline namespace FASTV_KIND {
 
 inline Status check_indices(Span<const Index> kept, std::size_t count) noexcept {

@@ -11,6 +11,7 @@
 
 namespace fastv {
 
+struct KvPages;
 namespace detail {
 
 // The little of <type_traits> that views need; the header itself is 3,000 lines. Never defined: for decltype only.
@@ -29,25 +30,13 @@ struct Pointee<T*> {
   using type = T;
 };
 template <class T>
+inline constexpr bool is_const = false;
+template <class T>
+inline constexpr bool is_const<const T> = true;
+template <class T>
 inline constexpr bool is_pointer = false;
 template <class T>
 inline constexpr bool is_pointer<T*> = true;
-
-// Last-resort overloads: anything converts to these, at the worst rank, so an unknown tensor type hits one static_assert
-// instead of a list of candidates.
-struct Anything {
-  template <class T>
-  FASTV_INLINE constexpr Anything(const T&) noexcept {}
-};
-struct Unknown {
-  template <class T>
-  FASTV_INLINE constexpr Unknown(const T&) noexcept {
-    static_assert(!is_same<T, T>,
-                  "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
-                  "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
-                  "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim}) or fastv::rows(data, count, width)");
-  }
-};
 
 }  // namespace detail
 
@@ -146,6 +135,45 @@ struct Heads {
 };
 
 namespace detail {
+
+// Last-resort overloads: anything converts to these, at the worst rank, so a wrong argument meets one static_assert
+// instead of a list of candidates.
+struct Anything {
+  template <class T>
+  FASTV_INLINE constexpr Anything(const T&) noexcept {}
+};
+template <class T>
+inline constexpr bool is_heads = false;
+template <class T>
+inline constexpr bool is_heads<Heads<T>> = true;
+// In place of a tensor that is read.
+struct Unknown {
+  template <class T>
+  FASTV_INLINE constexpr Unknown(const T&) noexcept {
+    static_assert(is_heads<T>,
+                  "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
+                  "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
+                  "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim})");
+    static_assert(!is_heads<T>,
+                  "query_key() takes two views and the scale of the logits, as in fastv::query_key(fastv::heads(q, "
+                  "shape), fastv::heads(k, shape), 1 / std::sqrt(dim))");
+  }
+};
+// In place of a tensor whose rows are moved.
+struct UnknownRows {
+  template <class T>
+  FASTV_INLINE constexpr UnknownRows(const T&) noexcept {
+    static_assert(
+        is_heads<T> || is_same<T, KvPages>,
+        "fastv knows no rows of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
+        "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their extents, as in "
+        "fastv::rows(data, count, width)");
+    static_assert(!is_heads<T>,
+                  "heads are views to read: what is moved is fastv::rows(data, shape), of the same shape");
+    static_assert(!is_same<T, KvPages>, "pages are moved by fastv::compact_pages(), repack_pages() or gather_pages()");
+  }
+};
+
 FASTV_INLINE constexpr std::ptrdiff_t stride(std::size_t entries) noexcept {
   return static_cast<std::ptrdiff_t>(entries);
 }
@@ -257,9 +285,12 @@ inline constexpr std::size_t bytes_of<void> = 1;
 template <class T>
 FASTV_INLINE constexpr void expect_values() noexcept {
   static_assert(
-      is_value<T>,
+      is_value<T> || is_const<T>,
       "rows are moved as bytes: fastv::rows() takes a pointer to elements of at most 8 bytes; hand over blocks "
       "of a quantised type as unsigned char, and an engine's tensor by the rows(tensor, axis) of its adaptor");
+  static_assert(!is_const<T>,
+                "rows are moved in place: fastv::rows() takes a pointer to memory that may be written (only the source "
+                "of gather() is not written: use const_cast for it)");
 }
 }  // namespace detail
 
@@ -269,7 +300,8 @@ FASTV_INLINE constexpr Rows rows(T* data, std::size_t count, std::size_t width =
                                  std::ptrdiff_t stride = 0) noexcept {
   detail::expect_values<T>();
   constexpr std::size_t bytes = detail::bytes_of<T>;
-  return {data, count, width * bytes, (stride != 0 ? stride : detail::stride(width)) * detail::stride(bytes)};
+  void* const first = const_cast<void*>(static_cast<const void*>(data));
+  return {first, count, width * bytes, (stride != 0 ? stride : detail::stride(width)) * detail::stride(bytes)};
 }
 // A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
 // unsigned char and the bytes of a head's vector as dim.
@@ -286,7 +318,7 @@ FASTV_INLINE constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
   return view;
 }
 template <class = void>
-Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
+Rows rows(detail::UnknownRows, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // Position ids of several axes, [axes, count] (M-RoPE: 3 or 4). compact() leaves [axes, kept], without gaps.
 template <class T>
