@@ -2,11 +2,12 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -144,16 +145,27 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
 // A std::vector, Span or array of one number per prompt token: position ids, token ids, segment ids. Its size stays.
 template <class Values, class = typename detail::IfContainer<Values>::type>
 Status compact(const KeptRows& kept, Values&& values) noexcept {
-  static_assert(!detail::has_grid<Values>,
-                "a matrix is compacted by the adaptor of its library: include "
-                "<fastv/eigen.hpp>, or hand over fastv::rows(data, count, width)");
   using Value = typename detail::Pointee<decltype(values.data())>::type;
-  static_assert(detail::is_value<Value>,
-                "compact() moves rows: hand over one fastv::Rows at a time, and pages by fastv::compact_pages()");
-  return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
+  constexpr bool grid = detail::has_grid<Values>, one_by_one = detail::is_value<Value> && !detail::is_const<Value>;
+  static_assert(!grid,
+                "a matrix is compacted by the adaptor of its library: include <fastv/eigen.hpp>, or hand over "
+                "fastv::rows(data, count, width)");
+  static_assert(grid || one_by_one,
+                "compact() takes one number per token, or rows: hand over one fastv::Rows at a time, and pages to "
+                "fastv::compact_pages()");
+  if constexpr (!grid && one_by_one)
+    return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
+  else
+    return {};
+}
+template <class Value, std::size_t N>
+Status compact(const KeptRows& kept, Value (&values)[N]) noexcept {
+  return compact(kept, Span<Value>(values));
 }
 template <class = void>
-Status compact(detail::Anything, detail::Unknown) noexcept;
+Status compact(const KeptRows& kept, detail::UnknownRows rows) noexcept;
+template <class = void>
+Status compact(detail::UnknownKept kept, const Rows& rows) noexcept;
 
 // Copies the kept rows of `from` to the front of `to`, which must not overlap it. O(bytes kept).
 inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noexcept {
@@ -172,6 +184,11 @@ inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noe
   return {};
 }
 
+template <class = void>
+Status gather(const KeptRows& kept, detail::UnknownRows from, detail::Anything to = 0) noexcept;
+template <class = void>
+Status gather(detail::UnknownKept kept, const Rows& from, const Rows& to) noexcept;
+
 // A mask over the whole prompt on both axes, rows(mask, n, n): keeps the kept rows and of each the kept columns, in place.
 // The rows stay as far apart as they were. O(kept^2).
 inline Status compact_mask(const KeptRows& kept, const Rows& mask) noexcept {
@@ -185,6 +202,8 @@ inline Status compact_mask(const KeptRows& kept, const Rows& mask) noexcept {
   const Rows columns{mask.data, n, bytes, static_cast<std::ptrdiff_t>(bytes), kept.indices.size(), mask.row_stride};
   return compact(kept, columns);
 }
+template <class = void>
+Status compact_mask(const KeptRows& kept, detail::UnknownRows mask) noexcept;
 
 // ---- indices, for what the engine moves itself ---------------------------------------------------
 

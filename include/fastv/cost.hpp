@@ -11,8 +11,9 @@
 //   *_flops   the same in floating-point operations, 2 per multiply-add, in double and so without that limit.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -4,20 +4,23 @@
 // layers and all of decoding on the shorter sequence. See README.md.
 #pragma once
 
-#include "apply.hpp"
-#include "batch.hpp"
-#include "config.hpp"
-#include "cost.hpp"
-#include "element.hpp"
-#include "evidence.hpp"
-#include "kept.hpp"
-#include "pages.hpp"
-#include "plan.hpp"
-#include "pruner.hpp"
-#include "remedies.hpp"
-#include "score.hpp"
-#include "select.hpp"
-#include "shard.hpp"
-#include "status.hpp"
+// In the order in which they include each other, so that an error's "included from" is short.
+// clang-format off
 #include "version.hpp"
+#include "element.hpp"
 #include "view.hpp"
+#include "status.hpp"
+#include "kept.hpp"
+#include "config.hpp"
+#include "plan.hpp"
+#include "cost.hpp"
+#include "apply.hpp"
+#include "pages.hpp"
+#include "evidence.hpp"
+#include "score.hpp"
+#include "shard.hpp"
+#include "remedies.hpp"
+#include "select.hpp"
+#include "pruner.hpp"
+#include "batch.hpp"
+// clang-format on

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "apply.hpp"
+
 #include "detail/begin.hpp"
 
 namespace fastv {

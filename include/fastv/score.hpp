@@ -10,9 +10,10 @@
 // heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "detail/qk.hpp"
 #include "evidence.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -558,17 +559,17 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  static_assert(
-      detail::is_evidence<Evidence>,
-      "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
-      "and score(): see evidence.hpp");
-  if (Status status = validate(config); !status) return status;
-  const std::size_t tokens = evidence.prompt_tokens();
-  if (Status status = detail::check_evidence(evidence); !status) return status;
-  if (Status status = validate(visual, tokens); !status) return status;
-  if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
-  return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
-                          parallel_for);
+  if constexpr (detail::expect_evidence<Evidence>()) {
+    if (Status status = validate(config); !status) return status;
+    const std::size_t tokens = evidence.prompt_tokens();
+    if (Status status = detail::check_evidence(evidence); !status) return status;
+    if (Status status = validate(visual, tokens); !status) return status;
+    if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
+    return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
+                            parallel_for);
+  } else {
+    return {};
+  }
 }
 
 }  // namespace FASTV_KIND
