@@ -1,7 +1,7 @@
 // fastv: which cache slot holds which token, in every layer, over all turns and decoded tokens of a sequence.
 //
-// Without pruning, a token's position, its row in every layer's cache, the number of keys and the first key of a sliding
-// window are one number. With it they are four, and differ between the layers below a filtering layer and those from it
+// Without pruning, a token's position, its row in every layer's cache, the number of keys and where a sliding window
+// starts are one number. With it they are four, and differ between the layers below a filtering layer and those from it
 // on. Slots keeps these books for one sequence:
 //
 //   fastv::Slots slots;
@@ -9,23 +9,23 @@
 //   slots.keep(K, kept);                 // layers K.. hold only what prune() kept of it
 //   slots.append(1);                     // a decoded token
 //   slots.rollback(slots.tokens() - 3);  // three rejected drafts
-//   slots.append(m);                     // the next turn, pruned in its turn by another keep()
+//   slots.append(m);                     // the next turn, which may be pruned as well, at the same or another layer
 //
 //   slots.tokens()                       the next token's position
 //   slots.length(layer)                  its slot in that layer's cache, and the keys that are there already
 //   slots.first_in_window(layer, position, window)
 //                                        the first slot that a layer with a sliding window reads
 //
-// A slot is a row of the layer's cache: slot s of a paged cache is row s % block_tokens of block
-// block_table[s / block_tokens], of a cyclic one row s % capacity. Layers that hold the same tokens form a group, so that
-// one block table serves a group; every member takes a layer and finds its group.
+// A slot is a row of the layer's cache. In a paged cache, slot s is row s % block_tokens of block block_table[s /
+// block_tokens]; in a cyclic one, row s % capacity. Layers that hold the same tokens form a group, for which one block
+// table will do. Every member takes a layer and finds its group itself.
 //
-// Positions count tokens from the start of the sequence, those that were dropped included. They are what plain RoPE,
-// causal masks and windows go by. Where the model's position ids are others (M-RoPE has three to a token), keep the ids
-// by position as before, [axes, tokens()]: the token in slot s has the ids of position_of(layer, s). Tokens decoded after
-// a prompt have next_position(ids) + i on every axis (apply.hpp), whatever was dropped.
+// Positions count tokens from the start of the sequence, dropped ones included. Plain RoPE, causal masks and windows go
+// by them. A model with other position ids (M-RoPE has three to a token) keeps its ids by position as before, [axes,
+// tokens()]: the token in slot s has those of position_of(layer, s). Whatever was dropped, tokens decoded after a
+// prompt have next_position(ids) + 0, 1, 2, ... on every axis (apply.hpp).
 //
-// Slots hold the kept set, too: a request that is preempted and recomputed must keep the same tokens again, which
+// Slots also remember the kept set: a request that is preempted and recomputed must keep the same tokens again, which
 // write_positions() lists.
 #pragma once
 
@@ -130,8 +130,7 @@ class Slots {
 
   // ---- what happens to the sequence ---------------------------------------------------------------
 
-  // More tokens behind the others, for every layer: a prompt, a chunk of one, a decoded token, drafts of several. Amortised
-  // O(groups).
+  // More tokens at the end, for every layer: a prompt or a chunk of one, a decoded token, drafts. Amortised O(groups).
   Status append(std::size_t tokens = 1) noexcept {
     if (tokens > max_tokens - tokens_)
       return fail(Errc::bad_prompt, "the sequence has {} tokens and {} more but at most {} are supported", tokens_,
@@ -252,8 +251,8 @@ class Slots {
   std::size_t first_in_window(std::size_t layer, std::size_t position, std::size_t window) const noexcept {
     return window == 0 || position < window ? 0 : slots_before(layer, position - window + 1);
   }
-  // The positions of slots first_slot .. first_slot + positions.size() - 1, in the engine's integer type. From slot 0 on
-  // and over length(layer) they are the kept set of the sequence. O(positions + log runs).
+  // The positions of the positions.size() slots from first_slot on, in the engine's integer type. All length(layer) of
+  // them are the kept set of the sequence, as KeptRows(positions, tokens()). O(positions + log runs).
   template <class Integer>
   Status write_positions(std::size_t layer, std::size_t first_slot, Span<Integer> positions) const noexcept {
     const Span<const SlotRun> held = runs(layer);
