@@ -275,8 +275,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     if (minima) {
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
-      if (config.selection == Selection::top_k) {
-        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+      if (config.selection == Selection::top_k) {  // the grid has room for what the minima leave
+        const std::size_t share = even_share(config, images.keep), free = images.keep - images.minima;
+        if (const std::size_t even = share < free ? share : free; even > 0) mark_uniform(marks, total, 0, even);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
