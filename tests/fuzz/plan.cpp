@@ -18,8 +18,7 @@ bool plan_by_hand(const std::vector<fastv::Config>& schedule, const std::vector<
     if (pooled && config.quota == fastv::Quota::per_image) return false;
     if (pooled && config.min_per_image > 0 && config.keep_count == fastv::by_ratio) return false;
     for (const Image& image : now)
-      if (image.filtering_ratio >= 0 &&
-          (config.quota == fastv::Quota::pooled || config.keep_count != fastv::by_ratio))
+      if (image.filtering_ratio >= 0 && (config.quota == fastv::Quota::pooled || config.keep_count != fastv::by_ratio))
         return false;
     const Shares share = shares(config, now);
     if (!share.count_fits) return false;
@@ -140,22 +139,19 @@ void any_numbers(Input& in) {
   for (const Image& image : right ? images(prompt.visual) : std::vector<Image>()) {
     right = right && (image.columns == 0 || image.tokens % image.columns == 0);
     right = right && !(windows && image.columns == 0 && image.tokens > 0);
-    right = right && (image.filtering_ratio == fastv::by_config ||
-                      (settings.keep_count == fastv::by_ratio && !pooled));
+    right = right && (image.filtering_ratio == fastv::by_config || (settings.keep_count == fastv::by_ratio && !pooled));
   }
   right = right && !(windows && pooled);
   if (right) right = shares(settings, images(prompt.visual)).count_fits;
   const bool settings_right = right || layers <= settings.filtering_layer;
-  if (top_k && !full.empty())
-    right = right && full.size() == layers && full[settings.filtering_layer - 1] != 0;
+  if (top_k && !full.empty()) right = right && full.size() == layers && full[settings.filtering_layer - 1] != 0;
   right = right && (past.size() < 2 || past.size() == 2);
   for (std::size_t group = 0; group < 2 && !past.empty(); ++group)
     right = right && past[past.size() == 1 ? 0 : group] <= fastv::max_tokens - prompt.tokens;
   const Block<TokenSpan> visual(prompt.visual);
   const Block<bool> attention(full);
   const Block<std::size_t> keys(past);
-  const auto plan =
-      fastv::make_plan(settings, {prompt.tokens, layers, visual.view(), keys.view(), attention.view()});
+  const auto plan = fastv::make_plan(settings, {prompt.tokens, layers, visual.view(), keys.view(), attention.view()});
   check_message(plan.status);
   FUZZ_CHECK(static_cast<bool>(plan) == right);
 
@@ -196,8 +192,7 @@ void seen_both_ways(Input& in) {
   const std::size_t odd_prefix = in.hostile(), odd_past = in.hostile();
   const Status told = fastv::visible_tokens(visual.view(), prompt.tokens, visible.span(), odd_prefix, odd_past);
   check_message(told);
-  FUZZ_CHECK(static_cast<bool>(told) ==
-             (odd_prefix <= prompt.tokens && odd_past <= fastv::max_tokens - prompt.tokens));
+  FUZZ_CHECK(static_cast<bool>(told) == (odd_prefix <= prompt.tokens && odd_past <= fastv::max_tokens - prompt.tokens));
   FUZZ_CHECK(!fastv::visible_tokens(visual.view(), prompt.tokens, {visible.data(), prompt.tokens + 1}));
   FUZZ_CHECK(!fastv::visible_tokens(visual.view(), prompt.tokens, {nullptr, 1}));
 }
