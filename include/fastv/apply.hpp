@@ -212,6 +212,7 @@ inline Result<std::size_t> kept_visual_numbers(const KeptRows& kept, Span<const 
   if (!kept.status) return {0, kept.status};
   if (Status status = detail::check_indices(kept.indices, max_tokens); !status) return {0, status};
   if (Status status = validate(visual, max_tokens); !status) return {0, status};
+  if (Status status = detail::expect_room(numbers, numbers.size(), "the list of numbers"); !status) return {0, status};
   std::size_t written = 0, numbered = 0, k = 0;
   for (const TokenSpan& span : visual) {
     while (k < kept.indices.size() && kept.indices[k] < span.first) ++k;
