@@ -332,8 +332,8 @@ constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
 template <class T, class Shape>
 constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(cache, block);
-  const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::stride(view.planes)
-                                               : view.row_stride * detail::stride(block.tokens);
+  const std::ptrdiff_t reach = view.plane_stride != 0 ? view.plane_stride * detail::stride(view.planes)
+                                                      : view.row_stride * detail::stride(block.tokens);
   return {cache,           block_table, block.tokens,     reach, tokens, view.row_bytes,
           view.row_stride, view.planes, view.plane_stride};
 }
