@@ -105,6 +105,11 @@ class Block {
   std::size_t size_;
 };
 
+template <class A>
+bool same_bits(const Block<A>& a, const Block<A>& b) {
+  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(A)) == 0);
+}
+
 [[noreturn]] inline void stop(const char* file, int line, const char* what) {
   std::fprintf(stderr, "%s:%d: FINDING: %s\n", file, line, what);
   std::abort();
