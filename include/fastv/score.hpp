@@ -346,14 +346,24 @@ class QueryKeyScorer {
   void accumulate(Span<Score> scores, float shift) noexcept {
     const QueryRows& rows = scoring_.queries;
     for (std::size_t i = 0; i < count_; ++i) scores[i] = 0;
-    if (sums_apart && rows.size() > 1 && evidence_.query.tokens > 1) {
+    if (sums_apart && evidence_.query.tokens > 1 && rows.size() > 1) {  // one row may be listed twice
+      const std::size_t first = tokens_let_go();
       double* sums = aligned_sums();
-      for (std::size_t i = 0; i < count_; ++i) sums[i] = 0;
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, shift);
-      for (std::size_t i = 0; i < count_; ++i) scores[i] = static_cast<Score>(sums[i]);
+      for (std::size_t i = first; i < count_; ++i) sums[i - first] = 0;
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, first, shift);
+      for (std::size_t i = first; i < count_; ++i) scores[i] = static_cast<Score>(sums[i - first]);
     } else {
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), shift);
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), 0, shift);
     }
+  }
+  // Visual tokens before the first key at hand: they receive nothing. The others are no more than there are keys.
+  std::size_t tokens_let_go() const noexcept {
+    std::size_t count = 0;
+    for_each_stretch(scoring_.visual, 0, count_, [&](std::size_t number, std::size_t position, std::size_t n) {
+      const std::size_t token = evidence_.past + position, first = evidence_.first_key;
+      if (token < first) count = number + (first - token < n ? first - token : n);
+    });
+    return count;
   }
   double* aligned_sums() const noexcept {
     float* at = sums_;
@@ -361,8 +371,9 @@ class QueryKeyScorer {
     return reinterpret_cast<double*>(at);
   }
 
+  // sums: of the visual tokens from number `first` on, of which the row sees no earlier one.
   template <class Sum>
-  void add_row(std::size_t position, Sum* sums, float shift) noexcept {
+  void add_row(std::size_t position, Sum* sums, std::size_t first, float shift) noexcept {
     const std::size_t r = position - position_of(0), keys = evidence_.key.tokens;
     const std::size_t group = evidence_.query.heads / evidence_.key.heads;
     const Range seen = seen_by(evidence_, r, position);
@@ -387,7 +398,7 @@ class QueryKeyScorer {
           const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
           const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN whatever the norm
           const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
-          add_weighted(sums + number, logits_ + head * keys + key, 1, norm, n, weight);
+          add_weighted(sums + (number - first), logits_ + head * keys + key, 1, norm, n, weight);
         }
       });
     });

@@ -197,10 +197,12 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
                    Mark* scratch) noexcept {
+  const std::size_t rows = config.window_rows;  // their product with the columns may not fit
+  const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows <= few_tokens / config.window_columns) {
+    if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
