@@ -313,7 +313,7 @@ TEST(RepeatedBlocks, AreRefusedByTableAndByPointers) {
   }
 }
 
-// Far more blocks than the bitmap has bits: all of them collide with others, and none is taken for another.
+// Far more blocks than the filter knows at a time.
 TEST(RepeatedBlocks, AreFoundInTablesOfAnySize) {
   Rng rng(10);
   const std::size_t size = 40000;
@@ -339,17 +339,19 @@ TEST(RepeatedBlocks, AreFoundInTablesOfAnySize) {
   }
 }
 
-// Numbers that all meet in one bit of the bitmap.
-TEST(RepeatedBlocks, AreFoundAmongBlocksThatAllCollide) {
-  std::vector<Index> colliding;
-  for (Index b = 0; colliding.size() < 300; ++b)
-    if (static_cast<std::uint64_t>(b) * 0x9E3779B97F4A7C15u >> 50 == 77) colliding.push_back(b);
-  const auto repeated = [&] {
-    return detail::find_repeated(colliding.size(), [&](std::size_t i) { return colliding[i]; });
-  };
-  EXPECT_EQ(repeated(), 300u) << "none";
-  colliding[211] = colliding[3];
-  EXPECT_EQ(repeated(), 211u);
+// Numbers and addresses that differ in a few bits only, where a hash might take one for another.
+TEST(RepeatedBlocks, AreFoundAmongNumbersFarApart) {
+  for (const std::size_t count : {100u, 2047u, 2048u, 5000u})
+    for (const unsigned shift : {0u, 6u, 12u, 20u, 33u, 48u}) {
+      std::vector<std::uint64_t> names(count);
+      for (std::size_t i = 0; i < count; ++i) names[i] = (0x7f0000000000u ^ i) << shift;
+      const auto repeated = [&] { return detail::find_repeated(count, [&](std::size_t i) { return names[i]; }); };
+      ASSERT_EQ(repeated(), count) << "none";
+      names[count - 1] = names[3];
+      ASSERT_EQ(repeated(), count - 1);
+      names[71] = names[20];
+      ASSERT_EQ(repeated(), 71u) << "the first of two";
+    }
 }
 
 // ---- errors -------------------------------------------------------------------------------------
