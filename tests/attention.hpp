@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "fastv/fastv.hpp"
@@ -33,18 +34,21 @@ inline double value_of(fastv::fp8_e5m2 f) {
 }
 inline double value_of(std::int8_t i) { return static_cast<double>(i); }
 
-// The finite value of an 8-bit type that is nearest to x, by trying them all.
+// The finite value of an 8-bit type that is nearest to x.
 template <class T>
 T nearest(double x) {
-  static const std::vector<double> values = [] {
-    std::vector<double> all;
-    for (int bits = 0; bits < 256; ++bits) all.push_back(value_of(T{static_cast<std::uint8_t>(bits)}));
+  static const std::vector<std::pair<double, std::uint8_t>> sorted = [] {
+    std::vector<std::pair<double, std::uint8_t>> all;
+    for (int bits = 0; bits < 256; ++bits) {
+      const double value = value_of(T{static_cast<std::uint8_t>(bits)});
+      if (std::isfinite(value)) all.emplace_back(value, static_cast<std::uint8_t>(bits));
+    }
+    std::sort(all.begin(), all.end());
     return all;
   }();
-  std::size_t best = 0;
-  for (std::size_t bits = 1; bits < 256; ++bits)
-    if (std::fabs(values[bits] - x) < std::fabs(values[best] - x)) best = bits;
-  return {static_cast<std::uint8_t>(best)};
+  auto above = std::lower_bound(sorted.begin(), sorted.end(), std::pair<double, std::uint8_t>(x, 0));
+  if (above == sorted.end() || (above != sorted.begin() && x - (above - 1)->first < above->first - x)) --above;
+  return {above->second};
 }
 template <>
 inline fastv::fp8_e4m3 make(double x) {
