@@ -209,8 +209,11 @@ FASTV_C_API int fastv_slots_positions(const fastv_slots* slots, size_t layer, si
 #error "FASTV_C_IMPLEMENTATION makes the functions of fastv_c.h, and goes into a C++ file"
 #endif
 
-#include "detail/begin.hpp"
 #include "fastv.hpp"
+
+// As detail/begin.hpp, which the library in one file does not have beside it.
+#pragma push_macro("Status")
+#undef Status
 
 struct fastv_pruner {
   fastv::Pruner<> pruner;
