@@ -276,7 +276,10 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+        // The grid leaves room for every minimum, wherever its tokens fall.
+        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+        const std::size_t even = share < room ? share : room;
+        if (even > 0) mark_uniform(marks, total, 0, even);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
