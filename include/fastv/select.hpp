@@ -228,6 +228,23 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// Scores of which none ranks a token above another.
+inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
+                           std::size_t zero_scores) noexcept {
+  const std::size_t total = images.tokens, layer = config.filtering_layer == 0 ? 0 : config.filtering_layer - 1;
+  if (total > 0 && nan_scores == total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                "hold",
+                total, layer);
+  if (zero_scores == total && images.keep > 0 && images.keep < total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                "images (sliding window, bias, mask)?",
+                total, layer);
+  return {};
+}
+
 // Settings and spans have been validated and the images counted; kept and scratch have room.
 template <class Score>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
@@ -250,18 +267,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     for (std::size_t i = 0; infinite > 0; ++i)
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
-    if (total > 0 && selected.nan_scores == total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                   "hold",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
-    if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
-                   "images (sliding window, bias, mask)?",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+    if (Status status = check_counts(config, images, selected.nan_scores, selected.zero_scores); !status)
+      return {{}, status};
   }
 
   Random random(config.seed);
