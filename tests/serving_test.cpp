@@ -99,6 +99,11 @@ TEST(ChunkedPrefill, OneStageIsTheReferenceLoopBitForBit) {
   EXPECT_EQ(run.kept[0], std::vector<fastv::Index>(pruning.kept.begin(), pruning.kept.end()));
 }
 
+// Mean length of a token's keys over the two KV heads of the test model.
+float key_length(const Sequence::LayerCache& cache, Eigen::Index row) {
+  return (cache.keys.row(row).head(12).norm() + cache.keys.row(row).tail(12).norm()) / 2;
+}
+
 // Without the question a chunk can be pruned as soon as it is there, and go through all layers, wherever it ends.
 TEST(ChunkedPrefill, KeysAlonePruneAChunkThatEndsInsideAnImage) {
   struct Chunk {
@@ -116,6 +121,19 @@ TEST(ChunkedPrefill, KeysAlonePruneAChunkThatEndsInsideAnImage) {
       Pruning pruning{fastv::Pruner<>(config_of(layer, 0.6)), chunk.visual, EvidenceKind::keys_only};
       logits = decoder().logits(decoder().prefill(rows, pruned, pruning).bottomRows(1), pruned);
       EXPECT_EQ(pruning.kept.size(), chunk.kept);
+      float longest_kept = 0, shortest_dropped = 1e9f;
+      for (std::size_t i = 0, k = 0; i < static_cast<std::size_t>(chunk.rows); ++i) {
+        const bool kept = k < pruning.kept.size() && pruning.kept.indices[k] == i;
+        k += kept ? 1 : 0;
+        const fastv::TokenSpan& image = chunk.visual[0];
+        if (i < image.first || i >= image.first + image.count) continue;
+        const float length = key_length(pruned.layers[layer - 1], chunk.first + static_cast<Eigen::Index>(i));
+        if (kept)
+          longest_kept = (std::max)(longest_kept, length);
+        else
+          shortest_dropped = (std::min)(shortest_dropped, length);
+      }
+      EXPECT_LT(longest_kept, shortest_dropped);
       masked::Run slow{{pruning.pruner.config()}, chunk.visual, Mode::mask, EvidenceKind::keys_only};
       slow.on_kept = [&](const fastv::Kept& kept, fastv::Span<const float>) {
         EXPECT_TRUE(std::equal(kept.begin(), kept.end(), pruning.kept.begin(), pruning.kept.end()));
