@@ -6,6 +6,7 @@
 
 #include "apply.hpp"
 #include "batch.hpp"
+#include "batch_plan.hpp"
 #include "config.hpp"
 #include "cost.hpp"
 #include "element.hpp"
@@ -18,6 +19,7 @@
 #include "score.hpp"
 #include "select.hpp"
 #include "shard.hpp"
+#include "slots.hpp"
 #include "status.hpp"
 #include "version.hpp"
 #include "view.hpp"
