@@ -2,10 +2,10 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
+#include "config.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
-#include "plan.hpp"
 
 #include "detail/begin.hpp"
 

@@ -93,8 +93,15 @@ struct Widened<half> {
 
  private:
   static Floats widened(const half* k) noexcept {
+#if defined(__clang__)
     typedef __fp16 Halves __attribute__((vector_size(2 * width)));
     return __builtin_convertvector(load<Halves>(k), Floats);
+#else  // which g++ takes apart, lane by lane
+    typedef short Shorts __attribute__((vector_size(2 * width)));
+    Floats wide;
+    __asm__("fcvtl %0.4s, %1.4h" : "=w"(wide) : "w"(load<Shorts>(k)));
+    return wide;
+#endif
   }
 };
 #else
