@@ -225,8 +225,9 @@ TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
   if (types == nullptr || *types == nullptr) GTEST_SKIP() << "this ggml has host memory alone";
   ggml_context_ptr context(ggml_init({8 * ggml_tensor_overhead(), nullptr, true}));
   ggml_tensor* there = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, 32, 2, 40);
-  ggml_tensor* view = ggml_view_3d(context.get(), there, 32, 2, 20, there->nb[1], there->nb[2], 0);
   ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), *types));
+  ggml_tensor* view = ggml_view_3d(context.get(), there, 32, 2, 20, there->nb[1], there->nb[2], 0);
+  ASSERT_EQ(view->buffer, nullptr);  // it is its source's
   for (ggml_tensor* tensor : {there, view}) {
     says(fastv::rows(tensor, 2).status, Errc::not_supported, "the tensor is not in host memory");
     says(fastv::heads(tensor).status, Errc::not_supported, "the tensor is not in host memory");
@@ -913,11 +914,11 @@ TEST(GraphSelect, InfinitiesCountAsTheGreatestNumbers) {
   scores[6] = -inf, finite[6] = -most;
   scores[7] = finite[7] = nan;  // below even that
   for (std::size_t keep = 0; keep <= 12; ++keep)
-    for (const Quota quota : {Quota::per_image, Quota::pooled}) {
+    for (const std::size_t minimum : {0u, 1u}) {
       Config config;
       config.keep_count = keep;
-      config.quota = quota;
-      config.min_per_image = 1;
+      config.quota = Quota::pooled;
+      config.min_per_image = minimum;
       const std::vector<TokenSpan> visual{{2, 4}, {6, 8}};
       const Outcome graph = by_graph({config}, {scores}, visual, 20);
       EXPECT_EQ(graph.kept, by_core({config}, {finite}, visual, 20).kept) << keep;
