@@ -3,7 +3,7 @@
 #include <functional>
 #include <map>
 
-#include "../command_line.hpp"
+#include "../common/command_line.hpp"
 
 namespace llava {
 

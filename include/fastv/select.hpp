@@ -4,8 +4,9 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -196,10 +197,12 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
                    Mark* scratch) noexcept {
+  const std::size_t rows = config.window_rows;  // their product with the columns may not fit
+  const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+    if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
@@ -283,10 +286,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        // The grid leaves room for every minimum, wherever its tokens fall.
+        // The even grid takes no more than the minima leave, or some image would get less than its own.
         const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
-        const std::size_t even = share < room ? share : room;
-        if (even > 0) mark_uniform(marks, total, 0, even);
+        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
