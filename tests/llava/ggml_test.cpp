@@ -334,7 +334,8 @@ TEST_P(GgmlEvidence, IsThatOfTheSameValues) {
     change(b);
     const std::vector<TokenSpan> few{{2, 20}};
     std::vector<float> first(20), second(20), before(20);
-    std::vector<float> scratch(std::max(fastv::score_scratch(a), fastv::score_scratch(b)));
+    std::vector<float> scratch(
+        std::max({fastv::score_scratch(a), fastv::score_scratch(b), fastv::score_scratch(tensors)}));
     // By the last two rows, of which one does not see every key.
     const auto score = [&](const auto& evidence, std::vector<float>& out) {
       const auto last = static_cast<Index>(evidence.prompt_tokens() - 1);
@@ -538,9 +539,9 @@ TEST(GraphScores, SayWhatIsWrong) {
   refuses(q, nullptr, Errc::null_data, "key is null");
   refuses(make(GGML_TYPE_F16, {32, 8, 2}), k, Errc::not_supported, "query is of type f16: cast it to F32");
   refuses(q, make(GGML_TYPE_I32, {32, 2, 40}), Errc::not_supported, "key is of type i32");
-  refuses(q, make(GGML_TYPE_F16, {16, 2, 40}), Errc::bad_shape, "the query is 32 but that of the key is 16");
-  refuses(q, make(GGML_TYPE_F16, {32, 3, 40}), Errc::bad_shape, "8 heads, which 3 KV heads");
-  refuses(q, make(GGML_TYPE_F16, {32, 2, 0}), Errc::bad_shape, "2 rows and the key 0 tokens of 2 heads");
+  refuses(q, make(GGML_TYPE_F16, {16, 2, 40}), Errc::bad_shape, "query is 32 but that of key is 16");
+  refuses(q, make(GGML_TYPE_F16, {32, 3, 40}), Errc::bad_shape, "query has 8 heads, which key's 3 KV heads");
+  refuses(q, make(GGML_TYPE_F16, {32, 2, 0}), Errc::bad_shape, "the attention has 0 keys");
   refuses(q, make(GGML_TYPE_F16, {32, 2, 40, 2}), Errc::bad_shape, "ne[3] of key is 2");
   refuses(q, ggml_permute(ctx, make(GGML_TYPE_F16, {2, 32, 40}), 1, 0, 2, 3), Errc::bad_stride, "of key are 4 bytes");
   says(fastv::graph::scores(nullptr, q, k, 0.2f).status, Errc::null_data, "context");
