@@ -186,8 +186,8 @@ class Engine::Graph {
     return output(linear(norm(hidden, model.output_norm()), model.output(), model.output_bias()));
   }
 
-  // What a stage of pruning leaves in the graph: which tokens stayed, and where they were ranked by scores, those and how
-  // many of them rank nothing.
+  // What a stage of pruning leaves in the graph: which tokens stayed, and where they were ranked by scores, those and
+  // how many of them rank nothing.
   struct Stage {
     ggml_tensor *kept, *scores = nullptr, *counts = nullptr;
   };

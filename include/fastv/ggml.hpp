@@ -11,8 +11,8 @@
 // Either way layers K.. run on m tokens, and their caches are m long: allocate them by Plan::kv_length(layer), and give
 // attention their length instead of the prompt's.
 //
-// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur. Nothing here copies
-// or owns a tensor, and nothing throws.
+// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur. Nothing here
+// copies or owns a tensor, and nothing throws.
 #pragma once
 
 #include <ggml-backend.h>
@@ -230,8 +230,8 @@ struct GgmlQueryKey {
   }
 };
 
-// Evidence of tensors in host memory: pruner.prune(query_key(q, k, scale), visual). What is wrong with them is found when
-// it is used. O(1).
+// Evidence of tensors in host memory: pruner.prune(query_key(q, k, scale), visual). What is wrong with them is found
+// when it is used. O(1).
 inline GgmlQueryKey query_key(const ggml_tensor* query, const ggml_tensor* key, float scale) noexcept {
   GgmlQueryKey evidence;
   evidence.query = query;
@@ -255,8 +255,8 @@ inline Result<Rows> rows(ggml_tensor* tensor, int axis) noexcept {
   return {{tensor->data, from_ne(tensor->ne[axis]), row, bytes(axis), from_ne(tensor->ne[other]), bytes(other)}, {}};
 }
 
-// Moves the kept tokens along `axis` to the front: see rows() and compact(). The tensor's own extents stay: take a view of
-// the first m. O(bytes kept).
+// Moves the kept tokens along `axis` to the front: see rows() and compact(). The tensor's own extents stay: take a view
+// of the first m. O(bytes kept).
 inline Status compact(const KeptRows& kept, ggml_tensor* tensor, int axis) noexcept {
   const Result<Rows> view = fastv::rows(tensor, axis);
   return view ? fastv::compact(kept, *view) : view.status;
@@ -351,8 +351,8 @@ inline ggml_tensor* ranked(ggml_context* ctx, ggml_tensor* value, ggml_tensor* r
 }
 
 // 1 for the highest entries of each row, 0 for the others; of equal ones the earlier stays. rows: F32 [size, groups],
-// without NaN. lowest: I32 [groups], group * size + the number in descending order of the lowest entry that stays. quota:
-// F32 [1, groups], how many stay, and a half.
+// without NaN. lowest: I32 [groups], group * size + the number in descending order of the lowest entry that stays.
+// quota: F32 [1, groups], how many stay, and a half.
 inline ggml_tensor* highest(ggml_context* ctx, ggml_tensor* rows, ggml_tensor* lowest, ggml_tensor* quota) noexcept {
   const std::int64_t size = rows->ne[0], groups = rows->ne[1];
   ggml_tensor* order = ggml_argsort(ctx, rows, GGML_SORT_ORDER_DESC);
@@ -379,10 +379,11 @@ inline namespace FASTV_KIND {
 //   k      [dim, kv heads, keys], keys of earlier turns ahead of the prompt's; query head h reads KV head
 //          h / (heads / kv heads)
 //   sinks  F32 [heads] or null: logits that belong to no token (gpt-oss)
-//   mask   F16 or F32 [at least keys, at least rows] or null: what the layer's own softmax adds; null: the row sees every key
+//   mask   F16 or F32 [at least keys, at least rows]: what the layer adds to its logits; null: the row sees every key
 //
-// The products are summed in F32. Keys of other types than F32 are multiplied at the precision ggml has for them (on the
-// CPU, F16 rounds the query to F16): ggml_cast() them to F32 where close scores must rank as prune() ranks them. O(1).
+// The products are summed in F32. Keys of other types than F32 are multiplied at the precision ggml has for them (on
+// the CPU, F16 rounds the query to F16): ggml_cast() them to F32 where close scores must rank as prune() ranks them.
+// O(1).
 inline Result<ggml_tensor*> scores(ggml_context* ctx, ggml_tensor* q, ggml_tensor* k, float scale, float soft_cap = 0,
                                    ggml_tensor* sinks = nullptr, ggml_tensor* mask = nullptr) noexcept {
   if (Status status = detail::check_attention(ctx, q, k, scale, soft_cap, sinks, mask); !status)
@@ -418,27 +419,27 @@ inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* pos
 
 // Turns the pruning of one prompt into nodes of a graph.
 //
-//   fastv::graph::Pruner pruning(config);                      // or a schedule of several stages
-//   if (auto plan = pruning.begin({n, layers, visual}); !plan) ...             // all shapes, and what is wrong with them
-//   ...                                                                        // layers 0 .. K-1 into the graph
-//   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));   // I32 [m], ascending
-//   if (!kept) ...
+//   fastv::graph::Pruner pruning(config);                                     // or a schedule of several stages
+//   auto plan = pruning.begin({n, layers, visual});                           // all shapes, or what is wrong
+//   ...                                                                       // layers 0 .. K-1 into the graph
+//   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));  // I32 [m], ascending, or what is wrong
 //   hidden = ggml_get_rows(ctx, hidden, *kept);
 //   positions = *fastv::graph::gather_positions(ctx, positions, 1, *kept);
-//   ...                                                                        // layers K .. on m tokens; allocate
+//   ...                                                                       // layers K .. on m tokens; allocate
 //   auto set = pruning.set_inputs([](ggml_tensor* t, const void* data, std::size_t bytes) {
 //     ggml_backend_tensor_set(t, data, 0, bytes);
 //   });
 //
-// All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it runs on.
-// It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal ones the
-// earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones count as the
-// greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay. counts() tells. (A backend
-// that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than 1e-38 apart.)
+// All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it
+// runs on. It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal
+// ones the earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones
+// count as the greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay.
+// counts() tells. (A backend that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than
+// 1e-38 apart.)
 //
-// Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays each.
-// Random and uniform selection are lists alone. Stages behind the first find their tokens in the graph itself, so positions
-// within the shorter sequence may depend on scores. The object must outlive the graph.
+// Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays
+// each. Random and uniform selection are lists alone. Stages behind the first find their tokens in the graph itself, so
+// positions within the shorter sequence may depend on scores. The object must outlive the graph.
 class Pruner {
  public:
   // begin() checks the settings.
@@ -448,8 +449,10 @@ class Pruner {
     for (std::size_t s = 0; !null_ && s < given_ && s < max_stages; ++s) configs_[s] = schedule[s];
   }
 
-  // Settings of a stage.
-  const Config& config(std::size_t stage = 0) const noexcept { return configs_[stage]; }
+  // Settings of a stage, below max_stages.
+  const Config& config(std::size_t stage = 0) const noexcept {
+    return configs_[stage < max_stages ? stage : max_stages - 1];
+  }
   // Stages that select() has put into the graph since begin().
   std::size_t stage() const noexcept { return stage_; }
   // Whether the next select() comes after so many layers: see fastv::Pruner::due().
@@ -457,9 +460,9 @@ class Pruner {
     return begun_ && stage_ < plan_.stages && layers_run == plan_.stage[stage_].filtering_layer;
   }
 
-  // Everything that does not depend on a value, for one graph of this prompt. Prompt::past counts the keys of earlier turns,
-  // which are attended to but are no candidates. Errors: those of make_plan(), settings that ask for other rows than the last,
-  // and a stage of minima per image behind one that pools images. O(stages * tokens).
+  // Everything that does not depend on a value, for one graph of this prompt. Prompt::past counts the keys of earlier
+  // turns, which are attended to but are no candidates. Errors: those of make_plan(), settings that ask for other rows
+  // than the last, and a stage of minima per image behind one that pools images. O(stages * tokens).
   Result<Plan> begin(const Prompt& prompt) noexcept {
     begun_ = false;
     stage_ = 0;
@@ -479,9 +482,9 @@ class Pruner {
     return sum;
   }
 
-  // The next stage's kept tokens: I32 [m], ascending positions in the sequence that its layer ran on. scores: F32, one per
-  // key, [at least past + n], keys of earlier turns first, or one per token of the sequence, [n]; may be left out where no
-  // score decides. About 35 nodes, and 17 more for each further class of group sizes.
+  // The next stage's kept tokens: I32 [m], ascending positions in the sequence that its layer ran on. scores: F32, one
+  // per key, [at least past + n], keys of earlier turns first, or one per token of the sequence, [n]; may be left out
+  // where no score decides. About 35 nodes, and 17 more for each further class of group sizes.
   Result<ggml_tensor*> select(ggml_context* ctx, ggml_tensor* scores = nullptr) noexcept {
     if (Status status = check_select(ctx, scores); !status) return {nullptr, status};
     ggml_tensor* kept = select_nodes(ctx, own_scores(ctx, scores));
@@ -493,8 +496,8 @@ class Pruner {
     return scores ? select(ctx, *scores) : scores;
   }
 
-  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A node
-  // that the host may put into the graph as an output, and read when it has run.
+  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A
+  // node that the host may put into the graph as an output, and read when it has run.
   Result<ggml_tensor*> counts(ggml_context* ctx) noexcept {
     if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
     if (stage_ == 0 || scores_ == nullptr)
@@ -510,8 +513,8 @@ class Pruner {
     return {ggml_concat(ctx, ggml_concat(ctx, nans, zeros, 0), infinite, 0), {}};
   }
 
-  // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they rank
-  // nothing. O(1).
+  // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they
+  // rank nothing. O(1).
   Result<Selected> selected(Span<const float> counts, std::size_t stage = 0) const noexcept {
     if (Status status = check_counts(counts, stage); !status) return {{}, status};
     const Selected found{plan_.tokens_in_group(stage + 1), static_cast<std::size_t>(counts[0]),
@@ -521,8 +524,8 @@ class Pruner {
     return {status ? found : Selected{}, status};
   }
 
-  // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select() made, at
-  // most two a stage. (ggml may use an input's memory again behind its last reader.)
+  // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select()
+  // made, at most two a stage. (ggml may use an input's memory again behind its last reader.)
   template <class Set>
   Status set_inputs(const Set& set) const {
     if (!begun_ || stage_ != plan_.stages)
@@ -549,8 +552,8 @@ class Pruner {
   struct Group {
     std::size_t first, size, quota;  // first: of members_
   };
-  // A stage's tokens are named by their place in the list of all text tokens, then all visual ones. Behind the first stage the
-  // graph turns places into positions; in the first they are positions from the start.
+  // A stage's tokens are named by their place in the list of all text tokens, then all visual ones. Behind the first
+  // stage the graph turns places into positions; in the first they are positions from the start.
   struct Stage {
     detail::Images images;
     std::size_t fixed = 0, competing = 0;       // tokens that stay in any case; that compete
