@@ -11,15 +11,16 @@
 // Either way layers K.. run on m tokens, and their caches are m long: allocate them by Plan::kv_length(layer), and give
 // attention their length instead of the prompt's.
 //
-// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur. Nothing here copies
-// or owns a tensor, and nothing throws.
+// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur. Nothing here
+// copies or owns a tensor, and nothing throws.
 #pragma once
 
 #include <ggml-backend.h>
 #include <ggml.h>
 
-#include "detail/begin.hpp"
 #include "fastv.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -28,8 +29,9 @@ namespace fastv {
 namespace detail {
 inline namespace FASTV_KIND {
 
-inline std::size_t extent(std::int64_t size) noexcept { return static_cast<std::size_t>(size); }
-inline std::int64_t extent(std::size_t size) noexcept { return static_cast<std::int64_t>(size); }
+// Extents of tensors are signed.
+inline std::size_t from_ne(std::int64_t size) noexcept { return static_cast<std::size_t>(size); }
+inline std::int64_t to_ne(std::size_t size) noexcept { return static_cast<std::int64_t>(size); }
 
 // A tensor of one sequence, wherever it lies.
 inline Status check_sequence(const ggml_tensor* tensor, const char* what) noexcept {
@@ -72,6 +74,24 @@ inline Status check_vectors(const ggml_tensor* tensor, const char* what) noexcep
   return {};
 }
 
+// Rows along an axis.
+inline Status check_axis(const ggml_tensor* tensor, int axis) noexcept {
+  if (Status status = check_tensor(tensor, "the tensor"); !status) return status;
+  if (axis < 0 || axis > 2)
+    return fail(Errc::bad_shape, "axis {} of a tensor was named: its tokens lie along 0, 1 or 2", axis);
+  const std::size_t size = ggml_type_size(tensor->type);
+  if (axis > 0 && tensor->nb[0] != size)
+    return fail(Errc::bad_stride, "the elements of a row are {} bytes apart but must be side by side, {}",
+                tensor->nb[0], size);
+  if (axis == 0 && ggml_blck_size(tensor->type) != 1)
+    return fail(Errc::not_supported, "tokens lie along axis 0 of a tensor of type {}, whose blocks cannot be parted",
+                ggml_type_name(tensor->type));
+  if (axis == 0 && tensor->ne[2] != 1)
+    return fail(Errc::bad_shape, "tokens lie along axis 0 of a tensor with ne[2] = {}: hand over one plane at a time",
+                tensor->ne[2]);
+  return {};
+}
+
 // One vector of a tensor of any type, as floats.
 struct LoadTensor {
   const unsigned char* data = nullptr;
@@ -83,7 +103,7 @@ struct LoadTensor {
     if (to_float == nullptr)
       std::memcpy(out, from, dim * sizeof(float));
     else
-      to_float(from, out, extent(dim));
+      to_float(from, out, to_ne(dim));
   }
 };
 
@@ -92,15 +112,15 @@ inline Result<LoadedKeys<LoadTensor>> loaded_heads(const ggml_tensor* tensor, co
   if (Status status = check_vectors(tensor, what); !status) return {{}, status};
   const auto bytes = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
   if (Status status = check_strides(
-          {{what, "nb[1]", bytes(1), extent(tensor->ne[1])}, {what, "nb[2]", bytes(2), extent(tensor->ne[2])}},
+          {{what, "nb[1]", bytes(1), from_ne(tensor->ne[1])}, {what, "nb[2]", bytes(2), from_ne(tensor->ne[2])}},
           ggml_row_size(tensor->type, tensor->ne[0]));
       !status)
     return {{}, status};
-  const std::size_t dim = extent(tensor->ne[0]);
+  const std::size_t dim = from_ne(tensor->ne[0]);
   const ggml_to_float_t to_float =
       tensor->type == GGML_TYPE_F32 ? nullptr : ggml_get_type_traits(tensor->type)->to_float;
   return {loaded_keys(
-              extent(tensor->ne[1]), extent(tensor->ne[2]), dim,
+              from_ne(tensor->ne[1]), from_ne(tensor->ne[2]), dim,
               LoadTensor{static_cast<const unsigned char*>(tensor->data), dim, tensor->nb[1], tensor->nb[2], to_float}),
           {}};
 }
@@ -112,8 +132,12 @@ Status with_vectors(const ggml_tensor* tensor, const char* what, Use use) noexce
   if (!loaded) return loaded.status;
   const auto view = [&](auto data) {
     const std::size_t size = sizeof(*data);
-    return Heads<typename Pointee<decltype(data)>::type>{
-        data, loaded->heads, loaded->tokens, loaded->dim, stride(tensor->nb[1] / size), stride(tensor->nb[2] / size)};
+    return Heads<typename Pointee<decltype(data)>::type>{data,
+                                                         loaded->heads,
+                                                         loaded->tokens,
+                                                         loaded->dim,
+                                                         as_stride(tensor->nb[1] / size),
+                                                         as_stride(tensor->nb[2] / size)};
   };
   switch (tensor->type) {
     case GGML_TYPE_F32: return use(view(static_cast<float*>(tensor->data)));
@@ -136,7 +160,7 @@ inline Result<LoadedKeys<detail::LoadTensor>> heads(const ggml_tensor* tensor) n
 
 // QueryKey of tensors, whose element types are known only at run time. query_key() makes it; see QueryKey for what the
 // fields mean.
-struct TensorQueryKey {
+struct GgmlQueryKey {
   const ggml_tensor* query = nullptr;  // [dim, heads, rows] of the last prompt rows, after RoPE: F32, F16 or BF16
   const ggml_tensor* key = nullptr;    // [dim, kv heads, keys], of any type that ggml turns into floats
   float scale = 0;                     // 1 / sqrt(dim) in most models
@@ -153,7 +177,7 @@ struct TensorQueryKey {
   Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
 
   std::size_t prompt_tokens() const noexcept {  // n
-    const std::size_t end = key == nullptr ? 0 : first_key + detail::extent(key->ne[2]);
+    const std::size_t end = key == nullptr ? 0 : first_key + detail::from_ne(key->ne[2]);
     return end > past ? end - past : 0;
   }
   Status check() const noexcept {  // tensors, extents, strides, scale, soft-cap
@@ -183,17 +207,20 @@ struct TensorQueryKey {
   Status visit_key(const Heads<Q>& q, Use use) const noexcept {
     return detail::with_vectors(key, "key", [&](const auto& keys) {
       auto evidence = fastv::query_key(q, keys, scale);
-      evidence.soft_cap = soft_cap;
-      evidence.bias = bias;
-      evidence.sinks = sinks;
-      evidence.alibi = alibi;
-      evidence.causal = causal;
-      evidence.visible = visible;
-      evidence.window = window;
-      evidence.past = past;
-      evidence.first_key = first_key;
-      evidence.heads_total = heads_total;
-      evidence.value_norms = value_norms;
+      // All fields, so that one more in QueryKey does not go unnoticed. (A quantised tensor has its scales in itself.)
+      auto& [of_query, of_key, of_scale, of_soft_cap, of_bias, of_sinks, of_alibi, of_key_scales, of_causal, of_visible,
+             of_window, of_past, of_first_key, of_heads_total, of_value_norms] = evidence;
+      of_soft_cap = soft_cap;
+      of_bias = bias;
+      of_sinks = sinks;
+      of_alibi = alibi;
+      of_causal = causal;
+      of_visible = visible;
+      of_window = window;
+      of_past = past;
+      of_first_key = first_key;
+      of_heads_total = heads_total;
+      of_value_norms = value_norms;
       return use(evidence);
     });
   }
@@ -203,10 +230,10 @@ struct TensorQueryKey {
   }
 };
 
-// Evidence of tensors in host memory: pruner.prune(query_key(q, k, scale), visual). What is wrong with them is found when
-// it is used. O(1).
-inline TensorQueryKey query_key(const ggml_tensor* query, const ggml_tensor* key, float scale) noexcept {
-  TensorQueryKey evidence;
+// Evidence of tensors in host memory: pruner.prune(query_key(q, k, scale), visual). What is wrong with them is found
+// when it is used. O(1).
+inline GgmlQueryKey query_key(const ggml_tensor* query, const ggml_tensor* key, float scale) noexcept {
+  GgmlQueryKey evidence;
   evidence.query = query;
   evidence.key = key;
   evidence.scale = scale;
@@ -220,36 +247,16 @@ inline TensorQueryKey query_key(const ggml_tensor* query, const ggml_tensor* key
 //   positions [n]                          axis 0   (M-RoPE's [4 n]: position_axes(data, 4, n))
 // Elements of ne[0] must be side by side, unless the axis is 0. Quantised types move as whole rows. O(1).
 inline Result<Rows> rows(ggml_tensor* tensor, int axis) noexcept {
-  using detail::extent;
-  if (Status status = detail::check_tensor(tensor, "the tensor"); !status) return {{}, status};
-  if (axis < 0 || axis > 2)
-    return {{}, fail(Errc::bad_shape, "axis {} of a tensor was named: its tokens lie along 0, 1 or 2", axis)};
+  using detail::from_ne;
+  if (Status status = detail::check_axis(tensor, axis); !status) return {{}, status};
   const auto bytes = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
-  const std::size_t size = ggml_type_size(tensor->type);
-  if (axis > 0 && tensor->nb[0] != size)
-    return {{},
-            fail(Errc::bad_stride, "the elements of a row are {} bytes apart but must be side by side, {}",
-                 tensor->nb[0], size)};
-  if (axis == 0) {
-    if (ggml_blck_size(tensor->type) != 1)
-      return {{},
-              fail(Errc::not_supported, "tokens lie along axis 0 of a tensor of type {}, whose blocks cannot be parted",
-                   ggml_type_name(tensor->type))};
-    if (tensor->ne[2] != 1)
-      return {
-          {},
-          fail(Errc::bad_shape, "tokens lie along axis 0 of a tensor with ne[2] = {}: hand over one plane at a time",
-               tensor->ne[2])};
-    return {{tensor->data, extent(tensor->ne[0]), size, bytes(0), extent(tensor->ne[1]), bytes(1)}, {}};
-  }
-  const int other = 3 - axis;
-  return {{tensor->data, extent(tensor->ne[axis]), ggml_row_size(tensor->type, tensor->ne[0]), bytes(axis),
-           extent(tensor->ne[other]), bytes(other)},
-          {}};
+  const int other = axis == 0 ? 1 : 3 - axis;
+  const std::size_t row = axis == 0 ? ggml_type_size(tensor->type) : ggml_row_size(tensor->type, tensor->ne[0]);
+  return {{tensor->data, from_ne(tensor->ne[axis]), row, bytes(axis), from_ne(tensor->ne[other]), bytes(other)}, {}};
 }
 
-// Moves the kept tokens along `axis` to the front: see rows() and compact(). The tensor's own extents stay: take a view of
-// the first m. O(bytes kept).
+// Moves the kept tokens along `axis` to the front: see rows() and compact(). The tensor's own extents stay: take a view
+// of the first m. O(bytes kept).
 inline Status compact(const KeptRows& kept, ggml_tensor* tensor, int axis) noexcept {
   const Result<Rows> view = fastv::rows(tensor, axis);
   return view ? fastv::compact(kept, *view) : view.status;
@@ -268,7 +275,7 @@ inline Status write_indices(const KeptRows& kept, ggml_tensor* indices) noexcept
   if (indices->type != GGML_TYPE_I32 || !ggml_is_contiguous(indices))
     return fail(Errc::not_supported, "the tensor of indices is of type {} or has gaps: make a contiguous I32 tensor",
                 ggml_type_name(indices->type));
-  const std::size_t room = detail::extent(ggml_nelements(indices));
+  const std::size_t room = detail::from_ne(ggml_nelements(indices));
   if (room != kept.indices.size())
     return fail(Errc::bad_shape, "the tensor of indices has {} entries but {} tokens stay", room, kept.indices.size());
   return fastv::write_indices(kept, Span<std::int32_t>(static_cast<std::int32_t*>(indices->data), room));
@@ -285,6 +292,47 @@ inline namespace FASTV_KIND {
 inline constexpr std::size_t most_in_graph = std::size_t{1} << 23;
 inline constexpr float behind_all = static_cast<float>(most_in_graph);
 inline constexpr float greatest_float = 3.402823466e+38f;
+
+// Shapes are checked by the core, on views that are never read.
+inline constexpr float never_read = 0;
+
+inline Status check_attention(const ggml_context* ctx, const ggml_tensor* q, const ggml_tensor* k, float scale,
+                              float soft_cap, const ggml_tensor* sinks, const ggml_tensor* mask) noexcept {
+  if (ctx == nullptr) return fail_null("the context");
+  if (Status status = check_sequence(q, "query"); !status) return status;
+  if (Status status = check_sequence(k, "key"); !status) return status;
+  if (Status status = check_vectors(q, "query"); !status) return status;
+  if (Status status = check_vectors(k, "key"); !status) return status;
+  if (q->type != GGML_TYPE_F32)
+    return fail(Errc::not_supported, "query is of type {}: cast it to F32", ggml_type_name(q->type));
+  const auto shape_of = [](const ggml_tensor* t) {
+    return fastv::heads(&never_read, HeadMajor{from_ne(t->ne[1]), from_ne(t->ne[2]), from_ne(t->ne[0])});
+  };
+  QueryKey<float> shape = fastv::query_key(shape_of(q), shape_of(k), scale);
+  shape.soft_cap = soft_cap;
+  if (Status status = shape.check(); !status) return status;
+  if (sinks != nullptr && (sinks->type != GGML_TYPE_F32 || sinks->ne[0] != q->ne[1] || ggml_nrows(sinks) != 1))
+    return fail(Errc::bad_shape, "the sinks are {} entries of type {}: hand over one F32 for each of {} heads",
+                ggml_nelements(sinks), ggml_type_name(sinks->type), q->ne[1]);
+  if (mask != nullptr && mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)
+    return fail(Errc::not_supported, "the mask is of type {}: ggml reads F32 and F16", ggml_type_name(mask->type));
+  if (mask != nullptr &&
+      (mask->ne[0] < k->ne[2] || mask->ne[1] < q->ne[2] || mask->nb[0] != ggml_type_size(mask->type)))
+    return fail(Errc::bad_shape, "the mask is [{}, {}] but the query has {} rows over {} keys", mask->ne[0],
+                mask->ne[1], q->ne[2], k->ne[2]);
+  return {};
+}
+
+inline Status check_positions(const ggml_context* ctx, const ggml_tensor* positions, int axes,
+                              const ggml_tensor* kept) noexcept {
+  if (ctx == nullptr) return fail_null("the context");
+  if (positions == nullptr) return fail_null("the positions");
+  if (kept == nullptr) return fail_null("the kept indices");
+  if (axes < 1 || positions->ne[0] % axes != 0 || ggml_nrows(positions) != 1 || !ggml_is_contiguous(positions))
+    return fail(Errc::bad_shape, "{} positions are not {} axes of one list after the other", ggml_nelements(positions),
+                axes);
+  return {};
+}
 
 // Scores as selection ranks them: `value` without NaN (0 instead) and with infinities as the greatest finite numbers;
 // `number` is 1, and 0 where the score is NaN.
@@ -303,8 +351,8 @@ inline ggml_tensor* ranked(ggml_context* ctx, ggml_tensor* value, ggml_tensor* r
 }
 
 // 1 for the highest entries of each row, 0 for the others; of equal ones the earlier stays. rows: F32 [size, groups],
-// without NaN. lowest: I32 [groups], group * size + the number in descending order of the lowest entry that stays. quota:
-// F32 [1, groups], how many stay, and a half.
+// without NaN. lowest: I32 [groups], group * size + the number in descending order of the lowest entry that stays.
+// quota: F32 [1, groups], how many stay, and a half.
 inline ggml_tensor* highest(ggml_context* ctx, ggml_tensor* rows, ggml_tensor* lowest, ggml_tensor* quota) noexcept {
   const std::int64_t size = rows->ne[0], groups = rows->ne[1];
   ggml_tensor* order = ggml_argsort(ctx, rows, GGML_SORT_ORDER_DESC);
@@ -331,46 +379,17 @@ inline namespace FASTV_KIND {
 //   k      [dim, kv heads, keys], keys of earlier turns ahead of the prompt's; query head h reads KV head
 //          h / (heads / kv heads)
 //   sinks  F32 [heads] or null: logits that belong to no token (gpt-oss)
-//   mask   F16 or F32 [at least keys, at least rows] or null: what the layer's own softmax adds; null: the row sees every key
+//   mask   F16 or F32 [at least keys, at least rows]: what the layer adds to its logits; null: the row sees every key
 //
-// The products are summed in F32. Keys of other types than F32 are multiplied at the precision ggml has for them (on the
-// CPU, F16 rounds the query to F16): ggml_cast() them to F32 where close scores must rank as prune() ranks them. O(1).
+// The products are summed in F32. Keys of other types than F32 are multiplied at the precision ggml has for them (on
+// the CPU, F16 rounds the query to F16): ggml_cast() them to F32 where close scores must rank as prune() ranks them.
+// O(1).
 inline Result<ggml_tensor*> scores(ggml_context* ctx, ggml_tensor* q, ggml_tensor* k, float scale, float soft_cap = 0,
                                    ggml_tensor* sinks = nullptr, ggml_tensor* mask = nullptr) noexcept {
-  if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
-  for (const auto& [tensor, what] : {std::pair<ggml_tensor*, const char*>{q, "query"}, {k, "key"}}) {
-    if (Status status = detail::check_sequence(tensor, what); !status) return {nullptr, status};
-    if (Status status = detail::check_vectors(tensor, what); !status) return {nullptr, status};
-  }
-  const std::int64_t dim = q->ne[0], heads = q->ne[1], rows = q->ne[2], keys = k->ne[2];
-  if (q->type != GGML_TYPE_F32)
-    return {nullptr, fail(Errc::not_supported, "the query is of type {}: cast it to F32", ggml_type_name(q->type))};
-  if (k->ne[0] != dim)
-    return {nullptr,
-            fail(Errc::bad_shape, "the head dimension of the query is {} but that of the key is {}", dim, k->ne[0])};
-  if (rows < 1 || keys < 1 || k->ne[1] < 1)
-    return {nullptr,
-            fail(Errc::bad_shape, "the query has {} rows and the key {} tokens of {} heads: hand over at least 1", rows,
-                 keys, k->ne[1])};
-  if (heads < 1 || heads % k->ne[1] != 0)
-    return {nullptr, fail(Errc::bad_shape, "the query has {} heads, which {} KV heads do not divide", heads, k->ne[1])};
-  if (detail::is_nan(scale) || detail::is_infinite(scale) || !(scale > 0))
-    return {nullptr,
-            fail(Errc::bad_setting, "scale is {} but must be positive and finite", static_cast<double>(scale))};
-  if (detail::is_nan(soft_cap) || detail::is_infinite(soft_cap) || !(soft_cap >= 0))
-    return {nullptr, fail(Errc::bad_setting, "soft_cap is {} but must be positive and finite, or 0 for none",
-                          static_cast<double>(soft_cap))};
-  if (sinks != nullptr && (sinks->type != GGML_TYPE_F32 || ggml_nelements(sinks) != heads || sinks->ne[0] != heads))
-    return {nullptr,
-            fail(Errc::bad_shape, "the sinks are {} entries of type {}: hand over one F32 for each of {} heads",
-                 ggml_nelements(sinks), ggml_type_name(sinks->type), heads)};
-  if (mask != nullptr && mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)
-    return {nullptr,
-            fail(Errc::not_supported, "the mask is of type {}: ggml reads F32 and F16", ggml_type_name(mask->type))};
-  if (mask != nullptr && (mask->ne[0] < keys || mask->ne[1] < rows || mask->nb[0] != ggml_type_size(mask->type)))
-    return {nullptr, fail(Errc::bad_shape, "the mask is [{}, {}] but the query has {} rows over {} keys", mask->ne[0],
-                          mask->ne[1], rows, keys)};
-  const std::size_t last = detail::extent(rows - 1);
+  if (Status status = detail::check_attention(ctx, q, k, scale, soft_cap, sinks, mask); !status)
+    return {nullptr, status};
+  const std::int64_t dim = q->ne[0], heads = q->ne[1], keys = k->ne[2];
+  const std::size_t last = detail::from_ne(q->ne[2] - 1);
   ggml_tensor* row = ggml_view_3d(ctx, q, dim, 1, heads, q->nb[1], q->nb[1], last * q->nb[2]);  // [dim, 1, heads]
   ggml_tensor* logits = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), row);               // [keys, 1, heads]
   ggml_prec_set_acc(logits, GGML_PREC_F32);
@@ -386,17 +405,11 @@ inline Result<ggml_tensor*> scores(ggml_context* ctx, ggml_tensor* q, ggml_tenso
 // (Hidden states need no help: ggml_get_rows(ctx, hidden, kept).) O(axes).
 inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* positions, int axes,
                                              ggml_tensor* kept) noexcept {
-  if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
-  if (positions == nullptr) return {nullptr, detail::fail_null("the positions")};
-  if (kept == nullptr) return {nullptr, detail::fail_null("the kept indices")};
-  if (axes < 1 || positions->ne[0] % axes != 0 || !ggml_is_contiguous(positions) ||
-      ggml_nelements(positions) != positions->ne[0])
-    return {nullptr, fail(Errc::bad_shape, "{} positions are not {} axes of one list after the other",
-                          ggml_nelements(positions), axes)};
+  if (Status status = detail::check_positions(ctx, positions, axes, kept); !status) return {nullptr, status};
   const std::int64_t n = positions->ne[0] / axes, m = kept->ne[0];
   ggml_tensor* all = nullptr;
   for (int axis = 0; axis < axes; ++axis) {
-    const std::size_t first = detail::extent(axis * n) * positions->nb[0];
+    const std::size_t first = detail::from_ne(axis * n) * positions->nb[0];
     ggml_tensor* one = ggml_view_2d(ctx, positions, 1, n, positions->nb[0], first);
     one = ggml_reshape_1d(ctx, ggml_get_rows(ctx, one, kept), m);
     all = all == nullptr ? one : ggml_concat(ctx, all, one, 0);
@@ -406,27 +419,27 @@ inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* pos
 
 // Turns the pruning of one prompt into nodes of a graph.
 //
-//   fastv::graph::Pruner pruning(config);                      // or a schedule of several stages
-//   if (auto plan = pruning.begin({n, layers, visual}); !plan) ...             // all shapes, and what is wrong with them
-//   ...                                                                        // layers 0 .. K-1 into the graph
-//   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));   // I32 [m], ascending
-//   if (!kept) ...
+//   fastv::graph::Pruner pruning(config);                                     // or a schedule of several stages
+//   auto plan = pruning.begin({n, layers, visual});                           // all shapes, or what is wrong
+//   ...                                                                       // layers 0 .. K-1 into the graph
+//   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));  // I32 [m], ascending, or what is wrong
 //   hidden = ggml_get_rows(ctx, hidden, *kept);
 //   positions = *fastv::graph::gather_positions(ctx, positions, 1, *kept);
-//   ...                                                                        // layers K .. on m tokens; allocate
+//   ...                                                                       // layers K .. on m tokens; allocate
 //   auto set = pruning.set_inputs([](ggml_tensor* t, const void* data, std::size_t bytes) {
 //     ggml_backend_tensor_set(t, data, 0, bytes);
 //   });
 //
-// All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it runs on.
-// It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal ones the
-// earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones count as the
-// greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay. counts() tells. (A backend
-// that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than 1e-38 apart.)
+// All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it
+// runs on. It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal
+// ones the earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones
+// count as the greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay.
+// counts() tells. (A backend that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than
+// 1e-38 apart.)
 //
-// Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays each.
-// Random and uniform selection are lists alone. Stages behind the first find their tokens in the graph itself, so positions
-// within the shorter sequence may depend on scores. The object must outlive the graph.
+// Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays
+// each. Random and uniform selection are lists alone. Stages behind the first find their tokens in the graph itself, so
+// positions within the shorter sequence may depend on scores. The object must outlive the graph.
 class Pruner {
  public:
   // begin() checks the settings.
@@ -436,8 +449,10 @@ class Pruner {
     for (std::size_t s = 0; !null_ && s < given_ && s < max_stages; ++s) configs_[s] = schedule[s];
   }
 
-  // Settings of a stage.
-  const Config& config(std::size_t stage = 0) const noexcept { return configs_[stage]; }
+  // Settings of a stage, below max_stages.
+  const Config& config(std::size_t stage = 0) const noexcept {
+    return configs_[stage < max_stages ? stage : max_stages - 1];
+  }
   // Stages that select() has put into the graph since begin().
   std::size_t stage() const noexcept { return stage_; }
   // Whether the next select() comes after so many layers: see fastv::Pruner::due().
@@ -445,9 +460,9 @@ class Pruner {
     return begun_ && stage_ < plan_.stages && layers_run == plan_.stage[stage_].filtering_layer;
   }
 
-  // Everything that does not depend on a value, for one graph of this prompt. Prompt::past counts the keys of earlier turns,
-  // which are attended to but are no candidates. Errors: those of make_plan(), settings that ask for other rows than the last,
-  // and a stage of minima per image behind one that pools images. O(stages * tokens).
+  // Everything that does not depend on a value, for one graph of this prompt. Prompt::past counts the keys of earlier
+  // turns, which are attended to but are no candidates. Errors: those of make_plan(), settings that ask for other rows
+  // than the last, and a stage of minima per image behind one that pools images. O(stages * tokens).
   Result<Plan> begin(const Prompt& prompt) noexcept {
     begun_ = false;
     stage_ = 0;
@@ -467,22 +482,12 @@ class Pruner {
     return sum;
   }
 
-  // The next stage's kept tokens: I32 [m], ascending positions in the sequence that its layer ran on. scores: F32, one per
-  // key, [at least past + n], keys of earlier turns first, or one per token of the sequence, [n]; may be left out where no
-  // score decides. Nodes: 40, and 15 more for each size of groups. O(1).
+  // The next stage's kept tokens: I32 [m], ascending positions in the sequence that its layer ran on. scores: F32, one
+  // per key, [at least past + n], keys of earlier turns first, or one per token of the sequence, [n]; may be left out
+  // where no score decides. About 35 nodes, and 17 more for each further class of group sizes.
   Result<ggml_tensor*> select(ggml_context* ctx, ggml_tensor* scores = nullptr) noexcept {
-    if (!begun_)
-      return {nullptr,
-              fail(Errc::bad_prompt, "select() has no prompt: call begin() first, and go on where it succeeds")};
-    if (stage_ == plan_.stages)
-      return {nullptr,
-              fail(Errc::bad_prompt,
-                   "select() was called for stage {} but there are {}: call begin() for every graph that is built",
-                   stage_, plan_.stages)};
-    if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
-    const Result<ggml_tensor*> own = own_scores(ctx, scores);
-    if (!own) return own;
-    ggml_tensor* kept = select_nodes(ctx, *own);
+    if (Status status = check_select(ctx, scores); !status) return {nullptr, status};
+    ggml_tensor* kept = select_nodes(ctx, own_scores(ctx, scores));
     ++stage_;
     return {kept, {}};
   }
@@ -491,50 +496,36 @@ class Pruner {
     return scores ? select(ctx, *scores) : scores;
   }
 
-  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A node
-  // that the host may put into the graph as an output, and read when it has run.
+  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A
+  // node that the host may put into the graph as an output, and read when it has run.
   Result<ggml_tensor*> counts(ggml_context* ctx) noexcept {
     if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
     if (stage_ == 0 || scores_ == nullptr)
       return {nullptr,
               fail(Errc::missing_evidence, "counts() has no scores to count: call it after a select() that had some")};
-    const Stage& stage = stages_[stage_ - 1];
-    const auto visual = detail::extent(stage.images.tokens);
-    ggml_tensor* of_visual =
-        ggml_get_rows(ctx, ggml_reshape_2d(ctx, scores_, 1, scores_->ne[0]), visual_tokens_);  // [1, visual]
-    ggml_tensor* size = ggml_abs(ctx, ggml_reshape_1d(ctx, of_visual, visual));
+    const auto visual = static_cast<float>(stages_[stage_ - 1].images.tokens);
+    ggml_tensor* size = ggml_abs(ctx, pick(ctx, scores_, visual_tokens_));
     const auto sum = [&](ggml_tensor* ones) { return ggml_sum_rows(ctx, ggml_step(ctx, ones)); };
     ggml_tensor* numbers = sum(ggml_scale_bias(ctx, size, 1, 1));
     ggml_tensor* zeros = ggml_sub(ctx, numbers, sum(size));
     ggml_tensor* infinite = sum(ggml_scale_bias(ctx, size, 1, -detail::greatest_float));
-    ggml_tensor* nans = ggml_scale_bias(ctx, numbers, -1, static_cast<float>(visual));
+    ggml_tensor* nans = ggml_scale_bias(ctx, numbers, -1, visual);
     return {ggml_concat(ctx, ggml_concat(ctx, nans, zeros, 0), infinite, 0), {}};
   }
 
-  // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they rank
-  // nothing. O(1).
+  // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they
+  // rank nothing. O(1).
   Result<Selected> selected(Span<const float> counts, std::size_t stage = 0) const noexcept {
-    if (Status status = detail::expect_room(counts, 3, "the counts"); !status) return {{}, status};
-    if (!begun_ || stage >= plan_.stages)
-      return {{}, fail(Errc::bad_prompt, "stage {} is asked for but there are {}", stage, begun_ ? plan_.stages : 0)};
-    const detail::Images& images = stages_[stage].images;
-    for (const float count : counts.first(3))
-      if (detail::is_nan(count) || !(count >= 0 && count <= static_cast<float>(images.tokens)))
-        return {{},
-                fail(Errc::bad_value, "{} is no count of {} visual scores: hand over what counts() held after a run",
-                     static_cast<double>(count), images.tokens)};
-    if (!detail::is_zero(counts[2]))
-      return {{},
-              fail(Errc::bad_value, "{} of {} visual scores are infinite: check where they come from",
-                   static_cast<std::size_t>(counts[2]), images.tokens)};
+    if (Status status = check_counts(counts, stage); !status) return {{}, status};
     const Selected found{plan_.tokens_in_group(stage + 1), static_cast<std::size_t>(counts[0]),
                          static_cast<std::size_t>(counts[1])};
-    const Status status = detail::check_counts(config(stage), images, found.nan_scores, found.zero_scores);
+    const Status status =
+        detail::check_counts(config(stage), stages_[stage].images, found.nan_scores, found.zero_scores);
     return {status ? found : Selected{}, status};
   }
 
-  // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select() made, at
-  // most two a stage. (ggml may use an input's memory again behind its last reader.)
+  // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select()
+  // made, at most two a stage. (ggml may use an input's memory again behind its last reader.)
   template <class Set>
   Status set_inputs(const Set& set) const {
     if (!begun_ || stage_ != plan_.stages)
@@ -561,8 +552,8 @@ class Pruner {
   struct Group {
     std::size_t first, size, quota;  // first: of members_
   };
-  // A stage's tokens are named by their place in the list of all text tokens, then all visual ones. Behind the first stage the
-  // graph turns places into positions; in the first they are positions from the start.
+  // A stage's tokens are named by their place in the list of all text tokens, then all visual ones. Behind the first
+  // stage the graph turns places into positions; in the first they are positions from the start.
   struct Stage {
     detail::Images images;
     std::size_t fixed = 0, competing = 0;       // tokens that stay in any case; that compete
@@ -844,41 +835,65 @@ class Pruner {
     return {};
   }
 
+  // What counts() held.
+  Status check_counts(Span<const float> counts, std::size_t stage) const noexcept {
+    if (Status status = detail::expect_room(counts, 3, "the counts"); !status) return status;
+    if (!begun_ || stage >= plan_.stages)
+      return fail(Errc::bad_prompt, "stage {} is asked for but there are {}", stage, begun_ ? plan_.stages : 0);
+    const std::size_t total = stages_[stage].images.tokens;
+    for (const float count : counts.first(3))
+      if (detail::is_nan(count) || !(count >= 0 && count <= static_cast<float>(total)))
+        return fail(Errc::bad_value, "{} is no count of {} visual scores: hand over what counts() held after a run",
+                    static_cast<double>(count), total);
+    if (detail::is_zero(counts[2])) return {};
+    return fail(Errc::bad_value, "{} of {} visual scores are infinite: check where they come from",
+                static_cast<std::size_t>(counts[2]), total);
+  }
+
   // ---- nodes ----
 
-  // The scores of this sequence's own tokens, [n], or null.
-  Result<ggml_tensor*> own_scores(ggml_context* ctx, ggml_tensor* scores) noexcept {
+  Status check_select(const ggml_context* ctx, const ggml_tensor* scores) const noexcept {
+    if (!begun_)
+      return fail(Errc::bad_prompt, "select() has no prompt: call begin() first, and go on where it succeeds");
+    if (stage_ == plan_.stages)
+      return fail(Errc::bad_prompt,
+                  "select() was called for stage {} but there are {}: call begin() for every graph that is built",
+                  stage_, plan_.stages);
+    if (ctx == nullptr) return detail::fail_null("the context");
     const Stage& stage = stages_[stage_];
-    if (!detail::ranks(configs_[stage_], stage.images)) return {};
-    if (scores == nullptr) {
-      if (stage.competing == 0) return {};
-      return {nullptr, fail(Errc::missing_evidence, "stage {} ranks {} tokens by scores: hand over graph::scores()",
-                            stage_, stage.competing)};
-    }
+    if (!detail::ranks(configs_[stage_], stage.images) || (scores == nullptr && stage.competing == 0)) return {};
+    if (scores == nullptr)
+      return fail(Errc::missing_evidence, "stage {} ranks {} tokens by scores: hand over graph::scores()", stage_,
+                  stage.competing);
     if (scores->type != GGML_TYPE_F32)
-      return {nullptr,
-              fail(Errc::not_supported, "the scores are of type {}: cast them to F32", ggml_type_name(scores->type))};
+      return fail(Errc::not_supported, "the scores are of type {}: cast them to F32", ggml_type_name(scores->type));
     const std::size_t n = plan_.tokens_in_group(stage_), past = plan_.past[stage_],
-                      given = detail::extent(scores->ne[0]);
-    if (ggml_nelements(scores) != scores->ne[0] || !ggml_is_contiguous(scores) || (given != n && given < past + n))
-      return {nullptr,
-              fail(Errc::bad_shape,
-                   "there are {} scores for {} tokens behind {} keys of earlier turns: hand over one list, with one "
-                   "per key or one per token",
-                   ggml_nelements(scores), n, past)};
-    return {ggml_view_1d(ctx, scores, detail::extent(n), (given == n ? 0 : past) * sizeof(float)), {}};
+                      given = detail::from_ne(scores->ne[0]);
+    if (ggml_nrows(scores) != 1 || !ggml_is_contiguous(scores) || (given != n && given < past + n))
+      return fail(Errc::bad_shape,
+                  "there are {} scores for {} tokens behind {} keys of earlier turns: hand over one list, with one per "
+                  "key or one per token",
+                  ggml_nelements(scores), n, past);
+    return {};
+  }
+
+  // The scores of this sequence's own tokens, [n], or null.
+  ggml_tensor* own_scores(ggml_context* ctx, ggml_tensor* scores) const noexcept {
+    if (scores == nullptr || !detail::ranks(configs_[stage_], stages_[stage_].images)) return nullptr;
+    const std::size_t n = plan_.tokens_in_group(stage_);
+    return part(ctx, scores, detail::from_ne(scores->ne[0]) == n ? 0 : plan_.past[stage_], n);
   }
 
   static ggml_tensor* input(ggml_context* ctx, ggml_type type, std::size_t count, const char* name) noexcept {
     if (count == 0) return nullptr;
-    ggml_tensor* tensor = ggml_new_tensor_1d(ctx, type, detail::extent(count));
+    ggml_tensor* tensor = ggml_new_tensor_1d(ctx, type, detail::to_ne(count));
     ggml_set_name(tensor, name);
     ggml_set_input(tensor);
     return tensor;
   }
   // Entries of a list; both types of inputs have four bytes.
   static ggml_tensor* part(ggml_context* ctx, ggml_tensor* list, std::size_t first, std::size_t count) noexcept {
-    return ggml_view_1d(ctx, list, detail::extent(count), first * sizeof(float));
+    return ggml_view_1d(ctx, list, detail::to_ne(count), first * sizeof(float));
   }
   // list[indices], of F32 or I32.
   static ggml_tensor* pick(ggml_context* ctx, ggml_tensor* list, ggml_tensor* indices) noexcept {
@@ -937,13 +952,13 @@ class Pruner {
     ggml_tensor* stays = nullptr;
     std::size_t entry = 0, group = 0;
     const auto top = [&](ggml_tensor* of, std::size_t size, std::size_t groups) {
-      ggml_tensor* matrix = ggml_reshape_2d(ctx, of, detail::extent(size), detail::extent(groups));
+      ggml_tensor* matrix = ggml_reshape_2d(ctx, of, detail::to_ne(size), detail::to_ne(groups));
       ggml_tensor* quota =
-          ggml_reshape_2d(ctx, part(ctx, stage.values, stage.quota_at() + group, groups), 1, detail::extent(groups));
-      ggml_tensor* highest =
+          ggml_reshape_2d(ctx, part(ctx, stage.values, stage.quota_at() + group, groups), 1, detail::to_ne(groups));
+      ggml_tensor* ones =
           detail::highest(ctx, matrix, part(ctx, stage.lists, stage.lowest_at() + group, groups), quota);
       group += groups;
-      return ggml_reshape_1d(ctx, highest, detail::extent(size * groups));
+      return ggml_reshape_1d(ctx, ones, detail::to_ne(size * groups));
     };
     for (std::size_t c = 0; c < 32; ++c) {
       const std::size_t size = stage.size[c], groups = stage.count[c];
