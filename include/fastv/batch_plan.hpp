@@ -5,8 +5,9 @@
 // does: within a group no request changes its lengths, so that one set of cumulative lengths serves all its layers.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "slots.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -30,8 +30,9 @@
 #pragma once
 
 #include "apply.hpp"
-#include "detail/begin.hpp"
 #include "detail/buffer.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

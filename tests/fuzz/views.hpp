@@ -146,9 +146,4 @@ bool close(Score ours, double exact, double tolerance) {
   return std::fabs(value - exact) <= tolerance;
 }
 
-template <class A>
-bool same_bits(const Block<A>& a, const Block<A>& b) {
-  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(A)) == 0);
-}
-
 }  // namespace fuzz

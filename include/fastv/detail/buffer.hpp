@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "../status.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {
