@@ -297,7 +297,8 @@ class QueryKeyScorer {
   void run(Span<Score> scores) noexcept {
     accumulate(scores, 0);
     // Where every visual token receives next to nothing (a sink takes it all), floats run out of range and their order is
-    // lost: then all are brought into range by one factor.
+    // lost: then all are brought into range by one factor. Partial sums are not, since other ranks know no such factor.
+    if (evidence_.heads_total > evidence_.query.heads) return;
     Score highest = 0;
     for (std::size_t i = 0; i < count_; ++i)
       if (is_nan(scores[i])) return;
@@ -562,7 +563,7 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 
 // One score per visual token, in the order of for_each_visual(). scores: one entry each; scratch: score_scratch()
 // floats. Of queries and keys whose every visual token receives less than 1e-12, all scores are multiplied by one factor,
-// so that their order survives. Re-entrant; no allocation. Complexity: that of the evidence.
+// so that their order survives (not of heads that are sharded, whose scores are partial sums). Re-entrant; no allocation. Complexity: that of the evidence.
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
