@@ -563,7 +563,8 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 
 // One score per visual token, in the order of for_each_visual(). scores: one entry each; scratch: score_scratch()
 // floats. Of queries and keys whose every visual token receives less than 1e-12, all scores are multiplied by one factor,
-// so that their order survives (not of heads that are sharded, whose scores are partial sums). Re-entrant; no allocation. Complexity: that of the evidence.
+// so that their order survives (not of heads that are sharded, whose scores are partial sums). Re-entrant; no allocation.
+// Complexity: that of the evidence.
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
