@@ -261,13 +261,15 @@ inline namespace FASTV_KIND {
 inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<const TokenSpan> visual) noexcept {
   const std::size_t first = rows.tokens - queries;
   if (rows.which == ScoreRows::last) {
-    const bool asks = visual.empty() || visual[visual.size() - 1].first + visual[visual.size() - 1].count < rows.tokens;
+    std::size_t last = visual.size();  // span, counted from 1; an empty one holds no token
+    while (last > 0 && visual[last - 1].count == 0) --last;
+    const bool asks = last == 0 || visual[last - 1].first + visual[last - 1].count < rows.tokens;
     return asks
                ? Status{}
                : fail(Errc::bad_prompt,
                       "the last prompt token (position {}) is in visual span {}, but its row ranks the "
                       "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
-                      rows.tokens - 1, visual.size() - 1);
+                      rows.tokens - 1, last - 1);
   }
   if (rows.which == ScoreRows::all) {
     if (queries >= rows.tokens) return {};
