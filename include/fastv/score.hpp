@@ -392,8 +392,8 @@ class QueryKeyScorer {
     in_pieces(count_, parallel_for_, [&](std::size_t begin, std::size_t end) {
       for_each_seen(seen, begin, end, [&](std::size_t number, std::size_t key, std::size_t n) {
         for (std::size_t head = 0; head < evidence_.query.heads; ++head) {
-          const float* norm =
-              evidence_.value_norms.empty() ? nullptr : evidence_.value_norms.data() + head / group * count_ + number;
+          const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN needs no weight
+          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
           const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
           if (is_zero(factors_[head])) continue;
           add_weighted(sums + (number - first), logits_ + head * keys + key, 1, norm, n, weight);
