@@ -17,14 +17,14 @@ struct Case {
   Block<Index> visible{0};
   std::vector<float> key_scales;  // [kv heads, keys] or empty
 
-  explicit Case(Input& in) : prompt(layout(in, 3, 20)) {
+  explicit Case(Input& in) : prompt(layout(in, 3, in.one_in(4) ? 30 : 8)) {
     total = prompt.visual_tokens(), tokens = prompt.tokens;
     kv_heads = in.between(1, 3), group = in.between(1, in.one_in(4) ? 6 : 3), heads = kv_heads * group;
-    dim = in.between(1, in.one_in(3) ? 140 : 36);
+    dim = in.between(1, in.one_in(4) ? 140 : 20);
     past = in.chance() ? in.below(9) : 0;
     first_key = in.one_in(3) ? in.below(past + tokens) : 0;
     keys = past + tokens - first_key;
-    rows = in.one_in(3) ? tokens : in.between(1, (std::min)(tokens, std::size_t{4}));
+    rows = in.one_in(4) ? tokens : in.between(1, (std::min)(tokens, std::size_t{4}));
     scale = in.one_in(4) ? 1.0f : 0.25f;
     oracle::Rng rng = in.random();
     causal = !in.one_in(4);
@@ -102,8 +102,7 @@ struct Exact {
             if (!c.sees(r, token)) continue;
             const double share = bad ? std::nan("") : none ? 0 : p[token - c.first_key] / sum;
             if (share == 0) continue;
-            const double norm =
-                c.norms.size() == 0 ? 1 : static_cast<double>(c.norms[kv_head * c.total + number]);
+            const double norm = c.norms.size() == 0 ? 1 : static_cast<double>(c.norms[kv_head * c.total + number]);
             scores[number] += share * norm / all;
             sizes[number] += std::fabs(share * norm / all);
           }
@@ -133,7 +132,8 @@ struct Exact {
       magnitude += cap;
     }
     if (c.alibi.size() > 0) {
-      const double distance = static_cast<double>(c.past + (c.tokens - c.rows) + r) - static_cast<double>(c.first_key + j);
+      const double distance =
+          static_cast<double>(c.past + (c.tokens - c.rows) + r) - static_cast<double>(c.first_key + j);
       logit -= static_cast<double>(c.alibi[h]) * distance;
       magnitude += std::fabs(static_cast<double>(c.alibi[h]) * distance);
     }
@@ -259,9 +259,7 @@ bool spoil_keys(Input& in, const Case& c, fastv::QueryKey<Q, fastv::Heads<K>>& b
     case 0: key.data = nullptr; return !by_pointers;
     case 1: key.head_stride = -1 - static_cast<std::ptrdiff_t>(in.below(99)); return true;
     case 2: key.token_stride = static_cast<std::ptrdiff_t>(in.hostile() | std::size_t{1} << 63); return true;
-    case 3:
-      key.pages.chunk = in.hostile();
-      return key.pages.chunk != 0 && c.dim % key.pages.chunk != 0;
+    case 3: key.pages.chunk = in.hostile(); return key.pages.chunk != 0 && c.dim % key.pages.chunk != 0;
     case 4: key.pages.block_tokens = 0; return paged;
     case 5:
       if (by_pointers)
