@@ -5,6 +5,7 @@
 #pragma once
 
 #include "detail/begin.hpp"
+#include "detail/strides.hpp"
 #include "plan.hpp"
 
 namespace fastv {
@@ -353,7 +354,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
       return {{},
               fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
                    images->tokens)};
-    if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
+    if (images->tokens > 0) {
+      if (Status status = detail::check_data(scores.data(), "scores"); !status) return {{}, status};
+    }
   }
   return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());
 }
