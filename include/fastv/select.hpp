@@ -237,7 +237,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
   Mark* rest = marks + total;
   Selected selected;
   for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
-  if (config.selection == Selection::top_k) {
+  if (config.selection == Selection::top_k) {  // so that filtering_layer is at least 1
     std::size_t infinite = 0;
     for (std::size_t i = 0; i < total; ++i) {
       infinite += is_infinite(scores[i]) ? 1u : 0u;
@@ -253,13 +253,13 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
               fail(Errc::bad_value,
                    "all {} visual scores are NaN: check what layer {} and the tensors handed over "
                    "hold",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+                   total, config.filtering_layer - 1)};
     if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
       return {{},
               fail(Errc::bad_value,
                    "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
                    "images (sliding window, bias, mask)?",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+                   total, config.filtering_layer - 1)};
   }
 
   Random random(config.seed);
