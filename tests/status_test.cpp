@@ -711,7 +711,8 @@ Cases all_cases() {
 
 // ---- the sentences of the headers ---------------------------------------------------------------
 
-// The literals that a call of fail() is given as its sentence: all of `header` behind "fail(Errc::", adjacent ones joined.
+// The literals that a call of fail() is given as its sentence: all of `header` behind "fail(Errc::", adjacent ones
+// joined.
 std::set<std::string> sentences_of(const std::string& header) {
   std::set<std::string> sentences;
   for (std::size_t at = header.find("fail("); at != std::string::npos; at = header.find("fail(", at + 1)) {
