@@ -28,12 +28,14 @@ struct [[nodiscard]] KeptBatch {
   // True where the batch as a whole is right; see failed and sequences for its sequences.
   explicit operator bool() const noexcept { return static_cast<bool>(status); }
   // For the verbs, on packed tensors.
-  operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }
+  FASTV_INLINE operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }
   Errc code() const noexcept { return status.code; }                          // of status
   FASTV_INLINE Message message() const noexcept { return status.message(); }  // of status
   std::size_t size() const noexcept { return indices.size(); }                // rows that stay
   // What one sequence keeps, as positions within it, for its own tensors and pages. Of one that failed: every token.
-  KeptRows sequence(std::size_t i) const noexcept { return {sequences[i].indices, sequences[i].prompt_tokens}; }
+  FASTV_INLINE KeptRows sequence(std::size_t i) const noexcept {
+    return {sequences[i].indices, sequences[i].prompt_tokens};
+  }
 };
 
 inline namespace FASTV_KIND {

@@ -89,8 +89,8 @@ struct Probabilities {
 
 // Contiguous probabilities [heads, queries, keys]. head_stride: elements from head to head; 0: queries * keys.
 template <class T>
-Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t queries, std::size_t keys,
-                               std::ptrdiff_t head_stride = 0) noexcept {
+FASTV_INLINE Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t queries, std::size_t keys,
+                                            std::ptrdiff_t head_stride = 0) noexcept {
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::probabilities(fastv::as_half(data), ...) or fastv::as_bfloat16(data)");
@@ -114,7 +114,7 @@ struct LoadedKeys {
 };
 // The same from a lambda: loaded_keys(8, n, 128, [&](std::size_t kv_head, std::size_t token, float* out) { ... }).
 template <class Load>
-LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
+FASTV_INLINE LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
   return {heads, tokens, dim, load};
 }
 
@@ -166,11 +166,12 @@ struct QueryKey {
 
 // query_key(heads(q, TokenMajor{1, 32, 128}), heads(k, TokenMajor{n, 8, 128}), 1 / std::sqrt(128.0f))
 template <class Q, class K>
-QueryKey<Q, Heads<K>> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
+FASTV_INLINE QueryKey<Q, Heads<K>> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
   return {query, key, scale};
 }
 template <class Q, class Load>
-QueryKey<Q, LoadedKeys<Load>> query_key(const Heads<Q>& query, const LoadedKeys<Load>& key, float scale) noexcept {
+FASTV_INLINE QueryKey<Q, LoadedKeys<Load>> query_key(const Heads<Q>& query, const LoadedKeys<Load>& key,
+                                                     float scale) noexcept {
   return {query, key, scale};
 }
 template <class = void>

@@ -131,7 +131,7 @@ struct KeyPages {
   std::ptrdiff_t chunk_stride = 0;     // elements from chunk to chunk
 
   // Whether the cache lies in pages.
-  constexpr bool paged() const noexcept { return !block_table.empty() || !blocks.empty(); }
+  FASTV_INLINE constexpr bool paged() const noexcept { return !block_table.empty() || !blocks.empty(); }
 };
 
 // Vectors of one layer, [heads, tokens, dim]: queries, keys or values, in whatever order the strides say. heads() makes
@@ -151,7 +151,7 @@ constexpr std::ptrdiff_t as_stride(std::size_t entries) noexcept { return static
 // Vectors in one piece: heads(key, TokenMajor{n, 8, 128}). T: an element type of element.hpp, or one with a to_float()
 // of its own. Complexity: O(1), as all makers of views.
 template <class T>
-constexpr Heads<T> heads(const T* data, const TokenMajor& shape) noexcept {
+FASTV_INLINE constexpr Heads<T> heads(const T* data, const TokenMajor& shape) noexcept {
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
@@ -161,7 +161,7 @@ constexpr Heads<T> heads(const T* data, const TokenMajor& shape) noexcept {
 }
 // The same, head by head: heads(key, HeadMajor{8, n, 128}).
 template <class T>
-constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
@@ -176,19 +176,19 @@ constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noexcept {
 
 namespace detail {
 template <class T>
-constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
+FASTV_INLINE constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
   view.pages.block_stride = view.token_stride * as_stride(shape.tokens);
   return view;
 }
 template <class T>
-constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
   view.pages.block_stride = view.head_stride * as_stride(shape.heads);
   return view;
 }
 template <class T>
-constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, HeadMajor{shape.heads, shape.tokens, shape.chunk});
   view.dim = shape.chunks * shape.chunk;
   view.pages.chunk = shape.chunk;
@@ -203,8 +203,8 @@ constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexce
 // sequence; tokens: how many it has. Blocks follow each other in the cache; where they are further apart, set
 // pages.block_stride.
 template <class T, class Shape>
-constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> block_table,
-                         std::size_t tokens) noexcept {
+FASTV_INLINE constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> block_table,
+                                      std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(cache, block);
   view.pages.block_tokens = block.tokens;
   view.pages.block_table = block_table;
@@ -213,7 +213,7 @@ constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> b
 }
 // Blocks given by pointers, one per block of this sequence, each to the block's first vector.
 template <class T, class Shape>
-constexpr Heads<T> heads(Span<const T* const> blocks, const Shape& block, std::size_t tokens) noexcept {
+FASTV_INLINE constexpr Heads<T> heads(Span<const T* const> blocks, const Shape& block, std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(blocks.empty() ? nullptr : blocks[0], block);
   view.pages.block_tokens = block.tokens;
   view.pages.block_stride = 0;
@@ -262,7 +262,8 @@ constexpr void expect_values() noexcept {
 
 // A tensor [count, width]. stride: elements from row to row; 0: width. A void* counts in bytes.
 template <class T>
-constexpr Rows rows(T* data, std::size_t count, std::size_t width = 1, std::ptrdiff_t stride = 0) noexcept {
+FASTV_INLINE constexpr Rows rows(T* data, std::size_t count, std::size_t width = 1,
+                                 std::ptrdiff_t stride = 0) noexcept {
   detail::expect_values<T>();
   constexpr std::size_t bytes = detail::bytes_of<T>;
   return {data, count, width * bytes, (stride != 0 ? stride : detail::as_stride(width)) * detail::as_stride(bytes)};
@@ -270,11 +271,11 @@ constexpr Rows rows(T* data, std::size_t count, std::size_t width = 1, std::ptrd
 // A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
 // unsigned char and the bytes of a head's vector as dim.
 template <class T>
-constexpr Rows rows(T* data, const TokenMajor& shape) noexcept {
+FASTV_INLINE constexpr Rows rows(T* data, const TokenMajor& shape) noexcept {
   return fastv::rows(data, shape.tokens, shape.heads * shape.dim, shape.token_stride);
 }
 template <class T>
-constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
   Rows view = fastv::rows(data, shape.tokens, shape.dim);
   const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
   view.planes = shape.heads;
@@ -286,7 +287,7 @@ Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::A
 
 // Position ids of several axes, [axes, count] (M-RoPE: 3 or 4). compact() leaves [axes, kept], without gaps.
 template <class T>
-constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
+FASTV_INLINE constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
   Rows view = fastv::rows(data, count);
   view.planes = axes;
   view.plane_stride = detail::as_stride(count) * view.row_stride;
@@ -315,22 +316,23 @@ struct KvPages {
 
 namespace detail {
 template <class T>
-constexpr Rows block_rows(T* data, const TokenMajor& shape) noexcept {
+FASTV_INLINE constexpr Rows block_rows(T* data, const TokenMajor& shape) noexcept {
   return fastv::rows(data, shape);
 }
 template <class T>
-constexpr Rows block_rows(T* data, const HeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Rows block_rows(T* data, const HeadMajor& shape) noexcept {
   return fastv::rows(data, shape);
 }
 template <class T>
-constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
+FASTV_INLINE constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
   return fastv::rows(data, HeadMajor{shape.heads * shape.chunks, shape.tokens, shape.chunk});
 }
 }  // namespace detail
 
 // A paged cache, from the shape of one block: pages(cache, HeadMajor{8, 16, 128}, block_table, n).
 template <class T, class Shape>
-constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, std::size_t tokens) noexcept {
+FASTV_INLINE constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table,
+                                     std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(cache, block);
   const std::ptrdiff_t reach = view.plane_stride != 0 ? view.plane_stride * detail::as_stride(view.planes)
                                                       : view.row_stride * detail::as_stride(block.tokens);
@@ -339,7 +341,7 @@ constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table, s
 }
 // The same with blocks given by pointers, one per block of this sequence. T: the cache's element type.
 template <class T, class Shape>
-constexpr KvPages pages(Span<void* const> blocks, const Shape& block, std::size_t tokens) noexcept {
+FASTV_INLINE constexpr KvPages pages(Span<void* const> blocks, const Shape& block, std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(static_cast<T*>(nullptr), block);
   return {nullptr,         {},          block.tokens,      0,     tokens, view.row_bytes,
           view.row_stride, view.planes, view.plane_stride, blocks};

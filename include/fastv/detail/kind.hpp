@@ -58,7 +58,8 @@
 #define FASTV_JOIN(a, b, c, d, e) FASTV_JOIN_NOW(a, b, c, d, e)
 #define FASTV_KIND FASTV_JOIN(FASTV_SIMD, FASTV_FMA, FASTV_F16C, FASTV_BMI, FASTV_MATH)
 
-// For members of the shared types, which have no namespace of their own to keep the linker from mixing them.
+// For members of the shared types and for what makes views, which have no namespace of their own to keep the linker from
+// mixing them.
 #if defined(__GNUC__)
 #define FASTV_INLINE inline __attribute__((always_inline))
 #else
