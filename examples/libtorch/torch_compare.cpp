@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-#include "../scenes/progress.hpp"
+#include "../common/progress.hpp"
 
 namespace {
 
