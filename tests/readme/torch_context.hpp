@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fastv/torch.hpp>
+#include <fastv/torch_device.hpp>
 
 #include "context.hpp"
 
