@@ -70,7 +70,8 @@ void move_rows(const Span<const Index> kept, const Rows from, const Rows to, con
     const std::size_t last = from.planes - first < together ? from.planes : first + together;
     std::size_t prefetched = 0;  // rows
     each_run(kept, [&](std::size_t target, std::size_t source, std::size_t run) {
-      const std::size_t reach = from.count - source - run < rows_ahead ? from.count : source + run + rows_ahead;
+      const std::size_t left = from.count - source - run,
+                        reach = left <= rows_ahead ? from.count : source + run + rows_ahead;
       for (std::size_t plane = first; plane < last; ++plane) {
         unsigned char* destination = row_at(to, plane, target);
         const unsigned char* origin = row_at(from, plane, source);
@@ -130,6 +131,7 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
     detail::move_rows(kept.indices, rows, rows);
     return {};
   }
+  if (kept.indices.empty() || rows.row_bytes == 0) return {};  // however many planes there are
   Rows from = rows, to = rows;
   from.planes = to.planes = 1;
   for (std::size_t plane = 0; plane < rows.planes; ++plane) {  // one by one: a plane may end where the next one begins
@@ -231,6 +233,7 @@ inline Result<std::size_t> kept_visual_numbers(const KeptRows& kept, Span<const 
   if (!kept.status) return {0, kept.status};
   if (Status status = detail::check_indices(kept.indices, max_tokens); !status) return {0, status};
   if (Status status = validate(visual, max_tokens); !status) return {0, status};
+  if (Status status = detail::expect_room(numbers, numbers.size(), "the list of numbers"); !status) return {0, status};
   std::size_t written = 0, numbered = 0, k = 0;
   for (const TokenSpan& span : visual) {
     while (k < kept.indices.size() && kept.indices[k] < span.first) ++k;
@@ -263,6 +266,7 @@ T next_position(Span<const T> positions) noexcept {
 inline Status keep_bias(const KeptRows& kept, Span<float> bias, float hidden) noexcept {
   if (Status status = detail::expect_known(kept); !status) return status;
   if (Status status = detail::expect_room(bias, kept.prompt_tokens, "the bias row"); !status) return status;
+  if (!bias.empty() && bias.data() == nullptr) return detail::fail_null("the bias row");  // with a prompt of 0 tokens
   for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = i < kept.prompt_tokens ? hidden : 0.0f;
   for (const Index index : kept.indices) bias[index] = 0;
   return {};
@@ -273,6 +277,7 @@ inline Status keep_bitmap(const KeptRows& kept, Span<std::uint32_t> bitmap) noex
   if (Status status = detail::expect_known(kept); !status) return status;
   const std::size_t tokens = kept.prompt_tokens;
   if (Status status = detail::expect_room(bitmap, detail::blocks_for(tokens, 32), "the bitmap"); !status) return status;
+  if (!bitmap.empty() && bitmap.data() == nullptr) return detail::fail_null("the bitmap");
   for (std::uint32_t& word : bitmap) word = ~std::uint32_t{0};
   std::size_t next = 0;
   for (std::size_t i = 0; i < tokens; ++i) {

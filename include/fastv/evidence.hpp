@@ -99,8 +99,8 @@ FASTV_INLINE Probabilities<T> probabilities(const T* data, std::size_t heads, st
           heads,
           queries,
           keys,
-          head_stride != 0 ? head_stride : detail::stride(queries * keys),
-          detail::stride(keys)};
+          head_stride != 0 ? head_stride : detail::as_stride(queries * keys),
+          detail::as_stride(keys)};
 }
 template <class = void>
 Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
@@ -264,11 +264,20 @@ inline Status visible_tokens(Span<const TokenSpan> visual, std::size_t tokens, S
                 max_tokens);
   if (!visible.empty() && visible.data() == nullptr) return detail::fail_null("visible");
   const std::size_t first = tokens - visible.size();
-  std::size_t s = 0;
+  const auto end_of = [&](std::size_t span) { return visual[span].first + visual[span].count; };
+  std::size_t s = 0, image_end = 0;
   for (std::size_t row = first; row < tokens; ++row) {
-    while (s < visual.size() && visual[s].first + visual[s].count <= row) ++s;
+    while (s < visual.size() && end_of(s) <= row) ++s;
     std::size_t end = row + 1;
-    if (s < visual.size() && visual[s].first <= row) end = visual[s].first + visual[s].count;
+    if (s < visual.size() &&
+        (visual[s].first <= row || visual[s].continues)) {  // between two spans of an image as well
+      if (image_end <= row) {
+        std::size_t last = s;
+        while (last + 1 < visual.size() && visual[last + 1].continues) ++last;
+        image_end = end_of(last);
+      }
+      end = image_end;
+    }
     visible[row - first] = static_cast<Index>(past + (end < prefix ? prefix : end));
   }
   return {};
@@ -282,13 +291,15 @@ inline namespace FASTV_KIND {
 inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<const TokenSpan> visual) noexcept {
   const std::size_t first = rows.tokens - queries;
   if (rows.which == ScoreRows::last) {
-    const bool asks = visual.empty() || visual[visual.size() - 1].first + visual[visual.size() - 1].count < rows.tokens;
+    std::size_t spans = visual.size();
+    while (spans > 0 && visual[spans - 1].count == 0) --spans;  // images that earlier stages dropped whole
+    const bool asks = spans == 0 || visual[spans - 1].first + visual[spans - 1].count < rows.tokens;
     return asks
                ? Status{}
                : fail(Errc::bad_prompt,
                       "the last prompt token (position {}) is in visual span {}, but its row ranks the "
                       "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
-                      rows.tokens - 1, visual.size() - 1);
+                      rows.tokens - 1, spans - 1);
   }
   if (rows.which == ScoreRows::all) {
     if (queries >= rows.tokens) return {};

@@ -23,4 +23,6 @@
 #include "select.hpp"
 #include "pruner.hpp"
 #include "batch.hpp"
+#include "slots.hpp"
+#include "batch_plan.hpp"
 // clang-format on

@@ -85,11 +85,16 @@ class Pruner {
   // dimension `dim` over `past` more keys (heads 0 where the evidence is something else).
   Status reserve(std::size_t tokens, std::size_t spans, std::size_t heads = 0, std::size_t dim = 0,
                  std::size_t past = 0) noexcept {
+    constexpr std::size_t largest = std::size_t{1} << 24;  // so that no sum below wraps around
+    if (tokens > max_tokens || spans > max_tokens || past > max_tokens || heads > largest || dim > largest)
+      return fail(Errc::bad_shape,
+                  "room for {} tokens in {} spans and {} heads of dimension {} is more than any model needs", tokens,
+                  spans, heads, dim);
     std::size_t scratch = 0;
     if (heads > 0) {
       QueryKey<half> shape{};  // of all element types, the one whose query takes most room
       shape.query.heads = heads;
-      shape.query.tokens = config_.score_rows == ScoreRows::last && config_.prior_rows.empty() ? 1 : tokens;
+      shape.query.tokens = tokens;  // an engine may hand over all rows where one is scored by
       shape.key.tokens = tokens + past;
       shape.key.dim = dim;
       scratch = score_scratch(shape);

@@ -209,18 +209,27 @@ Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
                 scores.size());
   if (Status status = detail::expect_room(scores, scores.size(), "scores"); !status) return status;
   if (Status status = detail::expect_room(prior, prior.size(), "the prior"); !status) return status;
-  Score p_sum = 0, q_sum = 0;
+  struct Sum {  // of those that are numbers
+    Score sum = 0;
+    std::size_t numbers = 0;
+    void add(const Score& score) noexcept {
+      if (detail::is_nan(score)) return;
+      sum += score;
+      ++numbers;
+    }
+    bool nothing() const noexcept { return numbers > 0 && detail::is_zero(sum); }
+  } question, before;
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    p_sum += scores[i];
-    q_sum += prior[i];
+    question.add(scores[i]);
+    before.add(prior[i]);
   }
-  if (!scores.empty() && (detail::is_zero(p_sum) || detail::is_zero(q_sum)))
+  if (question.nothing() || before.nothing())
     return fail(Errc::bad_value,
                 "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
                 "the images?",
-                scores.size(), detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
+                scores.size(), question.nothing() ? "of the question" : "of the prior rows");
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    const Score p = scores[i] / p_sum, q = prior[i] / q_sum;
+    const Score p = scores[i] / question.sum, q = prior[i] / before.sum;
     const auto ratio = static_cast<float>((p + Score(1e-6)) / (q + Score(1e-6)));
     scores[i] = detail::is_nan(ratio) ? detail::nan_value<Score>() : p * static_cast<Score>(detail::log_of(ratio));
   }

@@ -209,11 +209,12 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   return {};
 }
 
-// Doubles that sum several rows, where scores are floats.
+// Where the evidence has several rows, room for doubles that sum them: one per visual token, of which there may be more
+// than keys at hand.
 template <class Q, class Keys>
 std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
   const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-  const std::size_t sums = evidence.query.tokens > 1 ? 2 * keys + 1 : 0;
+  const std::size_t sums = evidence.query.tokens > 1 ? 2 * evidence.prompt_tokens() + 1 : 0;
   return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
 }
 
@@ -298,7 +299,8 @@ class QueryKeyScorer {
   void run(Span<Score> scores) noexcept {
     accumulate(scores, 0);
     // Where every visual token receives next to nothing (a sink takes it all), floats run out of range and their order is
-    // lost: then all are brought into range by one factor.
+    // lost: then all are brought into range by one factor. Not those of one rank's heads: ranks would differ in it.
+    if (evidence_.heads_total > evidence_.query.heads) return;
     Score highest = 0;
     for (std::size_t i = 0; i < count_; ++i)
       if (is_nan(scores[i])) return;
@@ -344,14 +346,24 @@ class QueryKeyScorer {
   void accumulate(Span<Score> scores, float shift) noexcept {
     const QueryRows& rows = scoring_.queries;
     for (std::size_t i = 0; i < count_; ++i) scores[i] = 0;
-    if (sums_apart && rows.size() > 1) {
+    if (sums_apart && evidence_.query.tokens > 1 && rows.size() > 1) {  // one row may be listed twice
+      const std::size_t first = tokens_let_go();
       double* sums = aligned_sums();
-      for (std::size_t i = 0; i < count_; ++i) sums[i] = 0;
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, shift);
-      for (std::size_t i = 0; i < count_; ++i) scores[i] = static_cast<Score>(sums[i]);
+      for (std::size_t i = first; i < count_; ++i) sums[i - first] = 0;
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, first, shift);
+      for (std::size_t i = first; i < count_; ++i) scores[i] = static_cast<Score>(sums[i - first]);
     } else {
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), shift);
+      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), 0, shift);
     }
+  }
+  // Visual tokens before the first key at hand: they receive nothing. The others are no more than there are keys.
+  std::size_t tokens_let_go() const noexcept {
+    std::size_t count = 0;
+    for_each_stretch(scoring_.visual, 0, count_, [&](std::size_t number, std::size_t position, std::size_t n) {
+      const std::size_t token = evidence_.past + position, first = evidence_.first_key;
+      if (token < first) count = number + (first - token < n ? first - token : n);
+    });
+    return count;
   }
   double* aligned_sums() const noexcept {
     float* at = sums_;
@@ -359,8 +371,9 @@ class QueryKeyScorer {
     return reinterpret_cast<double*>(at);
   }
 
+  // sums: of the visual tokens from number `first` on, of which the row sees no earlier one.
   template <class Sum>
-  void add_row(std::size_t position, Sum* sums, float shift) noexcept {
+  void add_row(std::size_t position, Sum* sums, std::size_t first, float shift) noexcept {
     const std::size_t r = position - position_of(0), keys = evidence_.key.tokens;
     const std::size_t group = evidence_.query.heads / evidence_.key.heads;
     const Range seen = seen_by(evidence_, r, position);
@@ -381,11 +394,11 @@ class QueryKeyScorer {
     in_pieces(count_, parallel_for_, [&](std::size_t begin, std::size_t end) {
       for_each_seen(seen, begin, end, [&](std::size_t number, std::size_t key, std::size_t n) {
         for (std::size_t head = 0; head < evidence_.query.heads; ++head) {
-          const float* norm =
-              evidence_.value_norms.empty() ? nullptr : evidence_.value_norms.data() + head / group * count_ + number;
-          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
           if (is_zero(factors_[head])) continue;
-          add_weighted(sums + number, logits_ + head * keys + key, 1, norm, n, weight);
+          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
+          const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN whatever the norm
+          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
+          add_weighted(sums + (number - first), logits_ + head * keys + key, 1, norm, n, weight);
         }
       });
     });
@@ -552,7 +565,8 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 
 // One score per visual token, in the order of for_each_visual(). scores: one entry each; scratch: score_scratch()
 // floats. Of queries and keys whose every visual token receives less than 1e-12, all scores are multiplied by one factor,
-// so that their order survives. Re-entrant; no allocation. Complexity: that of the evidence.
+// so that their order survives; partial sums (heads_total) are not. Re-entrant; no allocation. Complexity: that of the
+// evidence.
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {

@@ -197,10 +197,12 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
                    Mark* scratch) noexcept {
+  const std::size_t rows = config.window_rows;  // their product with the columns may not fit
+  const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+    if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
@@ -226,6 +228,23 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// Scores of which none ranks a token above another.
+inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
+                           std::size_t zero_scores) noexcept {
+  const std::size_t total = images.tokens, layer = config.filtering_layer == 0 ? 0 : config.filtering_layer - 1;
+  if (total > 0 && nan_scores == total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                "hold",
+                total, layer);
+  if (zero_scores == total && images.keep > 0 && images.keep < total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                "images (sliding window, bias, mask)?",
+                total, layer);
+  return {};
+}
+
 // Settings and spans have been validated and the images counted; kept and scratch have room.
 template <class Score>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
@@ -248,18 +267,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     for (std::size_t i = 0; infinite > 0; ++i)
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
-    if (total > 0 && selected.nan_scores == total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                   "hold",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
-    if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
-                   "images (sliding window, bias, mask)?",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+    if (Status status = check_counts(config, images, selected.nan_scores, selected.zero_scores); !status)
+      return {{}, status};
   }
 
   Random random(config.seed);
@@ -277,7 +286,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+        // The even grid takes no more than the minima leave, or some image would get less than its own.
+        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);

@@ -54,10 +54,10 @@ struct Part {
   template <class Whole>
   FASTV_INLINE static constexpr long long capped(Whole value) noexcept {
     constexpr auto most = static_cast<unsigned long long>(0x7fffffffffffffffull);
-    if constexpr (static_cast<Whole>(-1) > Whole{0})
+    if constexpr (static_cast<Whole>(-1) > Whole{0} && sizeof(Whole) >= sizeof(long long))
       return static_cast<long long>(value > most ? most : value);
     else
-      return value;
+      return static_cast<long long>(value);
   }
 };
 

@@ -174,8 +174,18 @@ struct UnknownRows {
   }
 };
 
-FASTV_INLINE constexpr std::ptrdiff_t stride(std::size_t entries) noexcept {
-  return static_cast<std::ptrdiff_t>(entries);
+// Products of sizes, and sizes as strides. Those that no memory could hold stay at the greatest rather than overflow, and
+// are refused when the view is used.
+inline constexpr std::size_t greatest_size = static_cast<std::size_t>(-1) / 2;
+FASTV_INLINE constexpr std::size_t product(std::size_t a, std::size_t b) noexcept {
+  return b != 0 && a > greatest_size / b ? greatest_size : a * b;
+}
+FASTV_INLINE constexpr std::ptrdiff_t as_stride(std::size_t entries) noexcept {
+  return static_cast<std::ptrdiff_t>(entries < greatest_size ? entries : greatest_size);
+}
+FASTV_INLINE constexpr std::ptrdiff_t scaled(std::ptrdiff_t step, std::size_t count) noexcept {
+  return step < 0 ? -as_stride(product(std::size_t{0} - static_cast<std::size_t>(step), count))
+                  : as_stride(product(static_cast<std::size_t>(step), count));
 }
 }  // namespace detail
 
@@ -186,9 +196,9 @@ FASTV_INLINE constexpr Heads<T> heads(const T* data, const TokenMajor& shape) no
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
-  const std::ptrdiff_t dim = detail::stride(shape.dim);
+  const std::ptrdiff_t dim = detail::as_stride(shape.dim);
   return {data,      shape.heads, shape.tokens,
-          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : dim * detail::stride(shape.heads)};
+          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : detail::scaled(dim, shape.heads)};
 }
 // The same, head by head: heads(key, HeadMajor{8, n, 128}).
 template <class T>
@@ -201,31 +211,31 @@ FASTV_INLINE constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noe
           shape.heads,
           shape.tokens,
           shape.dim,
-          detail::stride(room) * detail::stride(shape.dim),
-          detail::stride(shape.dim)};
+          detail::as_stride(detail::product(room, shape.dim)),
+          detail::as_stride(shape.dim)};
 }
 
 namespace detail {
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.token_stride * stride(shape.tokens);
+  view.pages.block_stride = scaled(view.token_stride, shape.tokens);
   return view;
 }
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  view.pages.block_stride = scaled(view.head_stride, shape.heads);
   return view;
 }
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, HeadMajor{shape.heads, shape.tokens, shape.chunk});
-  view.dim = shape.chunks * shape.chunk;
+  view.dim = product(shape.chunks, shape.chunk);
   view.pages.chunk = shape.chunk;
   view.pages.chunk_stride = view.head_stride;
-  view.head_stride *= stride(shape.chunks);
-  view.pages.block_stride = view.head_stride * stride(shape.heads);
+  view.head_stride = scaled(view.head_stride, shape.chunks);
+  view.pages.block_stride = scaled(view.head_stride, shape.heads);
   return view;
 }
 }  // namespace detail
@@ -301,20 +311,21 @@ FASTV_INLINE constexpr Rows rows(T* data, std::size_t count, std::size_t width =
   detail::expect_values<T>();
   constexpr std::size_t bytes = detail::bytes_of<T>;
   void* const first = const_cast<void*>(static_cast<const void*>(data));
-  return {first, count, width * bytes, (stride != 0 ? stride : detail::stride(width)) * detail::stride(bytes)};
+  return {first, count, detail::product(width, bytes),
+          detail::scaled(stride != 0 ? stride : detail::as_stride(width), bytes)};
 }
 // A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
 // unsigned char and the bytes of a head's vector as dim.
 template <class T>
 FASTV_INLINE constexpr Rows rows(T* data, const TokenMajor& shape) noexcept {
-  return fastv::rows(data, shape.tokens, shape.heads * shape.dim, shape.token_stride);
+  return fastv::rows(data, shape.tokens, detail::product(shape.heads, shape.dim), shape.token_stride);
 }
 template <class T>
 FASTV_INLINE constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
   Rows view = fastv::rows(data, shape.tokens, shape.dim);
   const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
   view.planes = shape.heads;
-  view.plane_stride = detail::stride(room) * view.row_stride;
+  view.plane_stride = detail::scaled(view.row_stride, room);
   return view;
 }
 template <class = void>
@@ -325,7 +336,7 @@ template <class T>
 FASTV_INLINE constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
   Rows view = fastv::rows(data, count);
   view.planes = axes;
-  view.plane_stride = detail::stride(count) * view.row_stride;
+  view.plane_stride = detail::scaled(view.row_stride, count);
   view.packed = true;
   return view;
 }
@@ -360,7 +371,7 @@ FASTV_INLINE constexpr Rows block_rows(T* data, const HeadMajor& shape) noexcept
 }
 template <class T>
 FASTV_INLINE constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
-  return fastv::rows(data, HeadMajor{shape.heads * shape.chunks, shape.tokens, shape.chunk});
+  return fastv::rows(data, HeadMajor{product(shape.heads, shape.chunks), shape.tokens, shape.chunk});
 }
 }  // namespace detail
 
@@ -369,8 +380,8 @@ template <class T, class Shape>
 FASTV_INLINE constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table,
                                      std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(cache, block);
-  const std::ptrdiff_t reach = view.planes > 1 ? view.plane_stride * detail::stride(view.planes)
-                                               : view.row_stride * detail::stride(block.tokens);
+  const std::ptrdiff_t reach = view.plane_stride != 0 ? detail::scaled(view.plane_stride, view.planes)
+                                                      : detail::scaled(view.row_stride, block.tokens);
   return {cache,           block_table, block.tokens,     reach, tokens, view.row_bytes,
           view.row_stride, view.planes, view.plane_stride};
 }

@@ -82,7 +82,9 @@
 #endif
 
 // Loops over registers must be fully unrolled, or they spill.
-#if defined(__clang__)
+#if defined(__CUDACC__)
+#define FASTV_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
 #define FASTV_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define FASTV_UNROLL _Pragma("GCC unroll 16")

@@ -38,6 +38,16 @@ class Buffer {
     used_ = 0;
     return {};
   }
+  // The same, but the entries in use stay; grows by half again at least, so that entries may be added one by one.
+  Status grow(std::size_t size) noexcept {
+    if (size <= size_) return {};
+    Buffer larger;
+    if (Status status = larger.reserve(size > size_ + size_ / 2 ? size : size_ + size_ / 2); !status) return status;
+    for (std::size_t i = 0; i < used_; ++i) larger.data_[i] = data_[i];
+    larger.used_ = used_;
+    swap(larger);
+    return {};
+  }
   Span<T> first(std::size_t size) const noexcept { return {data_, size}; }
   Span<T> part(std::size_t begin, std::size_t size) const noexcept { return {data_ + begin, size}; }
   T& operator[](std::size_t i) const noexcept { return data_[i]; }

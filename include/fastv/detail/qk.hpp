@@ -34,6 +34,14 @@ inline Vector load(const T* from) noexcept {
   return vector;
 }
 
+// bit_cast() of vectors, which nvcc does not let into device code.
+template <class To, class From>
+inline To vector_cast(const From& from) noexcept {
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
 // ---- keys to floats -----------------------------------------------------------------------------
 
 // How 2 * width elements of a key become two vectors of floats. Two 16-bit elements share a word: the even ones are its
@@ -58,7 +66,7 @@ struct Widened<bfloat16> {
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
   static Pair pair(const bfloat16* k, Words&) noexcept {
     const Words words = load<Words>(k);
-    return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+    return {vector_cast<Floats>(words << 16), vector_cast<Floats>(words & 0xffff0000u)};
   }
 };
 #if defined(__AVX2__) && defined(__F16C__)
@@ -111,7 +119,7 @@ struct Widened<half> {
 
  private:
   static Floats in_place(Words upper) noexcept {  // sign and exponent in the upper half of each word
-    return bit_cast<Floats>(bit_cast<Words>(bit_cast<Integers>(upper) >> 3) & 0x8fffe000u);
+    return vector_cast<Floats>(vector_cast<Words>(vector_cast<Integers>(upper) >> 3) & 0x8fffe000u);
   }
 };
 #endif

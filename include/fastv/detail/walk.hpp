@@ -46,7 +46,7 @@ Status check_heads(const Heads<T>& view, const char* what) noexcept {
   if (pages.chunk != 0 && view.dim % pages.chunk != 0)
     return fail(Errc::bad_shape, "chunks of {} elements do not divide the head dimension of {}, {}", pages.chunk, what,
                 view.dim);
-  if (pages.paged()) {
+  if (pages.paged() || pages.block_tokens != 0) {  // an empty table is one that is too short
     if (Status status = check_block_table(pages.block_table, pages.blocks, pages.block_tokens, view.tokens, what);
         !status)
       return status;
