@@ -313,7 +313,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     rest = after;
     std::size_t image_number = 0, numbered = 0;
     for_each_image(visual, [&](const Image& image) {
-      if (image.tokens > 0) choose(numbered, image.tokens, image.columns, quotas[image_number]);
+      if (image.tokens > 0)
+        choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(quotas[image_number]));
       ++image_number;
       numbered += image.tokens;
     });

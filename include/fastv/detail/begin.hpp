@@ -10,9 +10,11 @@
 #pragma push_macro("Status")   // X11: int
 #pragma push_macro("check")    // Apple's AssertMacros, Unreal Engine: check(condition)
 #pragma push_macro("columns")  // <term.h>
+#pragma push_macro("slots")    // Qt: nothing
 #undef Status
 #undef check
 #undef columns
+#undef slots
 
 // ---- FASTV_KIND: what this translation unit is compiled for --------------------------------------
 //
