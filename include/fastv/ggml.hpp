@@ -424,7 +424,7 @@ inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* pos
 //   ...                                                                       // layers 0 .. K-1 into the graph
 //   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));  // I32 [m], ascending, or what is wrong
 //   hidden = ggml_get_rows(ctx, hidden, *kept);
-//   positions = *fastv::graph::gather_positions(ctx, positions, 1, *kept);
+//   auto ids = fastv::graph::gather_positions(ctx, positions, 1, *kept);
 //   ...                                                                       // layers K .. on m tokens; allocate
 //   auto set = pruning.set_inputs([](ggml_tensor* t, const void* data, std::size_t bytes) {
 //     ggml_backend_tensor_set(t, data, 0, bytes);
