@@ -111,23 +111,29 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
 
   const std::size_t first_row = evidence.prompt_tokens() - evidence.queries;
   const double share = 1 / averaged(evidence, evidence.heads, rows);
-  // n tokens from `key` on, numbered from `number` on: out += the sum over heads and rows.
-  const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n) {
+  // n tokens from `key` on, numbered from `number` on: out += terms first .. last - 1 of the sum over heads and rows.
+  const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n, std::size_t first,
+                       std::size_t last) {
     using Sum = typename Pointee<decltype(out)>::type;
-    for (std::size_t head = 0; head < evidence.heads; ++head) {
+    std::size_t head = first / rows.size(), r = first % rows.size();
+    for (std::size_t term = first; term < last; ++term) {
       const float* norm =
           *kv_heads == 0 ? nullptr : evidence.value_norms.data() + head / (evidence.heads / *kv_heads) * count + number;
-      for (std::size_t r = 0; r < rows.size(); ++r)
-        add_weighted(out,
-                     evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
-                         static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
-                         static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
-                     evidence.key_stride, norm, n, Sum{1});
+      add_weighted(out,
+                   evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
+                       static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
+                       static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
+                   evidence.key_stride, norm, n, Sum{1});
+      if (++r == rows.size()) {
+        r = 0;
+        ++head;
+      }
     }
   };
-  // Few terms are summed in Score where they are wanted; many would lose digits in float, so they go through doubles.
-  constexpr std::size_t block = 256, few = 64;
-  const bool through_doubles = sizeof(Score) < sizeof(double) && evidence.heads * rows.size() > few;
+  // Few terms are summed in Score. Of many, floats would lose digits: then doubles sum up the sums of a few.
+  constexpr std::size_t block = 1024, few = 64;
+  const std::size_t terms = evidence.heads * rows.size();
+  const bool through_doubles = sizeof(Score) < sizeof(double) && terms > few;
   in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
     for_each_stretch(scoring.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
       Score* out = scores.data() + number;
@@ -139,14 +145,21 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
                                                                    : n;
       const std::size_t key = token + skipped - evidence.first_key;
       if (!through_doubles) {
-        if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped);
+        if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped, 0, terms);
         for (std::size_t i = 0; i < n; ++i) out[i] *= static_cast<Score>(share);
         return;
       }
       for (std::size_t i = skipped; i < n; i += block) {
-        double sums[block] = {};
         const std::size_t some = n - i < block ? n - i : block;
-        sum(static_cast<double*>(sums), number + i, key + (i - skipped), some);
+        double sums[block];
+        float part[block];
+        for (std::size_t j = 0; j < some; ++j) sums[j] = 0;
+        for (std::size_t term = 0; term < terms; term += few) {
+          for (std::size_t j = 0; j < some; ++j) part[j] = 0;
+          sum(static_cast<float*>(part), number + i, key + (i - skipped), some, term,
+              terms - term < few ? terms : term + few);
+          for (std::size_t j = 0; j < some; ++j) sums[j] += static_cast<double>(part[j]);
+        }
         for (std::size_t j = 0; j < some; ++j) out[i + j] = static_cast<Score>(sums[j] * share);
       }
     });
