@@ -200,7 +200,7 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
 //   S = P log((P + e) / (Q + e)),  e = 1e-6
 //
 // P and Q are the scores of the question's rows and of a prior row (the separator right after the image), each divided by
-// its sum. scores: P in, S out. NaN in either stays NaN. O(visual tokens).
+// its sum, which leaves out NaN. scores: P in, S out. NaN in either stays NaN. O(visual tokens).
 template <class Score>
 Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
   if (prior.size() != scores.size())
@@ -209,15 +209,19 @@ Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
   if (Status status = detail::expect_room(scores, scores.size(), "scores"); !status) return status;
   if (Status status = detail::expect_room(prior, prior.size(), "the prior"); !status) return status;
   Score p_sum = 0, q_sum = 0;
+  bool p_known = false, q_known = false;  // not all NaN
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    p_sum += scores[i];
-    q_sum += prior[i];
+    const bool p_number = !detail::is_nan(scores[i]), q_number = !detail::is_nan(prior[i]);
+    p_sum += p_number ? scores[i] : Score(0);
+    q_sum += q_number ? prior[i] : Score(0);
+    p_known = p_known || p_number;
+    q_known = q_known || q_number;
   }
-  if (!scores.empty() && (detail::is_zero(p_sum) || detail::is_zero(q_sum)))
+  if ((p_known && detail::is_zero(p_sum)) || (q_known && detail::is_zero(q_sum)))
     return fail(Errc::bad_value,
                 "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
                 "the images?",
-                scores.size(), detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
+                scores.size(), p_known && detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const Score p = scores[i] / p_sum, q = prior[i] / q_sum;
     const auto ratio = static_cast<float>((p + Score(1e-6)) / (q + Score(1e-6)));
