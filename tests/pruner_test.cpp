@@ -13,7 +13,7 @@ namespace {
 
 using namespace fastv;
 
-// ---- one prompt with all four kinds of evidence -------------------------------------------------
+// ---- one prompt with every kind of evidence -------------------------------------------------
 
 // Grouped attention of the last row over `tokens` tokens, as queries and keys and as probabilities.
 struct Problem {
@@ -37,7 +37,7 @@ struct Problem {
     scores = oracle::mean_scores(p, 8, 1, tokens, {static_cast<Index>(tokens - 1)}, visual);
   }
   QueryKey<float> query_and_key() const {
-    return query_key(query.data(), 8, 1, key.data(), 2, tokens, 16, 0.25f, KvLayout::head_major);
+    return query_key(heads(query.data(), TokenMajor{1, 8, 16}), heads(key.data(), HeadMajor{2, tokens, 16}), 0.25f);
   }
   Probabilities<float> probability_map() const { return probabilities(map.data(), 8, 1, tokens); }
   Scores<double> own_scores() const { return {scores, tokens}; }
@@ -48,6 +48,12 @@ struct Problem {
 const Problem& llava() {
   static const Problem problem(50, 631, {{35, 576}});
   return problem;
+}
+
+testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
+  const std::string sentence = status.message().c_str();
+  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
 }
 
 std::vector<Index> indices(const Kept& kept) {
@@ -97,15 +103,19 @@ TEST(Prune, NoEvidenceIsEnoughForRulesThatLookAtNone) {
     }
 }
 
-TEST(Prune, ResultNamesThePromptLengthAndTheNaNScores) {
+TEST(Prune, ResultNamesThePromptLengthTheNaNAndTheZeroScores) {
   std::vector<float> scores(576, 1);
   scores[3] = scores[575] = oracle::nan_float();
+  scores[7] = scores[8] = 0;
+  scores[9] = -0.0f;
   Pruner<> pruner;
   const Kept kept = pruner.prune(Scores<float>{scores, 631}, llava().visual);
   EXPECT_TRUE(kept);
-  EXPECT_EQ(kept.tokens, 631u);
+  EXPECT_EQ(kept.prompt_tokens, 631u);
   EXPECT_EQ(kept.nan_scores, 2u);
+  EXPECT_EQ(kept.zero_scores, 3u);
   EXPECT_EQ(kept.size(), 343u);
+  EXPECT_EQ(kept.dropped(), 288u);
   EXPECT_EQ(kept.size(), pruner.plan({631, 32, llava().visual})->kept());
 }
 
@@ -147,13 +157,208 @@ TEST(Prune, CompactTakesItsResultAndAFailedOneMovesNothing) {
   std::iota(positions.begin(), positions.end(), Index{0});
   const auto before = positions;
   Kept failed;
-  failed.status.code = Errc::all_scores_nan;
-  EXPECT_EQ(compact(failed, Span<Index>(positions)).code, Errc::all_scores_nan);
-  EXPECT_EQ(compact(failed, rows(positions.data(), 631)).code, Errc::all_scores_nan);
+  failed.status = fail(Errc::bad_value, "all scores are NaN");
+  EXPECT_EQ(compact(failed, positions).code, Errc::bad_value);
+  EXPECT_EQ(compact(failed, rows(positions.data(), 631)).code, Errc::bad_value);
   EXPECT_EQ(positions, before);
   ASSERT_TRUE(compact(kept, Span<Index>(positions)));
   positions.resize(kept.size());
   EXPECT_EQ(positions, indices(kept));
+}
+
+TEST(Prune, OtherSettingsFromTheNextOneOn) {
+  Config config;
+  Pruner<> pruner(config);
+  EXPECT_EQ(indices(pruner.prune(llava().query_and_key(), llava().visual)), llava().best(288));
+  config.keep_count = 100;
+  config.filtering_layer = 5;
+  pruner.set_config(config);
+  EXPECT_EQ(pruner.config().keep_count, 100u);
+  EXPECT_TRUE(pruner.due(5));
+  EXPECT_EQ(indices(pruner.prune(llava().query_and_key(), llava().visual)), llava().best(100));
+  config.filtering_ratio = 3;
+  pruner.set_config(config);
+  EXPECT_TRUE(refused(pruner.prune(llava().query_and_key(), llava().visual).status, Errc::bad_setting, "is 3"));
+}
+
+TEST(Prune, TakesWhatAnAdaptorCouldOrCouldNotMake) {
+  Pruner<> pruner;
+  const Result<QueryKey<float>> made{llava().query_and_key(), {}};
+  EXPECT_EQ(indices(pruner.prune(made, llava().visual)), llava().best(288));
+  const Result<Scores<float>> not_made{{}, fail(Errc::not_supported, "a tensor of {} dimensions", 7)};
+  const Kept kept = pruner.prune(not_made, llava().visual);
+  EXPECT_TRUE(refused(kept.status, Errc::not_supported, "7 dimensions"));
+  EXPECT_EQ(kept.size(), 0u);
+  EXPECT_TRUE(pruner.scores().empty());
+}
+
+// Evidence of the user's own, in the fewest lines there are.
+struct Energy {
+  Span<const float> values;  // [tokens]
+  std::size_t prompt_tokens() const { return values.size(); }
+  template <class Score>
+  Status score(Span<const TokenSpan> visual, Span<Score> scores) const {
+    for_each_visual(visual, [&](std::size_t i, std::size_t position) { scores[i] = Score(values[position]); });
+    return {};
+  }
+};
+
+TEST(Prune, TakesEvidenceOfTheUsersOwn) {
+  std::vector<float> energy(631);
+  for (std::size_t i = 0; i < 576; ++i) energy[35 + i] = static_cast<float>(llava().scores[i]);
+  Pruner<> pruner;
+  EXPECT_EQ(indices(pruner.prune(Energy{energy}, llava().visual)), llava().best(288));
+  EXPECT_EQ(pruner.scores()[17], energy[52]);
+}
+
+// ---- chunks of a prompt -------------------------------------------------------------------------
+
+// A chunk of a long prompt may end in the middle of an image. Only the last row cannot rank it then: it is dropped with it.
+TEST(ChunkedPrefill, AChunkMayEndInsideAnImage) {
+  const std::vector<TokenSpan> visual = {{35, 596}};
+  const std::vector<float> own(596, 1.0f);
+  const Index rows[] = {630, 20};
+  Config listed, all, random, uniform;
+  listed.score_rows = ScoreRows::listed;
+  listed.listed_rows = rows;
+  all.score_rows = ScoreRows::all;
+  random.selection = Selection::random;
+  uniform.selection = Selection::uniform;
+  const auto keys = heads(llava().key.data(), HeadMajor{2, 631, 16});
+  const auto whole = query_key(heads(llava().key.data(), HeadMajor{2, 631, 16}), keys, 0.25f);
+  EXPECT_EQ(indices(Pruner<>(all).prune(whole, visual)).size(), 35u + 298);
+  EXPECT_EQ(indices(Pruner<>(listed).prune(whole, visual)).size(), 35u + 298);
+  EXPECT_EQ(indices(Pruner<>().prune(KeysOnly{keys}, visual)).size(), 35u + 298);
+  EXPECT_EQ(indices(Pruner<>().prune(Scores<float>{own, 631}, visual)).size(), 35u + 298);
+  EXPECT_EQ(indices(Pruner<>(random).prune(NoEvidence{631}, visual)).size(), 35u + 298);
+  EXPECT_EQ(indices(Pruner<>(uniform).prune(NoEvidence{631}, visual)).size(), 35u + 298);
+  const char* sentence = "the last prompt token (position 630) is in visual span 0";
+  EXPECT_TRUE(refused(Pruner<>().prune(whole, visual).status, Errc::bad_prompt, sentence));
+  EXPECT_TRUE(refused(Pruner<>().prune(llava().probability_map(), visual).status, Errc::bad_prompt, sentence));
+}
+
+// ---- attention that does not reach the images ---------------------------------------------------
+
+// One head whose logits are its keys, and a prompt of ten tokens with two images of three.
+struct Small {
+  std::vector<float> keys = {1, 5, 3, 4, 0, 9, 7, 8, 2, 6};
+  const float one[1] = {1};
+  std::vector<TokenSpan> visual = {{1, 3}, {5, 3}};
+  QueryKey<float> view() const {
+    return query_key(heads(one, TokenMajor{1, 1, 1}), heads(keys.data(), TokenMajor{10, 1, 1}), 1.0f);
+  }
+};
+
+TEST(Unseen, ImagesThatReceiveNothingAreAnErrorWhereverSomethingIsDropped) {
+  const Small small;
+  auto evidence = small.view();
+  const char* sentence = "all 6 visual scores are 0";
+  const std::vector<float> hidden = {0,
+                                     -oracle::infinity(),
+                                     -oracle::infinity(),
+                                     -oracle::infinity(),
+                                     0,
+                                     -oracle::infinity(),
+                                     -oracle::infinity(),
+                                     -oracle::infinity(),
+                                     0,
+                                     0};
+  evidence.window = 2;  // tokens 8 and 9
+  EXPECT_TRUE(refused(Pruner<>().prune(evidence, small.visual).status, Errc::bad_value, sentence));
+  EXPECT_TRUE(refused(Pruner<double>().prune(evidence, small.visual).status, Errc::bad_value, sentence));
+  evidence.window = 0;
+  evidence.bias = hidden;
+  EXPECT_TRUE(refused(Pruner<>().prune(evidence, small.visual).status, Errc::bad_value, sentence));
+  evidence.bias = {};
+  const Index nothing[] = {0};
+  evidence.visible = nothing;
+  EXPECT_TRUE(refused(Pruner<>().prune(evidence, small.visual).status, Errc::bad_value, sentence));
+  const std::vector<float> map(10);
+  EXPECT_TRUE(
+      refused(Pruner<>().prune(probabilities(map.data(), 1, 1, 10), small.visual).status, Errc::bad_value, sentence));
+  const std::vector<float> own(6);
+  EXPECT_TRUE(refused(Pruner<>().prune(Scores<float>{own, 10}, small.visual).status, Errc::bad_value, sentence));
+  for (const double ratio : {0.0, 1.0}) {  // nothing to rank
+    Config config;
+    config.filtering_ratio = ratio;
+    const Kept kept = Pruner<>(config).prune(evidence, small.visual);
+    ASSERT_TRUE(kept) << kept.message().c_str();
+    EXPECT_EQ(kept.size(), ratio == 0.0 ? 10u : 4u);
+    EXPECT_EQ(kept.zero_scores, 6u);
+  }
+}
+
+TEST(Unseen, TokensAmongOthersAreCounted) {
+  const Small small;
+  auto evidence = small.view();
+  Config config;
+  config.quota = Quota::pooled;
+  Pruner<> pruner(config);
+  evidence.window = 4;  // tokens 6 to 9
+  Kept kept = pruner.prune(evidence, small.visual);
+  ASSERT_TRUE(kept) << kept.message().c_str();
+  EXPECT_EQ(kept.zero_scores, 4u);
+  EXPECT_EQ(indices(kept), (std::vector<Index>{0, 1, 4, 6, 7, 8, 9})) << "of equal ones the earlier";
+  std::vector<float> bias(10, 0.0f);
+  bias[1] = bias[2] = bias[3] = -oracle::infinity();  // the first image is hidden
+  evidence.window = 0;
+  evidence.bias = bias;
+  kept = pruner.prune(evidence, small.visual);
+  ASSERT_TRUE(kept);
+  EXPECT_EQ(kept.zero_scores, 3u);
+  EXPECT_EQ(indices(kept), (std::vector<Index>{0, 4, 5, 6, 7, 8, 9}));
+  evidence.bias = {};
+  kept = pruner.prune(evidence, small.visual);
+  EXPECT_EQ(kept.zero_scores, 0u);
+}
+
+// A sink far above everything leaves each token less than a float holds; they are ranked all the same.
+TEST(Unseen, ASinkThatTakesItAllDoesNotDecide) {
+  const Small small;
+  auto evidence = small.view();
+  Config config;
+  config.keep_count = 2;
+  config.quota = Quota::pooled;
+  for (const float above : {0.0f, 20.0f, 88.0f, 100.0f, 200.0f, 5000.0f}) {
+    evidence.sinks = Span<const float>(&above, 1);
+    Pruner<> pruner(config);
+    Pruner<double> in_double(config);
+    Kept kept = pruner.prune(evidence, small.visual);
+    EXPECT_EQ(indices(kept), (std::vector<Index>{0, 4, 5, 7, 8, 9})) << above << " above";
+    EXPECT_EQ(kept.zero_scores, 0u);
+    kept = in_double.prune(evidence, small.visual);
+    EXPECT_EQ(indices(kept), (std::vector<Index>{0, 4, 5, 7, 8, 9})) << above << " above";
+    EXPECT_EQ(kept.zero_scores, 0u);
+  }
+}
+
+// ---- rows that evidence does not have -----------------------------------------------------------
+
+TEST(Rows, AreRefusedByEvidenceThatHasNone) {
+  const std::vector<float> own(576, 1.0f), energy(631, 1.0f);
+  const Index rows[] = {630};
+  Config all, listed, prior;
+  all.score_rows = ScoreRows::all;
+  listed.score_rows = ScoreRows::listed;
+  listed.listed_rows = rows;
+  prior.prior_rows = rows;
+  const auto each = [&](const auto& evidence) {
+    for (const Config& config : {all, listed, prior}) {
+      Pruner<> pruner(config);
+      EXPECT_TRUE(refused(pruner.prune(evidence, llava().visual).status, Errc::missing_evidence, "no query rows"));
+      EXPECT_TRUE(pruner.scores().empty());
+    }
+    EXPECT_TRUE(Pruner<>().prune(evidence, llava().visual));
+  };
+  each(Scores<float>{own, 631});
+  each(KeysOnly{heads(llava().key.data(), HeadMajor{2, 631, 16})});
+  each(Energy{energy});
+  for (const Config& config : {Config{}, all, listed, prior})
+    EXPECT_EQ(Pruner<>(config).prune(NoEvidence{631}, llava().visual).code(), Errc::missing_evidence);
+  for (Config config : {all, listed, prior}) {  // but a rule that looks at no scores needs no rows
+    config.selection = Selection::uniform;
+    EXPECT_TRUE(Pruner<>(config).prune(NoEvidence{631}, llava().visual));
+  }
 }
 
 // ---- errors, each through prune() ---------------------------------------------------------------
@@ -178,56 +383,61 @@ Errc code_with(Change change) {
 }
 
 TEST(PruneErrors, Settings) {
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = 1.5; }), Errc::ratio_out_of_range);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = std::nan(""); }), Errc::ratio_not_a_number);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_layer = 0; }), Errc::no_attention_yet);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.keep_count = 577; }), Errc::count_above_visual);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::listed; }), Errc::listed_rows_empty);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::all; }), Errc::row_not_in_evidence);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = 1.5; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = std::nan(""); }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_layer = 0; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.keep_count = 577; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::listed; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::all; }), Errc::missing_evidence);
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) {
               c.score_rows = ScoreRows::listed;
               c.listed_rows = row_past_end;
             }),
-            Errc::listed_row_past_end);
+            Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) {
+              c.score_rows = ScoreRows::listed;
+              c.listed_rows = {nullptr, 1};
+            }),
+            Errc::null_data);
+  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.prior_rows = {nullptr, 1}; }), Errc::null_data);
 }
 
 TEST(PruneErrors, LayersAreKnownToThePlanAlone) {
   Config config;
   config.filtering_layer = 32;
   const Pruner<> pruner(config);
-  EXPECT_EQ(pruner.plan({631, 32, llava().visual}).code(), Errc::filtering_layer_past_end);
-  EXPECT_EQ(pruner.plan({631, 0, llava().visual}).code(), Errc::no_layers);
+  EXPECT_EQ(pruner.plan({631, 32, llava().visual}).code(), Errc::bad_setting);
+  EXPECT_EQ(pruner.plan({631, 0, llava().visual}).code(), Errc::bad_setting);
 }
 
 TEST(PruneErrors, Spans) {
   const auto with = [](std::vector<TokenSpan> spans) {
     return code_with([&](auto&, auto&, auto& visual) { visual = spans; });
   };
-  EXPECT_EQ(with({{35, 0}}), Errc::span_empty);
-  EXPECT_EQ(with({{35, 597}}), Errc::span_past_end);
-  EXPECT_EQ(with({{40, 5}, {35, 5}}), Errc::spans_unsorted);
-  EXPECT_EQ(with({{35, 6}, {40, 5}}), Errc::spans_overlap);
-  EXPECT_EQ(with({{35, 576, 25}}), Errc::span_columns);
-  EXPECT_EQ(with({{35, 596}}), Errc::last_token_visual);
+  EXPECT_EQ(with({{35, 0}}), Errc::bad_prompt);
+  EXPECT_EQ(with({{35, 597}}), Errc::bad_prompt);
+  EXPECT_EQ(with({{40, 5}, {35, 5}}), Errc::bad_prompt);
+  EXPECT_EQ(with({{35, 6}, {40, 5}}), Errc::bad_prompt);
+  EXPECT_EQ(with({{35, 576, 25}}), Errc::bad_prompt);
   EXPECT_EQ(Pruner<>().prune(NoEvidence{9}, {nullptr, 1}).code(), Errc::null_data);
 }
 
 TEST(PruneErrors, Evidence) {
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.keys = 0; }), Errc::no_tokens);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.keys = max_tokens + 1; }), Errc::too_many_tokens);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query = nullptr; }), Errc::null_data);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key = nullptr; }), Errc::null_data);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.heads = 0; }), Errc::no_heads);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.rows = 0; }), Errc::no_rows);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.rows = 632; }), Errc::rows_above_keys);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.dim = 0; }), Errc::no_dim);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.heads = 7; }), Errc::heads_not_divisible);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key_token_stride = -16; }), Errc::negative_stride);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key_token_stride = 15; }), Errc::overlapping_stride);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.scale = 0; }), Errc::bad_scale);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.soft_cap = -1; }), Errc::bad_soft_cap);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.bias = short_bias; }), Errc::bias_size);
-  EXPECT_EQ(code_of({}, NoEvidence{631}, llava().visual), Errc::evidence_missing);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key.tokens = 0; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key.tokens = max_tokens + 1; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.data = nullptr; }), Errc::null_data);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key.data = nullptr; }), Errc::null_data);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.heads = 0; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.tokens = 0; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.tokens = 632; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.dim = e.key.dim = 0; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.heads = 7; }), Errc::bad_shape);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key.token_stride = -16; }), Errc::bad_stride);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.key.token_stride = 15; }), Errc::bad_stride);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.scale = 0; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.soft_cap = -1; }), Errc::bad_setting);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.bias = short_bias; }), Errc::bad_shape);
+  EXPECT_EQ(code_of({}, NoEvidence{631}, llava().visual), Errc::missing_evidence);
   auto map = llava().probability_map();
   map.data = nullptr;
   EXPECT_EQ(code_of({}, map, llava().visual), Errc::null_data);
@@ -235,11 +445,11 @@ TEST(PruneErrors, Evidence) {
 
 TEST(PruneErrors, ScoreValues) {
   std::vector<float> scores(575, 1);
-  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::scores_size);
+  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::bad_shape);
   scores.assign(576, oracle::nan_float());
-  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::all_scores_nan);
+  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::bad_value);
   scores[5] = -oracle::infinity();
-  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::infinite_score);
+  EXPECT_EQ(code_of({}, Scores<float>{scores, 631}, llava().visual), Errc::bad_value);
   EXPECT_EQ(code_of({}, Scores<float>{{nullptr, 576}, 631}, llava().visual), Errc::null_data);
 }
 
@@ -250,13 +460,13 @@ TEST(PruneErrors, ANaNOrInfinityInTheTensorsMakesAllScoresNaN) {
     // One element of every KV head's last visual key, against queries that give +infinity there.
     for (std::size_t h = 0; h < 2; ++h) key[(h * 631 + 610) * 16 + 15] = bad;
     for (float& q : query) q = std::fabs(q) + 0.1f;
-    evidence.query = query.data();
-    evidence.key = key.data();
-    EXPECT_EQ(code_of({}, evidence, llava().visual), Errc::all_scores_nan) << bad;
+    evidence.query.data = query.data();
+    evidence.key.data = key.data();
+    EXPECT_EQ(code_of({}, evidence, llava().visual), Errc::bad_value) << bad;
     query = llava().query;
     query[0] = oracle::nan_float();  // one head of eight
-    evidence.key = llava().key.data();
-    EXPECT_EQ(code_of({}, evidence, llava().visual), Errc::all_scores_nan);
+    evidence.key.data = llava().key.data();
+    EXPECT_TRUE(refused(Pruner<>().prune(evidence, llava().visual).status, Errc::bad_value, "NaN"));
   }
 }
 
@@ -276,7 +486,7 @@ TEST(Memory, TheCounterCounts) {
 }
 
 TEST(Memory, NothingIsAllocatedAfterTheFirstPruneOfASize) {
-  for (const Quota quota : {Quota::per_picture, Quota::pooled}) {
+  for (const Quota quota : {Quota::per_image, Quota::pooled}) {
     Config config;
     config.quota = quota;
     Pruner<> pruner(config);
@@ -305,6 +515,37 @@ TEST(Memory, NothingIsAllocatedAfterReserve) {
   }
 }
 
+// Behind earlier turns, by all rows, by rows corrected for a prior, and with rows at hand that are not asked for.
+TEST(Memory, NothingIsAllocatedAfterReserveForEarlierTurnsAndManyRows) {
+  const std::size_t past = 131, n = 500;
+  const std::vector<half> queries(n * 8 * 16, half{0x3400}), keys(2 * 631 * 16, half{0x3400});
+  const std::vector<TokenSpan> visual = {{35, 200}, {240, 150}};
+  const Index rows[] = {0, 499}, prior_rows[] = {480};
+  Config all, listed, prior;
+  all.score_rows = ScoreRows::all;
+  listed.score_rows = ScoreRows::listed;
+  listed.listed_rows = rows;
+  listed.window_rows = listed.window_columns = 5;
+  prior.prior_rows = prior_rows;
+  for (const Config& config : {Config{}, all, listed, prior}) {
+    auto evidence =
+        query_key(heads(queries.data(), TokenMajor{n, 8, 16}), heads(keys.data(), HeadMajor{2, 631, 16}), 1.0f);
+    evidence.past = past;
+    std::vector<TokenSpan> spans = visual;
+    spans[0].columns = spans[1].columns = 10;
+    Pruner<> pruner;
+    pruner.set_config(config);
+    ASSERT_TRUE(pruner.reserve(n, 2, 8, 16, past));
+    bool pruned = false;
+    EXPECT_EQ(allocations_in([&] { pruned = static_cast<bool>(pruner.prune(evidence, spans)); }), 0u);
+    EXPECT_TRUE(pruned);
+    evidence.first_key = past;  // a window has let go of the earlier turns' keys
+    evidence.key.tokens = n;
+    EXPECT_EQ(allocations_in([&] { pruned = static_cast<bool>(pruner.prune(evidence, spans)); }), 0u);
+    EXPECT_TRUE(pruned);
+  }
+}
+
 TEST(Memory, RulesThatLookAtNoScoreNeedNoRoomForLogits) {
   Config config;
   config.selection = Selection::uniform;
@@ -314,18 +555,18 @@ TEST(Memory, RulesThatLookAtNoScoreNeedNoRoomForLogits) {
 }
 
 TEST(Memory, FreeFunctionsAndErrorsAllocateNothing) {
-  std::vector<Index> kept(631), quotas(1), positions(631);
-  std::vector<std::uint64_t> marks(576);
-  EXPECT_EQ(allocations_in([&] {
-              const auto selected =
-                  select<double>(Config{}, {llava().scores.data(), 576}, llava().visual, 631, kept, quotas, marks);
-              EXPECT_TRUE(selected);
-              EXPECT_TRUE(compact({kept.data(), selected->count}, Span<Index>(positions)));
-              EXPECT_FALSE(Pruner<>().prune(NoEvidence{0}, {}));
-              EXPECT_STRNE(Pruner<>().prune(NoEvidence{0}, {}).message().c_str(), "");
-              EXPECT_TRUE(make_plan(Config{}, {631, 32, llava().visual}));
-            }),
-            0u);
+  std::vector<Index> kept(631), positions(631);
+  std::vector<std::uint64_t> marks(select_scratch(Config{}, llava().visual));
+  EXPECT_EQ(
+      allocations_in([&] {
+        const auto selected = select<double>(Config{}, {llava().scores.data(), 576}, llava().visual, 631, kept, marks);
+        EXPECT_TRUE(selected);
+        EXPECT_TRUE(compact(Span<const Index>(kept.data(), selected->count), Span<Index>(positions)));
+        EXPECT_FALSE(Pruner<>().prune(NoEvidence{0}, {}));
+        EXPECT_STRNE(Pruner<>().prune(NoEvidence{0}, {}).message().c_str(), "");
+        EXPECT_TRUE(make_plan(Config{}, {631, 32, llava().visual}));
+      }),
+      0u);
 }
 
 TEST(Memory, RunningOutOfItIsAnErrorAndNotTheEnd) {
@@ -336,15 +577,21 @@ TEST(Memory, RunningOutOfItIsAnErrorAndNotTheEnd) {
   counted_new::fail_nothrow(false);
   EXPECT_EQ(kept.code(), Errc::out_of_memory);
   EXPECT_EQ(reserved.code, Errc::out_of_memory);
-  EXPECT_EQ(reserved.value, 631 * 4) << "the bytes that were asked for";
+  EXPECT_TRUE(refused(reserved, Errc::out_of_memory, "2524 bytes"));
   EXPECT_TRUE(pruner.prune(llava().query_and_key(), llava().visual)) << "and works again later";
 }
 
 TEST(Memory, SizesBeyondTheAddressSpaceAreAnErrorToo) {
   Pruner<> pruner;
-  EXPECT_EQ(pruner.reserve(~std::size_t{0}, 1).code, Errc::out_of_memory);
-  EXPECT_EQ(pruner.reserve(1, ~std::size_t{0}).code, Errc::out_of_memory);
-  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.heads = e.kv_heads = ~std::size_t{0}; }), Errc::beyond_memory);
+  const std::size_t most = ~std::size_t{0};
+  EXPECT_EQ(pruner.reserve(most, 1).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, most).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, most / 2).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, 1, most, 1).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, 1, 1, most).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, 1, 1, 1, most).code, Errc::bad_shape);
+  EXPECT_EQ(pruner.reserve(1, 1, 1 << 24, 1 << 24, max_tokens).code, Errc::out_of_memory);
+  EXPECT_EQ(code_with([](auto&, auto& e, auto&) { e.query.heads = e.key.heads = ~std::size_t{0}; }), Errc::bad_shape);
 }
 
 // ---- moving -------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 // fastv: the user's settings, and the one place where they are validated.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

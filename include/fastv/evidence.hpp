@@ -14,8 +14,9 @@
 // score(Span<const TokenSpan> visual, Span<Score> scores): settings that ask for rows are then refused for it.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -89,8 +90,8 @@ struct Probabilities {
 
 // Contiguous probabilities [heads, queries, keys]. head_stride: elements from head to head; 0: queries * keys.
 template <class T>
-Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t queries, std::size_t keys,
-                               std::ptrdiff_t head_stride = 0) noexcept {
+FASTV_INLINE Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t queries, std::size_t keys,
+                                            std::ptrdiff_t head_stride = 0) noexcept {
   static_assert(detail::has_to_float<T>,
                 "this element type has no to_float(): where fp16 or bf16 is kept as uint16_t or another 16-bit type, "
                 "say which, as in fastv::probabilities(fastv::as_half(data), ...) or fastv::as_bfloat16(data)");
@@ -98,12 +99,22 @@ Probabilities<T> probabilities(const T* data, std::size_t heads, std::size_t que
           heads,
           queries,
           keys,
-          head_stride != 0 ? head_stride : detail::stride(queries * keys),
-          detail::stride(keys)};
+          head_stride != 0 ? head_stride : detail::as_stride(queries * keys),
+          detail::as_stride(keys)};
 }
 template <class = void>
 Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
                                    detail::Anything = 0) noexcept;
+
+namespace detail {
+template <class Load, class = void>
+inline constexpr bool loads_keys = false;
+template <class Load>
+inline constexpr bool loads_keys<Load, decltype(static_cast<void>(made<const Load&>()(
+                                           std::size_t{0}, std::size_t{0}, static_cast<float*>(nullptr))))> = true;
+template <class Keys>
+inline constexpr bool is_keys = is_heads<Keys>;
+}  // namespace detail
 
 // Keys (or values) that only the engine can read: quantised, cyclic, scattered. load(kv_head, token, out) writes the dim
 // floats of one vector; it is called from parallel_for's threads. Scoring takes 8 keys at a time from it.
@@ -112,9 +123,16 @@ struct LoadedKeys {
   std::size_t heads, tokens, dim;  // KV heads, keys at hand, elements of a vector
   Load load;                       // void(std::size_t kv_head, std::size_t token, float* out), noexcept
 };
+namespace detail {
+template <class Load>
+inline constexpr bool is_keys<LoadedKeys<Load>> = true;
+}  // namespace detail
 // The same from a lambda: loaded_keys(8, n, 128, [&](std::size_t kv_head, std::size_t token, float* out) { ... }).
 template <class Load>
-LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
+FASTV_INLINE LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
+  static_assert(detail::loads_keys<Load>,
+                "loaded_keys() takes a function that writes one vector: void(std::size_t kv_head, std::size_t token, "
+                "float* out), callable where it is const");
   return {heads, tokens, dim, load};
 }
 
@@ -166,11 +184,12 @@ struct QueryKey {
 
 // query_key(heads(q, TokenMajor{1, 32, 128}), heads(k, TokenMajor{n, 8, 128}), 1 / std::sqrt(128.0f))
 template <class Q, class K>
-QueryKey<Q, Heads<K>> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
+FASTV_INLINE QueryKey<Q, Heads<K>> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
   return {query, key, scale};
 }
 template <class Q, class Load>
-QueryKey<Q, LoadedKeys<Load>> query_key(const Heads<Q>& query, const LoadedKeys<Load>& key, float scale) noexcept {
+FASTV_INLINE QueryKey<Q, LoadedKeys<Load>> query_key(const Heads<Q>& query, const LoadedKeys<Load>& key,
+                                                     float scale) noexcept {
   return {query, key, scale};
 }
 template <class = void>
@@ -183,6 +202,8 @@ QueryKey<float> query_key(detail::Unknown, detail::Anything = 0, detail::Anythin
 // for KV Cache Compression", EMNLP 2024).
 template <class Keys>
 struct KeysOnly {
+  static_assert(detail::is_keys<Keys>,
+                "KeysOnly holds the keys as a view: fastv::heads(k, shape), an adaptor's heads(), or loaded_keys()");
   Keys keys;             // of layer K-1, [kv heads, keys, dim]
   std::size_t past = 0;  // keys of earlier turns
 
@@ -243,11 +264,20 @@ inline Status visible_tokens(Span<const TokenSpan> visual, std::size_t tokens, S
                 max_tokens);
   if (!visible.empty() && visible.data() == nullptr) return detail::fail_null("visible");
   const std::size_t first = tokens - visible.size();
-  std::size_t s = 0;
+  const auto end_of = [&](std::size_t span) { return visual[span].first + visual[span].count; };
+  std::size_t s = 0, image_end = 0;
   for (std::size_t row = first; row < tokens; ++row) {
-    while (s < visual.size() && visual[s].first + visual[s].count <= row) ++s;
+    while (s < visual.size() && end_of(s) <= row) ++s;
     std::size_t end = row + 1;
-    if (s < visual.size() && visual[s].first <= row) end = visual[s].first + visual[s].count;
+    if (s < visual.size() &&
+        (visual[s].first <= row || visual[s].continues)) {  // between two spans of an image as well
+      if (image_end <= row) {
+        std::size_t last = s;
+        while (last + 1 < visual.size() && visual[last + 1].continues) ++last;
+        image_end = end_of(last);
+      }
+      end = image_end;
+    }
     visible[row - first] = static_cast<Index>(past + (end < prefix ? prefix : end));
   }
   return {};
@@ -261,15 +291,15 @@ inline namespace FASTV_KIND {
 inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<const TokenSpan> visual) noexcept {
   const std::size_t first = rows.tokens - queries;
   if (rows.which == ScoreRows::last) {
-    std::size_t last = visual.size();  // span, counted from 1; an empty one holds no token
-    while (last > 0 && visual[last - 1].count == 0) --last;
-    const bool asks = last == 0 || visual[last - 1].first + visual[last - 1].count < rows.tokens;
+    std::size_t spans = visual.size();
+    while (spans > 0 && visual[spans - 1].count == 0) --spans;  // images that earlier stages dropped whole
+    const bool asks = spans == 0 || visual[spans - 1].first + visual[spans - 1].count < rows.tokens;
     return asks
                ? Status{}
                : fail(Errc::bad_prompt,
                       "the last prompt token (position {}) is in visual span {}, but its row ranks the "
                       "visual tokens and cannot be dropped: end the span before it, or use other ScoreRows or KeysOnly",
-                      rows.tokens - 1, last - 1);
+                      rows.tokens - 1, spans - 1);
   }
   if (rows.which == ScoreRows::all) {
     if (queries >= rows.tokens) return {};
@@ -325,8 +355,24 @@ inline constexpr bool scores_by_spans<Evidence, decltype(static_cast<void>(made<
                                                     made<Span<const TokenSpan>>(), made<Span<float>>())))> = true;
 
 template <class Evidence>
-inline constexpr bool is_evidence = has_prompt_tokens<Evidence> &&
-                                    (scores_by_rows<Evidence> || scores_by_spans<Evidence>);
+inline constexpr bool is_whole = true;
+template <class Keys>
+inline constexpr bool is_whole<KeysOnly<Keys>> = is_keys<Keys>;
+template <class Evidence>
+inline constexpr bool has_score = scores_by_rows<Evidence> || scores_by_spans<Evidence>;
+template <class Evidence>
+inline constexpr bool is_evidence = is_whole<Evidence>&& has_prompt_tokens<Evidence>&& has_score<Evidence>;
+template <class Evidence>
+constexpr bool expect_evidence() noexcept {
+  static_assert(has_prompt_tokens<Evidence>,
+                "evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
+                "prompt_tokens() and score(), see evidence.hpp: make one of your tensors by fastv::probabilities() or "
+                "fastv::query_key()");
+  static_assert(!has_prompt_tokens<Evidence> || has_score<Evidence>,
+                "this evidence has prompt_tokens() but no score() const that can be called as score(const Scoring&, "
+                "Span<float>, const ParallelFor&) or score(Span<const TokenSpan>, Span<float>): see evidence.hpp");
+  return is_evidence<Evidence>;
+}
 
 template <class Evidence, class = void>
 inline constexpr bool has_check = false;

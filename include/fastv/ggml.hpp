@@ -1,395 +1,997 @@
-// fastv for ggml graphs. Needs ggml.h and nothing else of ggml.
+// fastv for ggml 0.25 or newer: tensors in host memory, and pruning as nodes of a graph.
 //
-// A host that runs one graph up to layer K and another behind it prunes between the two, on views of its tensors in
-// host memory: prune(pruner, q, k, ...), token_rows(tensor, axis). A host that builds one graph for the whole prompt
-// puts the pruning into it as nodes: GraphPruner. All its shapes are known before a value exists, so the graph stays
-// static and runs on whichever backend the rest of it runs on.
+// A host that runs one graph up to layer K and another behind it prunes between the two, on its own tensors:
 //
-// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur.
+//   auto evidence = fastv::query_key(q, k, scale);          // of layer K-1; any element type, quantised ones included
+//   fastv::Kept kept = pruner.prune(evidence, visual);
+//   fastv::Status done = fastv::compact(kept, hidden, 1);   // [width, n]
+//
+// A host that builds one graph for the whole prompt puts the pruning into it: see graph::Pruner.
+//
+// Either way layers K.. run on m tokens, and their caches are m long: allocate them by Plan::kv_length(layer), and give
+// attention their length instead of the prompt's.
+//
+// Shapes are written as ggml has them, ne[0] first: q [dim, heads, rows] is what the models call Qcur. Nothing here
+// copies or owns a tensor, and nothing throws.
 #pragma once
 
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include "fastv.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 // ---- between two graphs: tensors in host memory as views ----------------------------------------
 
 namespace detail {
+inline namespace FASTV_KIND {
 
-inline Status fail_type(const ggml_tensor* tensor) noexcept {
-  return fail(Errc::tensor_type, ggml_type_name(tensor->type));
+// Extents of tensors are signed.
+inline std::size_t from_ne(std::int64_t size) noexcept { return static_cast<std::size_t>(size); }
+inline std::int64_t to_ne(std::size_t size) noexcept { return static_cast<std::int64_t>(size); }
+
+// A tensor of one sequence, wherever it lies.
+inline Status check_sequence(const ggml_tensor* tensor, const char* what) noexcept {
+  if (tensor == nullptr) return fail_null(what);
+  if (tensor->ne[3] != 1)
+    return fail(Errc::bad_shape, "ne[3] of {} is {} but one sequence is pruned at a time: hand over a view of it", what,
+                tensor->ne[3]);
+  return {};
 }
-
 // A tensor that is to be read or moved on the host.
 inline Status check_tensor(const ggml_tensor* tensor, const char* what) noexcept {
-  if (tensor == nullptr || tensor->data == nullptr) return fail(Errc::null_data, what);
-  if (tensor->ne[3] != 1) return fail(Errc::tensor_batch, what, tensor->ne[3]);
+  if (Status status = check_sequence(tensor, what); !status) return status;
+  const ggml_backend_buffer_t buffer = tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
+  if (buffer != nullptr && !ggml_backend_buffer_is_host(buffer))
+    return fail(Errc::not_supported,
+                "{} is not in host memory: copy it there by ggml_backend_tensor_get(), or prune inside the graph by "
+                "fastv::graph::Pruner",
+                what);
+  if (tensor->data == nullptr) return fail_null(what);
   return {};
 }
 
-// Calls use(data) with the tensor's data as const float*, const half* or const bfloat16*.
+// The functions that widen are ggml's own, one row at a time; floats need none.
+inline bool is_readable(ggml_type type) noexcept {
+  return type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float != nullptr;
+}
+// Heads of vectors [dim, heads, tokens].
+inline Status check_vectors(const ggml_tensor* tensor, const char* what) noexcept {
+  if (!is_readable(tensor->type))
+    return fail(Errc::not_supported, "{} is of type {}, which ggml does not turn into floats", what,
+                ggml_type_name(tensor->type));
+  const std::size_t size = ggml_type_size(tensor->type);
+  if (tensor->nb[0] != size)
+    return fail(Errc::bad_stride, "the elements of a vector of {} are {} bytes apart but must be side by side, {}",
+                what, tensor->nb[0], size);
+  for (int i = 1; i < 3; ++i)
+    if (tensor->nb[i] % size != 0)
+      return fail(Errc::bad_stride, "nb[{}] of {} is {}, which is no multiple of the {} bytes of its type", i, what,
+                  tensor->nb[i], size);
+  return {};
+}
+
+// Rows along an axis.
+inline Status check_axis(const ggml_tensor* tensor, int axis) noexcept {
+  if (Status status = check_tensor(tensor, "the tensor"); !status) return status;
+  if (axis < 0 || axis > 2)
+    return fail(Errc::bad_shape, "axis {} of a tensor was named: its tokens lie along 0, 1 or 2", axis);
+  const std::size_t size = ggml_type_size(tensor->type);
+  if (axis > 0 && tensor->nb[0] != size)
+    return fail(Errc::bad_stride, "the elements of a row are {} bytes apart but must be side by side, {}",
+                tensor->nb[0], size);
+  if (axis == 0 && ggml_blck_size(tensor->type) != 1)
+    return fail(Errc::not_supported, "tokens lie along axis 0 of a tensor of type {}, whose blocks cannot be parted",
+                ggml_type_name(tensor->type));
+  if (axis == 0 && tensor->ne[2] != 1)
+    return fail(Errc::bad_shape, "tokens lie along axis 0 of a tensor with ne[2] = {}: hand over one plane at a time",
+                tensor->ne[2]);
+  return {};
+}
+
+// One vector of a tensor of any type, as floats.
+struct LoadTensor {
+  const unsigned char* data = nullptr;
+  std::size_t dim = 0, head_stride = 0, token_stride = 0;  // bytes
+  ggml_to_float_t to_float = nullptr;                      // null: they are floats
+
+  void operator()(std::size_t head, std::size_t token, float* out) const noexcept {
+    const unsigned char* from = data + head * head_stride + token * token_stride;
+    if (to_float == nullptr)
+      std::memcpy(out, from, dim * sizeof(float));
+    else
+      to_float(from, out, to_ne(dim));
+  }
+};
+
+inline Result<LoadedKeys<LoadTensor>> loaded_heads(const ggml_tensor* tensor, const char* what) noexcept {
+  if (Status status = check_tensor(tensor, what); !status) return {{}, status};
+  if (Status status = check_vectors(tensor, what); !status) return {{}, status};
+  const auto bytes = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
+  if (Status status = check_strides(
+          {{what, "nb[1]", bytes(1), from_ne(tensor->ne[1])}, {what, "nb[2]", bytes(2), from_ne(tensor->ne[2])}},
+          ggml_row_size(tensor->type, tensor->ne[0]));
+      !status)
+    return {{}, status};
+  const std::size_t dim = from_ne(tensor->ne[0]);
+  const ggml_to_float_t to_float =
+      tensor->type == GGML_TYPE_F32 ? nullptr : ggml_get_type_traits(tensor->type)->to_float;
+  return {loaded_keys(
+              from_ne(tensor->ne[1]), from_ne(tensor->ne[2]), dim,
+              LoadTensor{static_cast<const unsigned char*>(tensor->data), dim, tensor->nb[1], tensor->nb[2], to_float}),
+          {}};
+}
+
+// Calls use(view) with Heads<T> where the core reads the tensor's type by itself, with LoadedKeys where ggml must.
 template <class Use>
-Status with_elements(const ggml_tensor* tensor, const char* what, Use use) noexcept {
-  if (Status status = check_tensor(tensor, what); !status) return status;
+Status with_vectors(const ggml_tensor* tensor, const char* what, Use use) noexcept {
+  const auto loaded = loaded_heads(tensor, what);
+  if (!loaded) return loaded.status;
+  const auto view = [&](auto data) {
+    const std::size_t size = sizeof(*data);
+    return Heads<typename Pointee<decltype(data)>::type>{data,
+                                                         loaded->heads,
+                                                         loaded->tokens,
+                                                         loaded->dim,
+                                                         as_stride(tensor->nb[1] / size),
+                                                         as_stride(tensor->nb[2] / size)};
+  };
   switch (tensor->type) {
-    case GGML_TYPE_F32: return use(static_cast<const float*>(tensor->data));
-    case GGML_TYPE_F16: return use(static_cast<const half*>(tensor->data));
-    case GGML_TYPE_BF16: return use(static_cast<const bfloat16*>(tensor->data));
-    default: return fail_type(tensor);
+    case GGML_TYPE_F32: return use(view(static_cast<float*>(tensor->data)));
+    case GGML_TYPE_F16: return use(view(static_cast<half*>(tensor->data)));
+    case GGML_TYPE_BF16: return use(view(static_cast<bfloat16*>(tensor->data)));
+    default: return use(*loaded);
   }
 }
 
-// Bytes to elements. A stride that is no whole number of elements becomes -1, which check() refuses by name.
-inline std::ptrdiff_t elements(std::size_t bytes, std::size_t size) noexcept {
-  return bytes % size == 0 ? static_cast<std::ptrdiff_t>(bytes / size) : -1;
-}
-
-// Heads of vectors [dim, heads, tokens] of T, by the tensor's own strides.
-template <class T>
-HeadVectors<T> head_vectors(const T* data, const ggml_tensor* tensor) noexcept {
-  return {data,
-          static_cast<std::size_t>(tensor->ne[1]),
-          static_cast<std::size_t>(tensor->ne[2]),
-          static_cast<std::size_t>(tensor->ne[0]),
-          elements(tensor->nb[1], sizeof(T)),
-          elements(tensor->nb[2], sizeof(T))};
-}
-
+}  // namespace FASTV_KIND
 }  // namespace detail
 
-// Tokens along dimension `axis` (0, 1 or 2) of a tensor of any type, for compact() and gather():
+inline namespace FASTV_KIND {
+
+// Keys or values [dim, kv heads, tokens] of any type that ggml turns into floats, quantised ones included, by their own
+// strides; permute a tensor that has them otherwise. For KeysOnly, unrotate() and value_norms(). O(1).
+inline Result<LoadedKeys<detail::LoadTensor>> heads(const ggml_tensor* tensor) noexcept {
+  return detail::loaded_heads(tensor, "the tensor");
+}
+
+// QueryKey of tensors, whose element types are known only at run time. query_key() makes it; see QueryKey for what the
+// fields mean.
+struct GgmlQueryKey {
+  const ggml_tensor* query = nullptr;  // [dim, heads, rows] of the last prompt rows, after RoPE: F32, F16 or BF16
+  const ggml_tensor* key = nullptr;    // [dim, kv heads, keys], of any type that ggml turns into floats
+  float scale = 0;                     // 1 / sqrt(dim) in most models
+  float soft_cap = 0;                  // 0: none
+  Span<const float> bias = {};         // [keys] or empty
+  Span<const float> sinks = {};        // [heads] or empty
+  Span<const float> alibi = {};        // [heads] or empty
+  bool causal = true;                  // a row sees the keys up to its own position; false: all keys
+  Span<const Index> visible = {};      // [rows] or empty: tokens that each row sees, in place of causal
+  std::size_t window = 0;              // sliding window; 0: all
+  std::size_t past = 0;                // keys of earlier turns
+  std::size_t first_key = 0;           // tokens before the first key at hand
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded
+  Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
+
+  std::size_t prompt_tokens() const noexcept {  // n
+    const std::size_t end = key == nullptr ? 0 : first_key + detail::from_ne(key->ne[2]);
+    return end > past ? end - past : 0;
+  }
+  Status check() const noexcept {  // tensors, extents, strides, scale, soft-cap
+    return visit([](const auto& evidence) { return evidence.check(); });
+  }
+  std::size_t scratch_floats() const noexcept {  // as QueryKey's
+    std::size_t floats = 0;
+    const Status status = visit([&](const auto& evidence) {
+      floats = evidence.scratch_floats();
+      return Status{};
+    });
+    return status ? floats : 0;
+  }
+  // As QueryKey's.
+  template <class Score, class ParallelFor>
+  Status score(const Scoring& scoring, Span<Score> scores, const ParallelFor& parallel_for) const noexcept {
+    return visit([&](const auto& evidence) { return evidence.score(scoring, scores, parallel_for); });
+  }
+  // Calls use(evidence) with the QueryKey of the tensors' own types, and returns the Status that use returns.
+  template <class Use>
+  Status visit(Use use) const noexcept {
+    return detail::with_vectors(query, "query", [&](const auto& q) { return visit_key(q, use); });
+  }
+
+ private:
+  template <class Q, class Use>
+  Status visit_key(const Heads<Q>& q, Use use) const noexcept {
+    return detail::with_vectors(key, "key", [&](const auto& keys) {
+      auto evidence = fastv::query_key(q, keys, scale);
+      // All fields, so that one more in QueryKey does not go unnoticed. (A quantised tensor has its scales in itself.)
+      auto& [of_query, of_key, of_scale, of_soft_cap, of_bias, of_sinks, of_alibi, of_key_scales, of_causal, of_visible,
+             of_window, of_past, of_first_key, of_heads_total, of_value_norms] = evidence;
+      of_soft_cap = soft_cap;
+      of_bias = bias;
+      of_sinks = sinks;
+      of_alibi = alibi;
+      of_causal = causal;
+      of_visible = visible;
+      of_window = window;
+      of_past = past;
+      of_first_key = first_key;
+      of_heads_total = heads_total;
+      of_value_norms = value_norms;
+      return use(evidence);
+    });
+  }
+  template <class Use>
+  Status visit_key(const LoadedKeys<detail::LoadTensor>&, Use) const noexcept {
+    return fail(Errc::not_supported, "query is of type {}: cast it to F32", ggml_type_name(query->type));
+  }
+};
+
+// Evidence of tensors in host memory: pruner.prune(query_key(q, k, scale), visual). What is wrong with them is found
+// when it is used. O(1).
+inline GgmlQueryKey query_key(const ggml_tensor* query, const ggml_tensor* key, float scale) noexcept {
+  GgmlQueryKey evidence;
+  evidence.query = query;
+  evidence.key = key;
+  evidence.scale = scale;
+  return evidence;
+}
+
+// Tokens along dimension `axis` (0, 1 or 2) of a tensor in host memory, of any type:
 //   hidden states [width, n]               axis 1
 //   keys or values [dim, kv heads, n]      axis 2   (a view of the cache that ends at the n-th token)
 //   keys or values [dim, n, kv heads]      axis 1
 //   positions [n]                          axis 0   (M-RoPE's [4 n]: position_axes(data, 4, n))
-// Elements of ne[0] must be adjacent, unless the axis is 0. Quantised types move as whole rows.
-inline Result<Rows> token_rows(const ggml_tensor* tensor, int axis) noexcept {
-  using detail::fail;
-  if (Status status = detail::check_tensor(tensor, "the tensor"); !status) return {{}, status};
-  if (axis < 0 || axis > 2) return {{}, fail(Errc::tensor_no_dim, "the tensor", axis, 3)};
-  const auto size = [&](int i) { return static_cast<std::size_t>(tensor->ne[i]); };
-  const auto stride = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
-  if (axis > 0 && tensor->nb[0] != ggml_type_size(tensor->type))
-    return {{},
-            fail(Errc::overlapping_stride, "stride of ne[0] of the tensor", static_cast<long long>(tensor->nb[0]),
-                 static_cast<long long>(ggml_type_size(tensor->type)))};
-  if (axis == 0) {
-    if (ggml_blck_size(tensor->type) != 1) return {{}, detail::fail_type(tensor)};
-    if (tensor->ne[2] != 1) return {{}, fail(Errc::tensor_batch, "the tensor", tensor->ne[2])};
-    return {{tensor->data, size(0), ggml_type_size(tensor->type), stride(0), size(1), stride(1)}, {}};
-  }
-  const int other = 3 - axis;
-  return {
-      {tensor->data, size(axis), ggml_row_size(tensor->type, tensor->ne[0]), stride(axis), size(other), stride(other)},
-      {}};
+// Elements of ne[0] must be side by side, unless the axis is 0. Quantised types move as whole rows. O(1).
+inline Result<Rows> rows(ggml_tensor* tensor, int axis) noexcept {
+  using detail::from_ne;
+  if (Status status = detail::check_axis(tensor, axis); !status) return {{}, status};
+  const auto bytes = [&](int i) { return static_cast<std::ptrdiff_t>(tensor->nb[i]); };
+  const int other = axis == 0 ? 1 : 3 - axis;
+  const std::size_t row = axis == 0 ? ggml_type_size(tensor->type) : ggml_row_size(tensor->type, tensor->ne[0]);
+  return {{tensor->data, from_ne(tensor->ne[axis]), row, bytes(axis), from_ne(tensor->ne[other]), bytes(other)}, {}};
 }
 
-// Keys of one layer [dim, kv heads, tokens], F32, F16 or BF16: calls use(HeadVectors<T>), which returns a Status.
-template <class Use>
-Status with_head_vectors(const ggml_tensor* vectors, const char* what, Use use) noexcept {
-  return detail::with_elements(vectors, what, [&](auto data) { return use(detail::head_vectors(data, vectors)); });
+// Moves the kept tokens along `axis` to the front: see rows() and compact(). The tensor's own extents stay: take a view
+// of the first m. O(bytes kept).
+inline Status compact(const KeptRows& kept, ggml_tensor* tensor, int axis) noexcept {
+  const Result<Rows> view = fastv::rows(tensor, axis);
+  return view ? fastv::compact(kept, *view) : view.status;
+}
+// Copies the kept tokens along `axis` of one tensor to the front of another. O(bytes kept).
+inline Status gather(const KeptRows& kept, ggml_tensor* from, ggml_tensor* to, int axis) noexcept {
+  const Result<Rows> source = fastv::rows(from, axis), target = fastv::rows(to, axis);
+  if (!source) return source.status;
+  return target ? fastv::gather(kept, *source, *target) : target.status;
 }
 
-// Queries [dim, heads, rows] of the last prompt rows, after RoPE, and keys [dim, kv heads, keys] of layer K-1 (permute
-// a cache that has them otherwise), each F32, F16 or BF16: calls use(QueryKey<Q, K>), which returns a Status.
-template <class Use>
-Status with_query_key(const ggml_tensor* query, const ggml_tensor* key, float scale, Use use) noexcept {
-  return detail::with_elements(query, "query", [&](auto q) {
-    return with_head_vectors(key, "key", [&](const auto& keys) {
-      if (query->ne[0] != key->ne[0]) return detail::fail(Errc::head_dims_differ, "", query->ne[0], key->ne[0]);
-      auto evidence =
-          query_key(q, static_cast<std::size_t>(query->ne[1]), static_cast<std::size_t>(query->ne[2]), keys, scale);
-      evidence.query_head_stride = detail::elements(query->nb[1], sizeof(*q));
-      evidence.query_row_stride = detail::elements(query->nb[2], sizeof(*q));
-      return use(evidence);
-    });
-  });
-}
-
-// Pruner::prune() by queries and keys in host memory; see with_query_key(). soft_cap: see QueryKey. past: keys of
-// earlier turns ahead of this prompt's.
-template <class Score, class ParallelFor = Serial>
-Kept prune(Pruner<Score>& pruner, const ggml_tensor* query, const ggml_tensor* key, float scale,
-           Span<const TokenSpan> visual, float soft_cap = 0, std::size_t past = 0,
-           const ParallelFor& parallel_for = {}) noexcept {
-  Kept kept;
-  const Status status = with_query_key(query, key, scale, [&](auto evidence) {
-    evidence.soft_cap = soft_cap;
-    evidence.past = past;
-    kept = pruner.prune(evidence, visual, parallel_for);
-    return kept.status;
-  });
-  return status ? kept : Kept{{}, 0, 0, status};
-}
-
-// Kept indices as the I32 [m] that ggml_get_rows() reads. indices: a tensor of host memory, or use kept.indices as they
-// are: they have I32's bits. O(m).
-inline Status write_indices(const Kept& kept, ggml_tensor* indices) noexcept {
-  if (!kept) return kept.status;
+// Kept indices as the I32 [m] that ggml_get_rows() reads, in host memory. O(m).
+inline Status write_indices(const KeptRows& kept, ggml_tensor* indices) noexcept {
+  if (!kept.status) return kept.status;
   if (Status status = detail::check_tensor(indices, "the tensor of indices"); !status) return status;
-  if (indices->type != GGML_TYPE_I32) return detail::fail(Errc::tensor_index_type, ggml_type_name(indices->type));
-  if (ggml_nelements(indices) != static_cast<std::int64_t>(kept.size()) || !ggml_is_contiguous(indices))
-    return detail::fail(Errc::room_too_small, "the tensor of indices", ggml_nelements(indices),
-                        detail::number(kept.size()));
-  std::memcpy(indices->data, kept.indices.data(), kept.size() * sizeof(std::int32_t));
-  return {};
+  if (indices->type != GGML_TYPE_I32 || !ggml_is_contiguous(indices))
+    return fail(Errc::not_supported, "the tensor of indices is of type {} or has gaps: make a contiguous I32 tensor",
+                ggml_type_name(indices->type));
+  const std::size_t room = detail::from_ne(ggml_nelements(indices));
+  if (room != kept.indices.size())
+    return fail(Errc::bad_shape, "the tensor of indices has {} entries but {} tokens stay", room, kept.indices.size());
+  return fastv::write_indices(kept, Span<std::int32_t>(static_cast<std::int32_t*>(indices->data), room));
 }
+
+}  // namespace FASTV_KIND
 
 // ---- inside one graph ---------------------------------------------------------------------------
 
-// The attention of the last query row, mean over query heads: F32 [keys], one node per step, no mask (the last row sees
-// every key). q: [dim, heads, rows], its last row asks; k: [dim, kv heads, keys]; query head h reads KV head
-// h / (heads / kv heads). The logits are summed in F32 if k is F32, else at the precision of ggml_mul_mat for its type.
-// q and k must be as documented: ggml_mul_mat asserts it.
-inline ggml_tensor* graph_scores(ggml_context* ctx, ggml_tensor* q, ggml_tensor* k, float scale,
-                                 float soft_cap = 0) noexcept {
-  const std::int64_t dim = q->ne[0], heads = q->ne[1], keys = k->ne[2];
-  ggml_tensor* row = ggml_view_3d(ctx, q, dim, 1, heads, q->nb[1], q->nb[1],
-                                  static_cast<std::size_t>(q->ne[2] - 1) * q->nb[2]);  // [dim, 1, heads]
-  ggml_tensor* logits = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), row);      // [keys, 1, heads]
-  if (soft_cap > 0) logits = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, logits, scale / soft_cap)), soft_cap);
-  ggml_tensor* p = ggml_soft_max_ext(ctx, logits, nullptr, soft_cap > 0 ? 1.0f : scale, 0.0f);
-  p = ggml_cont(ctx, ggml_transpose(ctx, ggml_reshape_2d(ctx, p, keys, heads)));  // [heads, keys]
-  return ggml_reshape_1d(ctx, ggml_mean(ctx, p), keys);
+namespace detail {
+inline namespace FASTV_KIND {
+
+// Positions are sorted as F32: they, and twice their number, must be exact.
+inline constexpr std::size_t most_in_graph = std::size_t{1} << 23;
+inline constexpr float behind_all = static_cast<float>(most_in_graph);
+inline constexpr float greatest_float = 3.402823466e+38f;
+
+// Shapes are checked by the core, on views that are never read.
+inline constexpr float never_read = 0;
+
+inline Status check_attention(const ggml_context* ctx, const ggml_tensor* q, const ggml_tensor* k, float scale,
+                              float soft_cap, const ggml_tensor* sinks, const ggml_tensor* mask) noexcept {
+  if (ctx == nullptr) return fail_null("the context");
+  if (Status status = check_sequence(q, "query"); !status) return status;
+  if (Status status = check_sequence(k, "key"); !status) return status;
+  if (Status status = check_vectors(q, "query"); !status) return status;
+  if (Status status = check_vectors(k, "key"); !status) return status;
+  if (q->type != GGML_TYPE_F32)
+    return fail(Errc::not_supported, "query is of type {}: cast it to F32", ggml_type_name(q->type));
+  const auto shape_of = [](const ggml_tensor* t) {
+    return fastv::heads(&never_read, HeadMajor{from_ne(t->ne[1]), from_ne(t->ne[2]), from_ne(t->ne[0])});
+  };
+  QueryKey<float> shape = fastv::query_key(shape_of(q), shape_of(k), scale);
+  shape.soft_cap = soft_cap;
+  if (Status status = shape.check(); !status) return status;
+  if (sinks != nullptr && (sinks->type != GGML_TYPE_F32 || sinks->ne[0] != q->ne[1] || ggml_nrows(sinks) != 1))
+    return fail(Errc::bad_shape, "the sinks are {} entries of type {}: hand over one F32 for each of {} heads",
+                ggml_nelements(sinks), ggml_type_name(sinks->type), q->ne[1]);
+  if (mask != nullptr && mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)
+    return fail(Errc::not_supported, "the mask is of type {}: ggml reads F32 and F16", ggml_type_name(mask->type));
+  if (mask != nullptr &&
+      (mask->ne[0] < k->ne[2] || mask->ne[1] < q->ne[2] || mask->nb[0] != ggml_type_size(mask->type)))
+    return fail(Errc::bad_shape, "the mask is [{}, {}] but the query has {} rows over {} keys", mask->ne[0],
+                mask->ne[1], q->ne[2], k->ne[2]);
+  return {};
 }
 
-// The kept rows of x [width, n] -> [width, m] (F32, or I32 if x is).
-inline ggml_tensor* graph_gather(ggml_context* ctx, ggml_tensor* x, ggml_tensor* kept) noexcept {
-  return ggml_get_rows(ctx, x, kept);
+inline Status check_positions(const ggml_context* ctx, const ggml_tensor* positions, int axes,
+                              const ggml_tensor* kept) noexcept {
+  if (ctx == nullptr) return fail_null("the context");
+  if (positions == nullptr) return fail_null("the positions");
+  if (kept == nullptr) return fail_null("the kept indices");
+  if (axes < 1 || positions->ne[0] % axes != 0 || ggml_nrows(positions) != 1 || !ggml_is_contiguous(positions))
+    return fail(Errc::bad_shape, "{} positions are not {} axes of one list after the other", ggml_nelements(positions),
+                axes);
+  return {};
+}
+
+// Scores as selection ranks them: `value` without NaN (0 instead) and with infinities as the greatest finite numbers;
+// `number` is 1, and 0 where the score is NaN.
+struct ScoreNodes {
+  ggml_tensor *value, *number;
+};
+inline ScoreNodes score_nodes(ggml_context* ctx, ggml_tensor* scores) noexcept {
+  // A comparison with NaN is false, and relu is a comparison.
+  ggml_tensor* number = ggml_step(ctx, ggml_scale_bias(ctx, ggml_abs(ctx, scores), 1, 1));
+  ggml_tensor* value = ggml_sub(ctx, ggml_relu(ctx, scores), ggml_relu(ctx, ggml_neg(ctx, scores)));
+  return {ggml_clamp(ctx, value, -greatest_float, greatest_float), number};
+}
+// value + rank * infinity: rank -1 goes below every number, 0 stays, 1 goes above.
+inline ggml_tensor* ranked(ggml_context* ctx, ggml_tensor* value, ggml_tensor* rank) noexcept {
+  return ggml_add(ctx, value, ggml_scale(ctx, ggml_scale(ctx, rank, greatest_float), 2));
+}
+
+// 1 for the highest entries of each row, 0 for the others; of equal ones the earlier stays. rows: F32 [size, groups],
+// without NaN. lowest: I32 [groups], group * size + the number in descending order of the lowest entry that stays.
+// quota: F32 [1, groups], how many stay, and a half.
+inline ggml_tensor* highest(ggml_context* ctx, ggml_tensor* rows, ggml_tensor* lowest, ggml_tensor* quota) noexcept {
+  const std::int64_t size = rows->ne[0], groups = rows->ne[1];
+  ggml_tensor* order = ggml_argsort(ctx, rows, GGML_SORT_ORDER_DESC);
+  ggml_tensor* index = ggml_get_rows(ctx, ggml_reshape_2d(ctx, order, 1, size * groups), lowest);  // I32 [1, groups]
+  ggml_tensor* cut = ggml_get_rows(ctx, ggml_reshape_3d(ctx, rows, 1, size, groups), index);       // F32 [1, 1, groups]
+  ggml_tensor* distance = ggml_sub(ctx, rows, ggml_reshape_2d(ctx, cut, 1, groups));  // NaN between equal infinities
+  ggml_tensor* above = ggml_step(ctx, distance);
+  ggml_tensor* below = ggml_step(ctx, ggml_neg(ctx, distance));
+  ggml_tensor* minus_equal = ggml_scale_bias(ctx, ggml_add(ctx, above, below), 1, -1);
+  ggml_tensor* room = ggml_sub(ctx, quota, ggml_sum_rows(ctx, above));  // places left for equal ones, and a half
+  ggml_tensor* early = ggml_step(ctx, ggml_add(ctx, ggml_cumsum(ctx, minus_equal), room));
+  return ggml_sub(ctx, above, ggml_mul(ctx, minus_equal, early));
+}
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+namespace graph {
+inline namespace FASTV_KIND {
+
+// The attention of the last query row, mean over query heads: F32 [keys], a node per step.
+//
+//   q      F32 [dim, heads, rows] after RoPE; its last row asks
+//   k      [dim, kv heads, keys], keys of earlier turns ahead of the prompt's; query head h reads KV head
+//          h / (heads / kv heads)
+//   sinks  F32 [heads] or null: logits that belong to no token (gpt-oss)
+//   mask   F16 or F32 [at least keys, at least rows]: what the layer adds to its logits; null: the row sees every key
+//
+// The products are summed in F32. Keys of other types than F32 are multiplied at the precision ggml has for them (on
+// the CPU, F16 rounds the query to F16): ggml_cast() them to F32 where close scores must rank as prune() ranks them.
+// O(1).
+inline Result<ggml_tensor*> scores(ggml_context* ctx, ggml_tensor* q, ggml_tensor* k, float scale, float soft_cap = 0,
+                                   ggml_tensor* sinks = nullptr, ggml_tensor* mask = nullptr) noexcept {
+  if (Status status = detail::check_attention(ctx, q, k, scale, soft_cap, sinks, mask); !status)
+    return {nullptr, status};
+  const std::int64_t dim = q->ne[0], heads = q->ne[1], keys = k->ne[2];
+  const std::size_t last = detail::from_ne(q->ne[2] - 1);
+  ggml_tensor* row = ggml_view_3d(ctx, q, dim, 1, heads, q->nb[1], q->nb[1], last * q->nb[2]);  // [dim, 1, heads]
+  ggml_tensor* logits = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), row);               // [keys, 1, heads]
+  ggml_prec_set_acc(logits, GGML_PREC_F32);
+  if (soft_cap > 0) logits = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, logits, scale / soft_cap)), soft_cap);
+  ggml_tensor* seen = mask == nullptr ? nullptr : ggml_view_2d(ctx, mask, keys, 1, mask->nb[1], last * mask->nb[1]);
+  ggml_tensor* p = ggml_soft_max_ext(ctx, logits, seen, soft_cap > 0 ? 1.0f : scale, 0.0f);
+  ggml_soft_max_add_sinks(p, sinks);
+  p = ggml_cont(ctx, ggml_transpose(ctx, ggml_reshape_2d(ctx, p, keys, heads)));  // [heads, keys]
+  return {ggml_reshape_1d(ctx, ggml_mean(ctx, p), keys), {}};
 }
 
 // The kept position ids of `axes` axes: I32 [axes * n] -> [axes * m], each axis in one piece (M-RoPE has 4 in ggml).
-inline ggml_tensor* graph_gather_positions(ggml_context* ctx, ggml_tensor* positions, int axes,
-                                           ggml_tensor* kept) noexcept {
+// (Hidden states need no help: ggml_get_rows(ctx, hidden, kept).) O(axes).
+inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* positions, int axes,
+                                             ggml_tensor* kept) noexcept {
+  if (Status status = detail::check_positions(ctx, positions, axes, kept); !status) return {nullptr, status};
   const std::int64_t n = positions->ne[0] / axes, m = kept->ne[0];
   ggml_tensor* all = nullptr;
   for (int axis = 0; axis < axes; ++axis) {
-    ggml_tensor* one = ggml_view_2d(ctx, positions, 1, n, positions->nb[0],
-                                    static_cast<std::size_t>(axis) * static_cast<std::size_t>(n) * positions->nb[0]);
+    const std::size_t first = detail::from_ne(axis * n) * positions->nb[0];
+    ggml_tensor* one = ggml_view_2d(ctx, positions, 1, n, positions->nb[0], first);
     one = ggml_reshape_1d(ctx, ggml_get_rows(ctx, one, kept), m);
     all = all == nullptr ? one : ggml_concat(ctx, all, one, 0);
   }
-  return all;
+  return {all, {}};
 }
 
-// Turns one prompt's pruning into nodes of a graph.
+// Turns the pruning of one prompt into nodes of a graph.
 //
-//   fastv::GraphPruner pruning(config);
-//   if (auto status = pruning.plan({n, layers, visual}); !status) ...        // shapes, and what is wrong with them
+//   fastv::graph::Pruner pruning(config);                                     // or a schedule of several stages
+//   auto plan = pruning.begin({n, layers, visual});                           // all shapes, or what is wrong
 //   ...                                                                       // layers 0 .. K-1 into the graph
-//   ggml_tensor* kept = pruning.select(ctx, fastv::graph_scores(ctx, q, k, scale));   // I32 [m], ascending
-//   hidden = fastv::graph_gather(ctx, hidden, kept);
-//   positions = fastv::graph_gather_positions(ctx, positions, 1, kept);
+//   auto kept = pruning.select(ctx, fastv::graph::scores(ctx, q, k, scale));  // I32 [m], ascending, or what is wrong
+//   hidden = ggml_get_rows(ctx, hidden, *kept);
+//   positions = *fastv::graph::gather_positions(ctx, positions, 1, *kept);
 //   ...                                                                       // layers K .. on m tokens; allocate
-//   pruning.set_inputs([](ggml_tensor* t, const void* data, std::size_t bytes) {
+//   auto set = pruning.set_inputs([](ggml_tensor* t, const void* data, std::size_t bytes) {
 //     ggml_backend_tensor_set(t, data, 0, bytes);
 //   });
 //
-// Every rule of select() that ranks by one score per token, with its quotas, windows and even grid, becomes: a list of
-// tokens that stay in any case, and groups of tokens that keep a known number each. Random and uniform selection are
-// lists alone. Equal scores: which of them stays is the backend's choice; select_exactly() has the core's rule. The
-// object must outlive the graph.
-class GraphPruner {
+// All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it
+// runs on. It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal
+// ones the earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones
+// count as the greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay.
+// counts() tells. (A backend that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than
+// 1e-38 apart.)
+//
+// Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays
+// each. Random and uniform selection are lists alone. Stages behind the first find their tokens in the graph itself, so
+// positions within the shorter sequence may depend on scores. The object must outlive the graph.
+class Pruner {
  public:
-  // plan() checks the settings.
-  explicit GraphPruner(const Config& config = {}) noexcept : config_(config) {}
+  // begin() checks the settings.
+  explicit Pruner(const Config& config = {}) noexcept : Pruner(Span<const Config>(&config, 1)) {}
+  // The stages of a schedule, filtering layers ascending.
+  explicit Pruner(Span<const Config> schedule) noexcept : given_(schedule.size()), null_(schedule.data() == nullptr) {
+    for (std::size_t s = 0; !null_ && s < given_ && s < max_stages; ++s) configs_[s] = schedule[s];
+  }
 
-  // The settings it was made with.
-  const Config& config() const noexcept { return config_; }
-  // See Pruner::due().
-  bool due(std::size_t layers_run) const noexcept { return layers_run == config_.filtering_layer; }
+  // Settings of a stage, below max_stages.
+  const Config& config(std::size_t stage = 0) const noexcept {
+    return configs_[stage < max_stages ? stage : max_stages - 1];
+  }
+  // Stages that select() has put into the graph since begin().
+  std::size_t stage() const noexcept { return stage_; }
+  // Whether the next select() comes after so many layers: see fastv::Pruner::due().
+  bool due(std::size_t layers_run) const noexcept {
+    return begun_ && stage_ < plan_.stages && layers_run == plan_.stage[stage_].filtering_layer;
+  }
 
-  // Everything that does not depend on a value. Errors: those of make_plan() and select(), and settings that ask for
-  // other rows than the last. O(tokens).
-  Result<Plan> plan(const Prompt& prompt) noexcept {
-    using detail::fail;
-    using detail::number;
-    const Result<Plan> plan = make_plan(config_, prompt);
+  // Everything that does not depend on a value, for one graph of this prompt. Prompt::past counts the keys of earlier
+  // turns, which are attended to but are no candidates. Errors: those of make_plan(), settings that ask for other rows
+  // than the last, and a stage of minima per image behind one that pools images. O(stages * tokens).
+  Result<Plan> begin(const Prompt& prompt) noexcept {
+    begun_ = false;
+    stage_ = 0;
+    for (Stage& stage : stages_) stage.lists = stage.values = nullptr;
+    const Result<Plan> plan = make_plan(Span<const Config>(null_ ? nullptr : configs_, given_), prompt);
     if (!plan) return plan;
-    const bool ranks = config_.selection == Selection::top_k && plan->visual > 0;
-    if (ranks && (config_.score_rows != ScoreRows::last || !config_.prior_rows.empty()))
-      return {{}, fail(Errc::not_in_graph)};
-    const std::size_t n = plan->tokens, spans = prompt.visual.size();
-    constexpr std::size_t most = std::size_t{1} << 24;  // positions are sorted as F32
-    if (n > most) return {{}, fail(Errc::too_many_tokens, "", number(n), number(most))};
-    Status status = spans_.reserve(spans);
-    if (status) status = quotas_.reserve(spans);
-    if (status) status = marks_.reserve(plan->visual);
-    if (status) status = kept_.reserve(plan->kept());
-    if (status) status = scores_.reserve(plan->visual);
-    if (status) status = stays_.reserve(n);
-    if (status) status = fixed_.reserve(n);
-    if (status) status = order_.reserve(plan->visual);
-    if (status) status = groups_.reserve(plan->visual);
-    if (!status) return {{}, status};
-    for (std::size_t s = 0; s < spans; ++s) spans_[s] = prompt.visual[s];
-    visual_ = {spans_.first(spans).data(), spans};
     plan_ = *plan;
-    fixed_count_ = order_count_ = groups_count_ = 0;
-    fixed_input_ = order_input_ = nullptr;
-    status_ = {};
-
-    if (!ranks) {  // no score decides: the whole answer is a list
-      const Result<Selected> selected = fastv::select<float>(config_, {}, visual_, n, kept_.first(plan->kept()),
-                                                             quotas_.first(spans), marks_.first(plan->visual));
-      if (!selected) return {{}, selected.status};
-      for (const Index index : kept_.first(selected->count)) fixed_[fixed_count_++] = static_cast<std::int32_t>(index);
-      return plan;
-    }
-    for (std::size_t i = 0; i < n; ++i) stays_[i] = 1;
-    for (const TokenSpan& span : visual_)
-      for (std::size_t i = 0; i < span.count; ++i) stays_[span.first + i] = 0;
-    for (std::size_t i = 0; i < plan->visual; ++i) marks_[i] = 0;
-    if (config_.quota == Quota::pooled) {
-      status = add_groups(0, plan->visual, 0, plan->kept_visual(), 0);
-    } else {
-      status = picture_quotas(config_, visual_, quotas_.first(spans));
-      std::size_t picture_number = 0, numbered = 0;
-      detail::for_each_picture(visual_, [&](const detail::Picture& picture) {
-        if (status)
-          status = add_groups(numbered, picture.tokens, picture.columns, quotas_[picture_number], picture.first_span);
-        ++picture_number;
-        numbered += picture.tokens;
-      });
-    }
-    if (!status) return {{}, status};
-    for (std::size_t i = 0; i < n; ++i)
-      if (stays_[i] != 0) fixed_[fixed_count_++] = static_cast<std::int32_t>(i);
+    if (Status status = prepare(prompt); !status) return {{}, status};
+    begun_ = true;
     return plan;
   }
 
-  // Tokens that stay, m.
-  std::size_t kept() const noexcept { return plan_.kept(); }
-
-  // scores: F32 [at least n], one per prompt token (graph_scores()); unused, and may be null, where no score decides.
-  // Returns I32 [m], ascending positions in the prompt. Nodes: about 4 per group of pictures or windows of one size.
-  ggml_tensor* select(ggml_context* ctx, ggml_tensor* scores) noexcept {
-    ggml_tensor* all = fixed_count_ == 0 ? nullptr : fixed_input_ = input(ctx, fixed_count_, "fastv.fixed");
-    if (order_count_ == 0) return all;  // ascending already
-    order_input_ = input(ctx, order_count_, "fastv.order");
-    ggml_tensor* competing = ggml_get_rows(ctx, ggml_reshape_2d(ctx, scores, 1, scores->ne[0]), order_input_);
-    for (std::size_t g = 0, begin = 0; g < groups_count_;) {
-      const Group group = groups_[g];
-      std::size_t run = 1;  // neighbours of the same size and quota are rows of one tensor
-      while (g + run < groups_count_ && groups_[g + run].size == group.size && groups_[g + run].quota == group.quota)
-        ++run;
-      const auto size = static_cast<std::int64_t>(group.size), quota = static_cast<std::int64_t>(group.quota),
-                 count = static_cast<std::int64_t>(run);
-      const std::size_t bytes = sizeof(float), row = group.size * bytes;
-      ggml_tensor* rows = ggml_view_2d(ctx, competing, size, count, row, begin * bytes);
-      ggml_tensor* best = ggml_top_k(ctx, rows, static_cast<int>(quota));  // I32 [quota, run]
-      ggml_tensor* tokens = ggml_view_3d(ctx, order_input_, 1, size, count, bytes, row, begin * bytes);
-      ggml_tensor* found = ggml_reshape_1d(ctx, ggml_get_rows(ctx, tokens, best), quota * count);  // prompt positions
-      all = all == nullptr ? found : ggml_concat(ctx, all, found, 0);
-      begin += group.size * run;
-      g += run;
-    }
-    // There is no sort of I32; in F32 positions are exact up to 2^24 (plan() refuses longer prompts).
-    ggml_tensor* ascending = ggml_argsort(ctx, ggml_cast(ctx, all, GGML_TYPE_F32), GGML_SORT_ORDER_ASC);
-    const auto m = static_cast<std::int64_t>(kept());
-    return ggml_reshape_1d(ctx, ggml_get_rows(ctx, ggml_reshape_2d(ctx, all, 1, m), ascending), m);
+  // Tensors that select() and counts() make at most for all stages, to size a context and a graph by.
+  std::size_t nodes() const noexcept {
+    std::size_t sum = 0;
+    for (std::size_t s = 0; s < plan_.stages; ++s) sum += 100 + 28 * stages_[s].classes;
+    return sum;
   }
 
-  // The same by the core's own select(), for its rule on ties and NaN: a custom node, which ggml runs on the CPU. What
-  // went wrong (all scores NaN, an infinite one) is in status() after the graph has run, and the first m tokens stay.
-  ggml_tensor* select_exactly(ggml_context* ctx, ggml_tensor* scores) noexcept {
-    if (order_count_ == 0) return select(ctx, scores);
-    ggml_tensor* args[] = {scores};
-    return ggml_custom_4d(ctx, GGML_TYPE_I32, static_cast<std::int64_t>(kept()), 1, 1, 1, args, 1, &run_select, 1,
-                          this);
+  // The next stage's kept tokens: I32 [m], ascending positions in the sequence that its layer ran on. scores: F32, one
+  // per key, [at least past + n], keys of earlier turns first, or one per token of the sequence, [n]; may be left out
+  // where no score decides. About 35 nodes, and 17 more for each further class of group sizes.
+  Result<ggml_tensor*> select(ggml_context* ctx, ggml_tensor* scores = nullptr) noexcept {
+    if (Status status = check_select(ctx, scores); !status) return {nullptr, status};
+    ggml_tensor* kept = select_nodes(ctx, own_scores(ctx, scores));
+    ++stage_;
+    return {kept, {}};
   }
-  // What went wrong in the last run of select_exactly()'s node.
-  const Status& status() const noexcept { return status_; }
+  // The same of scores() as it returns them; a failure is passed on.
+  Result<ggml_tensor*> select(ggml_context* ctx, const Result<ggml_tensor*>& scores) noexcept {
+    return scores ? select(ctx, *scores) : scores;
+  }
+
+  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A
+  // node that the host may put into the graph as an output, and read when it has run.
+  Result<ggml_tensor*> counts(ggml_context* ctx) noexcept {
+    if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
+    if (stage_ == 0 || scores_ == nullptr)
+      return {nullptr,
+              fail(Errc::missing_evidence, "counts() has no scores to count: call it after a select() that had some")};
+    const auto visual = static_cast<float>(stages_[stage_ - 1].images.tokens);
+    ggml_tensor* size = ggml_abs(ctx, pick(ctx, scores_, visual_tokens_));
+    const auto sum = [&](ggml_tensor* ones) { return ggml_sum_rows(ctx, ggml_step(ctx, ones)); };
+    ggml_tensor* numbers = sum(ggml_scale_bias(ctx, size, 1, 1));
+    ggml_tensor* zeros = ggml_sub(ctx, numbers, sum(size));
+    ggml_tensor* infinite = sum(ggml_scale_bias(ctx, size, 1, -detail::greatest_float));
+    ggml_tensor* nans = ggml_scale_bias(ctx, numbers, -1, visual);
+    return {ggml_concat(ctx, ggml_concat(ctx, nans, zeros, 0), infinite, 0), {}};
+  }
+
+  // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they
+  // rank nothing. O(1).
+  Result<Selected> selected(Span<const float> counts, std::size_t stage = 0) const noexcept {
+    if (Status status = check_counts(counts, stage); !status) return {{}, status};
+    const Selected found{plan_.tokens_in_group(stage + 1), static_cast<std::size_t>(counts[0]),
+                         static_cast<std::size_t>(counts[1])};
+    const Status status =
+        detail::check_counts(config(stage), stages_[stage].images, found.nan_scores, found.zero_scores);
+    return {status ? found : Selected{}, status};
+  }
 
   // Call before each run, once the graph has been allocated: set(tensor, data, bytes) for each input that select()
-  // made. (ggml may use an input's memory again behind its last reader.)
+  // made, at most two a stage. (ggml may use an input's memory again behind its last reader.)
   template <class Set>
-  void set_inputs(const Set& set) const {
-    if (fixed_input_ != nullptr)
-      set(fixed_input_, static_cast<const void*>(fixed_.first(0).data()), fixed_count_ * sizeof(std::int32_t));
-    if (order_input_ != nullptr)
-      set(order_input_, static_cast<const void*>(order_.first(0).data()), order_count_ * sizeof(std::int32_t));
+  Status set_inputs(const Set& set) const {
+    if (!begun_ || stage_ != plan_.stages)
+      return fail(Errc::bad_prompt, "{} of {} stages are in the graph: call begin(), then select() for each, first",
+                  stage_, begun_ ? plan_.stages : given_);
+    for (std::size_t s = 0; s < stage_; ++s)
+      for (const ggml_tensor* input : {stages_[s].lists, stages_[s].values})
+        if (input != nullptr && input->data == nullptr && input->buffer == nullptr)
+          return fail(Errc::null_data,
+                      "an input of stage {} has no memory: allocate the graph first, with what select() made in it", s);
+    for (std::size_t s = 0; s < stage_; ++s) {
+      const Stage& stage = stages_[s];
+      if (stage.lists != nullptr)
+        set(stage.lists, static_cast<const void*>(stage.places.first(0).data()),
+            stage.lists_size() * sizeof(std::int32_t));
+      if (stage.values != nullptr)
+        set(stage.values, static_cast<const void*>(stage.floats.first(0).data()), stage.values_size() * sizeof(float));
+    }
+    return {};
   }
 
  private:
+  // Tokens that compete, and how many of them stay.
   struct Group {
-    std::size_t size, quota;  // tokens that compete, and how many of them stay
+    std::size_t first, size, quota;  // first: of members_
   };
+  // A stage's tokens are named by their place in the list of all text tokens, then all visual ones. Behind the first
+  // stage the graph turns places into positions; in the first they are positions from the start.
+  struct Stage {
+    detail::Images images;
+    std::size_t fixed = 0, competing = 0;       // tokens that stay in any case; that compete
+    std::size_t rows = 0, groups = 0;           // entries of the groups' rows, padding included; groups
+    std::size_t classes = 0;                    // sizes of groups
+    std::size_t size[32] = {}, count[32] = {};  // of each class: entries of a row, groups
+    bool in_order = true;  // rows are the competing tokens in their order: nothing needs to be sorted into them
+    bool padded = false;   // some rows are longer than their group
+    bool pool = false;     // a second round over all competing tokens, in which those that stay in the first come first
+    std::size_t counted = 0, masked = 0;  // entries of the lists of all visual tokens, and of the mask of them
+    detail::Buffer<std::int32_t>
+        places;                    // [fixed + competing] tokens, [rows] which of those that compete, [competing] where
+                                   // they are in the rows, [groups + pool] see highest(), [counted] visual tokens
+    detail::Buffer<float> floats;  // [rows] -infinity where padded, [groups + pool] quota and a half, [masked]
+    ggml_tensor *lists = nullptr, *values = nullptr;  // the inputs they are copied into
 
-  static ggml_tensor* input(ggml_context* ctx, std::size_t count, const char* name) noexcept {
-    ggml_tensor* tensor = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, static_cast<std::int64_t>(count));
+    std::size_t rows_at() const noexcept { return fixed + competing; }
+    std::size_t inverse_at() const noexcept { return rows_at() + (in_order ? 0 : rows); }
+    std::size_t lowest_at() const noexcept { return inverse_at() + (in_order ? 0 : competing); }
+    std::size_t counted_at() const noexcept { return lowest_at() + groups + (pool ? 1 : 0); }
+    std::size_t lists_size() const noexcept { return counted_at() + counted; }
+    std::size_t quota_at() const noexcept { return padded ? rows : 0; }
+    std::size_t mask_at() const noexcept { return quota_at() + groups + (pool ? 1 : 0); }
+    std::size_t values_size() const noexcept { return mask_at() + masked; }
+  };
+  using Mark = detail::Word<float>;
+
+  // ---- what is known before a value exists ----
+
+  Status prepare(const Prompt& prompt) noexcept {
+    const std::size_t n = plan_.tokens, visual = plan_.visual, spans = prompt.visual.size();
+    if (n > detail::most_in_graph)
+      return fail(Errc::not_supported,
+                  "the prompt has {} tokens but a graph sorts at most {}: prune between two graphs", n,
+                  detail::most_in_graph);
+    if (Status status = spans_.reserve(spans); !status) return status;
+    if (Status status = quotas_.reserve(2 * spans); !status) return status;
+    if (Status status = marks_.reserve(3 * visual + 2 * spans); !status) return status;
+    if (Status status = members_.reserve(2 * visual); !status) return status;
+    if (Status status = groups_.reserve(visual); !status) return status;
+    if (Status status = table_.reserve(n); !status) return status;
+
+    std::size_t text = 0, numbered = 0, position = 0;
+    for (std::size_t s = 0; s < spans; ++s) {
+      const TokenSpan& span = prompt.visual[s];
+      spans_[s] = span;
+      spans_[s].first = numbered;  // counted among the visual tokens alone
+      while (position < span.first) table_[text++] = static_cast<Index>(position++);
+      for (std::size_t i = 0; i < span.count; ++i) table_[n - visual + numbered++] = static_cast<Index>(position++);
+    }
+    while (position < n) table_[text++] = static_cast<Index>(position++);
+
+    Span<const TokenSpan> now(spans_.first(spans).data(), spans);
+    bool pooled = false;
+    for (std::size_t s = 0; s < plan_.stages; ++s) {
+      const Config& config = configs_[s];
+      stages_[s].images = *detail::count_images(config, now);
+      if (plan_.tokens_in_group(s + 1) == 0)
+        return fail(Errc::bad_setting, "stage {} keeps none of {} tokens, and no graph runs on none", s,
+                    plan_.tokens_in_group(s));
+      if (pooled && config.min_per_image > 0)
+        return fail(
+            Errc::not_supported,
+            "stage {} has min_per_image {} behind a stage that pools the images, so that it depends on scores which "
+            "tokens are an image's: use no minimum, or prune between two graphs",
+            s, config.min_per_image);
+      if (detail::ranks(config, stages_[s].images)) {
+        if (config.score_rows != ScoreRows::last || !config.prior_rows.empty())
+          return fail(
+              Errc::not_supported,
+              "stage {} ranks by other rows than the last, which has no form in a graph: use ScoreRows::last without "
+              "prior_rows, or prune between two graphs",
+              s);
+        if (Status status = QueryRows{ScoreRows::last, {}, n}.expect_covered(1, prompt.visual); !status) return status;
+      }
+      if (Status status = prepare_stage(s, now); !status) return status;
+      if (s + 1 < plan_.stages) now = left_behind(config, now, pooled);
+    }
+    return {};
+  }
+
+  // What the next stage finds: each image as one span of its quota or, pooled, one span of them all.
+  Span<const TokenSpan> left_behind(const Config& config, Span<const TokenSpan> visual, bool& pooled) noexcept {
+    const detail::Images images = *detail::count_images(config, visual);
+    const bool per_image = config.quota == Quota::per_image;
+    if (per_image)
+      detail::quotas_of(config, visual, images, quotas_.first(images.count), quotas_.part(images.count, images.count));
+    std::size_t spans = 0, first = 0, original = 0;
+    detail::for_each_image(visual, [&](const detail::Image& image) {  // overwrites no span that is still to be read
+      original += image.original;
+      if (per_image) {
+        const std::size_t count = quotas_[spans];
+        spans_[spans++] = {first, count, 0, false, image.original, image.filtering_ratio};
+        first += count;
+      } else {
+        pooled = pooled || image.first_span > 0;
+      }
+    });
+    if (!per_image && images.count > 0) spans_[spans++] = {0, images.keep, 0, false, original};
+    return {spans_.first(spans).data(), spans};
+  }
+
+  // The groups of a stage, and the lists that its nodes read. visual: spans among the visual tokens alone.
+  Status prepare_stage(std::size_t s, Span<const TokenSpan> visual) noexcept {
+    Stage& stage = stages_[s];
+    const Config& config = configs_[s];
+    const detail::Images& images = stage.images;
+    const std::size_t n = plan_.tokens_in_group(s), total = images.tokens, text = n - total;
+    Mark* marks = marks_.first(0).data();
+    for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
+    members_count_ = groups_count_ = 0;
+    std::size_t pool_quota = 0;
+    stage.pool = false;
+    if (!detail::ranks(config, images)) {
+      Index* numbers = members_.first(0).data();
+      if (total > 0) {
+        const Result<Selected> selected =
+            detail::select_validated<float>(config, {}, visual, total, images, numbers, marks);
+        if (!selected) return selected.status;
+        for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
+        for (std::size_t i = 0; i < selected->count; ++i) marks[numbers[i]] = detail::chosen<Mark>;
+      }
+    } else if (config.quota == Quota::pooled) {
+      if (detail::minima_hold(config, images)) {
+        stage.pool = true;
+        pool_quota = images.keep - spread(config, images, marks);
+        add_minima(config, visual, marks);
+      } else {
+        add_groups(config, marks, 0, total, 0, images.keep);
+      }
+    } else {
+      detail::quotas_of(config, visual, images, quotas_.first(images.count), quotas_.part(images.count, images.count));
+      std::size_t image_number = 0, numbered = 0;
+      detail::for_each_image(visual, [&](const detail::Image& image) {
+        if (image.tokens > 0) add_groups(config, marks, numbered, image.tokens, image.columns, quotas_[image_number]);
+        ++image_number;
+        numbered += image.tokens;
+      });
+    }
+    if (members_count_ == 0) stage.pool = false;
+    return write_lists(s, text, pool_quota);
+  }
+
+  // The even grid of a pool, which leaves room for every minimum. Returns how many tokens it takes.
+  static std::size_t spread(const Config& config, const detail::Images& images, Mark* marks) noexcept {
+    const std::size_t share = detail::even_share(config, images.keep), room = images.keep - images.minima;
+    const std::size_t even = share < room ? share : room;
+    if (even > 0) detail::mark_uniform(marks, images.tokens, 0, even);
+    return even;
+  }
+  // One group per image: what it keeps at least, beside what the grid has taken.
+  void add_minima(const Config& config, Span<const TokenSpan> visual, const Mark* marks) noexcept {
+    std::size_t numbered = 0;
+    detail::for_each_image(visual, [&](const detail::Image& image) {
+      const std::size_t least = detail::minimum_of(config, image), first = members_count_;
+      for (std::size_t i = numbered; i < numbered + image.tokens; ++i)
+        if (marks[i] == 0) members_[members_count_++] = static_cast<Index>(i);
+      const std::size_t size = members_count_ - first, taken = image.tokens - size;
+      if (size > 0) groups_[groups_count_++] = {first, size, least > taken ? least - taken : 0};
+      numbered += image.tokens;
+    });
+  }
+  // The groups of one image's n tokens, numbered from `first` on.
+  void add_groups(const Config& config, Mark* marks, std::size_t first, std::size_t n, std::size_t columns,
+                  std::size_t count) noexcept {
+    Mark* own = marks + first;
+    Mark* scratch = marks_.first(0).data() + plan_.visual;
+    detail::for_each_group(config, own, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
+      std::size_t size = 0, taken = 0;
+      tokens([&](std::size_t i) {
+        ++size;
+        taken += own[i] == detail::chosen<Mark> ? 1u : 0u;
+      });
+      if (quota == taken) return;
+      const std::size_t begin = members_count_;
+      tokens([&](std::size_t i) {
+        if (quota == size)
+          own[i] = detail::chosen<Mark>;
+        else if (own[i] != detail::chosen<Mark>)
+          members_[members_count_++] = static_cast<Index>(first + i);
+      });
+      if (quota < size) groups_[groups_count_++] = {begin, size - taken, quota - taken};
+    });
+  }
+
+  Status write_lists(std::size_t s, std::size_t text, std::size_t pool_quota) noexcept {
+    Stage& stage = stages_[s];
+    const std::size_t total = stage.images.tokens;
+    const Mark* marks = marks_.first(0).data();
+    const Index* members = members_.first(0).data();
+    Index* place_of = members_.first(0).data() + plan_.visual;  // of a visual token among those that compete
+    const auto class_of = [](std::size_t size) {
+      std::size_t bits = 0;
+      while (size >> bits != 0) ++bits;
+      return bits - 1;
+    };
+
+    // Groups of similar size share the rows of one tensor, as long as the longest of them.
+    for (std::size_t c = 0; c < 32; ++c) stage.size[c] = stage.count[c] = 0;
+    for (std::size_t g = 0; g < groups_count_; ++g) {
+      const std::size_t size = groups_[g].size, c = class_of(size);
+      stage.size[c] = stage.size[c] < size ? size : stage.size[c];
+      ++stage.count[c];
+    }
+    stage.rows = stage.classes = 0;
+    for (std::size_t c = 0; c < 32; ++c) {
+      stage.rows += stage.size[c] * stage.count[c];
+      stage.classes += stage.count[c] > 0 ? 1u : 0u;
+    }
+    stage.groups = groups_count_;
+    stage.competing = members_count_;
+    stage.padded = stage.rows > stage.competing;
+    std::size_t fixed = text;
+    for (std::size_t i = 0; i < total; ++i) fixed += marks[i] == detail::chosen<Mark> ? 1u : 0u;
+    stage.fixed = fixed;
+    stage.counted = s == 0 && configs_[s].selection == Selection::top_k ? total : 0;
+    stage.masked = s == 0 && plan_.stages > 1 ? plan_.tokens : 0;
+    stage.in_order = false;  // room for all
+    if (Status status = stage.places.reserve(stage.lists_size()); !status) return status;
+    if (Status status = stage.floats.reserve(stage.values_size()); !status) return status;
+
+    // Which places stay in any case, ascending by position in the first stage; then those that compete, in order.
+    const auto token_at = [&](std::size_t place) { return s == 0 ? table_[place] : static_cast<Index>(place); };
+    for (std::size_t i = 0; i < total; ++i) place_of[i] = 0;
+    for (std::size_t i = 0; i < members_count_; ++i) place_of[members[i]] = 1;
+    std::size_t t = 0, written = 0, competing = 0;
+    for (std::size_t i = 0; i <= total; ++i) {
+      while (t < text && (i == total || token_at(t) < token_at(text + i)))
+        stage.places[written++] = static_cast<std::int32_t>(token_at(t++));
+      if (i < total && marks[i] == detail::chosen<Mark>)
+        stage.places[written++] = static_cast<std::int32_t>(token_at(text + i));
+    }
+    for (std::size_t i = 0; i < total; ++i)
+      if (place_of[i] == 1) {
+        place_of[i] = static_cast<Index>(competing++);
+        stage.places[written++] = static_cast<std::int32_t>(token_at(text + i));
+      }
+
+    // Whether the rows are the competing tokens in their order.
+    bool in_order = !stage.padded && stage.classes <= 1;
+    for (std::size_t i = 0; in_order && i < members_count_; ++i) in_order = place_of[members[i]] == i;
+    stage.in_order = in_order;
+    std::int32_t* rows = stage.places.first(0).data() + stage.rows_at();
+    std::int32_t* inverse = stage.places.first(0).data() + stage.inverse_at();
+    std::int32_t* lowest = stage.places.first(0).data() + stage.lowest_at();
+    float* quotas = stage.floats.first(0).data() + stage.quota_at();
+    const auto half_more = [](std::size_t quota) { return static_cast<float>(quota) + 0.5f; };
+    std::size_t entry = 0, group = 0;
+    for (std::size_t c = 0; c < 32; ++c) {
+      std::size_t row = 0;
+      for (std::size_t g = 0; g < groups_count_ && row < stage.count[c]; ++g) {
+        const Group& from = groups_[g];
+        if (class_of(from.size) != c) continue;
+        for (std::size_t i = 0; i < stage.size[c]; ++i, ++entry) {
+          const bool padding = i >= from.size;
+          const Index place = place_of[members[from.first + (padding ? 0 : i)]];
+          if (stage.padded) stage.floats[entry] = padding ? detail::minus_infinity<float>() : 0.0f;
+          if (in_order) continue;
+          rows[entry] = static_cast<std::int32_t>(place);
+          if (!padding) inverse[place] = static_cast<std::int32_t>(entry);
+        }
+        const std::size_t last = from.quota == 0 ? 0 : from.quota - 1;
+        lowest[group] = static_cast<std::int32_t>(row * stage.size[c] + last);
+        quotas[group++] = half_more(from.quota);
+        ++row;
+      }
+    }
+    if (stage.pool) {
+      lowest[group] = static_cast<std::int32_t>(pool_quota == 0 ? 0 : pool_quota - 1);
+      quotas[group] = half_more(pool_quota);
+    }
+    for (std::size_t i = 0; i < stage.counted; ++i)
+      stage.places[stage.counted_at() + i] = static_cast<std::int32_t>(token_at(text + i));
+    if (stage.masked > 0) {
+      float* mask = stage.floats.first(0).data() + stage.mask_at();
+      for (std::size_t i = 0; i < plan_.tokens; ++i) mask[i] = 0;
+      for (std::size_t i = 0; i < total; ++i) mask[token_at(text + i)] = 1;
+    }
+    return {};
+  }
+
+  // What counts() held.
+  Status check_counts(Span<const float> counts, std::size_t stage) const noexcept {
+    if (Status status = detail::expect_room(counts, 3, "the counts"); !status) return status;
+    if (!begun_ || stage >= plan_.stages)
+      return fail(Errc::bad_prompt, "stage {} is asked for but there are {}", stage, begun_ ? plan_.stages : 0);
+    const std::size_t total = stages_[stage].images.tokens;
+    for (const float count : counts.first(3))
+      if (detail::is_nan(count) || !(count >= 0 && count <= static_cast<float>(total)))
+        return fail(Errc::bad_value, "{} is no count of {} visual scores: hand over what counts() held after a run",
+                    static_cast<double>(count), total);
+    if (detail::is_zero(counts[2])) return {};
+    return fail(Errc::bad_value, "{} of {} visual scores are infinite: check where they come from",
+                static_cast<std::size_t>(counts[2]), total);
+  }
+
+  // ---- nodes ----
+
+  Status check_select(const ggml_context* ctx, const ggml_tensor* scores) const noexcept {
+    if (!begun_)
+      return fail(Errc::bad_prompt, "select() has no prompt: call begin() first, and go on where it succeeds");
+    if (stage_ == plan_.stages)
+      return fail(Errc::bad_prompt,
+                  "select() was called for stage {} but there are {}: call begin() for every graph that is built",
+                  stage_, plan_.stages);
+    if (ctx == nullptr) return detail::fail_null("the context");
+    const Stage& stage = stages_[stage_];
+    if (!detail::ranks(configs_[stage_], stage.images) || (scores == nullptr && stage.competing == 0)) return {};
+    if (scores == nullptr)
+      return fail(Errc::missing_evidence, "stage {} ranks {} tokens by scores: hand over graph::scores()", stage_,
+                  stage.competing);
+    if (scores->type != GGML_TYPE_F32)
+      return fail(Errc::not_supported, "the scores are of type {}: cast them to F32", ggml_type_name(scores->type));
+    const std::size_t n = plan_.tokens_in_group(stage_), past = plan_.past[stage_],
+                      given = detail::from_ne(scores->ne[0]);
+    if (ggml_nrows(scores) != 1 || !ggml_is_contiguous(scores) || (given != n && given < past + n))
+      return fail(Errc::bad_shape,
+                  "there are {} scores for {} tokens behind {} keys of earlier turns: hand over one list, with one per "
+                  "key or one per token",
+                  ggml_nelements(scores), n, past);
+    return {};
+  }
+
+  // The scores of this sequence's own tokens, [n], or null.
+  ggml_tensor* own_scores(ggml_context* ctx, ggml_tensor* scores) const noexcept {
+    if (scores == nullptr || !detail::ranks(configs_[stage_], stages_[stage_].images)) return nullptr;
+    const std::size_t n = plan_.tokens_in_group(stage_);
+    return part(ctx, scores, detail::from_ne(scores->ne[0]) == n ? 0 : plan_.past[stage_], n);
+  }
+
+  static ggml_tensor* input(ggml_context* ctx, ggml_type type, std::size_t count, const char* name) noexcept {
+    if (count == 0) return nullptr;
+    ggml_tensor* tensor = ggml_new_tensor_1d(ctx, type, detail::to_ne(count));
     ggml_set_name(tensor, name);
     ggml_set_input(tensor);
     return tensor;
   }
-
-  // Prompt position of the visual token that is `number` in the count across the spans.
-  std::size_t position_of(std::size_t number) const noexcept {
-    std::size_t position = 0;
-    detail::for_each_stretch(visual_, number, number + 1,
-                             [&](std::size_t, std::size_t first, std::size_t) { position = first; });
-    return position;
+  // Entries of a list; both types of inputs have four bytes.
+  static ggml_tensor* part(ggml_context* ctx, ggml_tensor* list, std::size_t first, std::size_t count) noexcept {
+    return ggml_view_1d(ctx, list, detail::to_ne(count), first * sizeof(float));
+  }
+  // list[indices], of F32 or I32.
+  static ggml_tensor* pick(ggml_context* ctx, ggml_tensor* list, ggml_tensor* indices) noexcept {
+    ggml_tensor* rows = ggml_get_rows(ctx, ggml_reshape_2d(ctx, list, 1, ggml_nelements(list)), indices);
+    return ggml_reshape_1d(ctx, rows, ggml_nelements(indices));
   }
 
-  // The groups of one picture's n tokens, numbered from `first` on.
-  Status add_groups(std::size_t first, std::size_t n, std::size_t columns, std::size_t count,
-                    std::size_t span) noexcept {
-    if (config_.window_rows != 0 && columns == 0)
-      return detail::fail(Errc::window_needs_columns, "", 0, 0, detail::number(span));
-    using Mark = detail::Word<float>;
-    Mark* marks = marks_.first(0).data() + first;
-    detail::for_each_group(config_, marks, n, columns, count, [&](std::size_t quota, auto tokens) {
-      std::size_t size = 0, taken = 0;
-      tokens([&](std::size_t i) {
-        ++size;
-        taken += marks[i] == detail::chosen<Mark> ? 1u : 0u;
-      });
-      const bool all = quota == size;
-      tokens([&](std::size_t i) {
-        if (all || marks[i] == detail::chosen<Mark>)
-          stays_[position_of(first + i)] = 1;
-        else if (quota > taken)
-          order_[order_count_++] = static_cast<std::int32_t>(position_of(first + i));
-      });
-      if (!all && quota > taken) groups_[groups_count_++] = {size - taken, quota - taken};
-    });
-    return {};
+  ggml_tensor* select_nodes(ggml_context* ctx, ggml_tensor* scores) noexcept {
+    Stage& stage = stages_[stage_];
+    const std::size_t fixed = stage.fixed, competing = stage.competing, all = fixed + competing;
+    stage.lists = input(ctx, GGML_TYPE_I32, stage.lists_size(), "fastv.lists");
+    stage.values = input(ctx, GGML_TYPE_F32, stage.values_size(), "fastv.values");
+    ggml_tensor* tokens = part(ctx, stage.lists, 0, all);
+    ggml_tensor* mask = nullptr;  // 1 for visual tokens of the sequence
+    if (stage_ == 0) {
+      if (stage.counted > 0) visual_tokens_ = part(ctx, stage.lists, stage.counted_at(), stage.counted);
+      if (stage.masked > 0) mask = part(ctx, stage.values, stage.mask_at(), stage.masked);
+    } else {
+      // All text, then all visual tokens, by position.
+      mask = mask_;
+      ggml_tensor* key = ggml_add(ctx, ggml_cast(ctx, kept_, GGML_TYPE_F32), ggml_scale(ctx, mask, detail::behind_all));
+      ggml_tensor* order = ggml_argsort(ctx, key, GGML_SORT_ORDER_ASC);
+      const std::size_t n = plan_.tokens_in_group(stage_), visual = stage.images.tokens;
+      if (visual > 0) visual_tokens_ = part(ctx, order, n - visual, visual);
+      tokens = pick(ctx, order, tokens);
+    }
+    scores_ = scores;
+
+    ggml_tensor* kept = tokens;
+    if (stage_ > 0 || competing > 0) {
+      // There is no sort of I32. Keys of tokens that stay are distinct, so that every sort gives the same.
+      ggml_tensor* positions = ggml_cast(ctx, tokens, GGML_TYPE_F32);
+      ggml_tensor* key = positions;
+      if (competing > 0) {
+        ggml_tensor* stays = stays_nodes(ctx, pick(ctx, scores, part(ctx, tokens, fixed, competing)));
+        key = ggml_add(ctx, part(ctx, positions, fixed, competing),
+                       ggml_scale_bias(ctx, stays, -detail::behind_all, detail::behind_all));
+        if (fixed > 0) key = ggml_concat(ctx, part(ctx, positions, 0, fixed), key, 0);
+      }
+      ggml_tensor* order = ggml_argsort(ctx, key, GGML_SORT_ORDER_ASC);
+      kept = pick(ctx, tokens, part(ctx, order, 0, plan_.tokens_in_group(stage_ + 1)));
+    }
+    if (stage_ + 1 < plan_.stages) mask_ = pick(ctx, mask, kept);
+    kept_ = kept;
+    return kept;
   }
 
-  static void run_select(ggml_tensor* dst, int thread, int, void* self) {
-    if (thread == 0) static_cast<GraphPruner*>(self)->select_now(dst);
-  }
-  void select_now(ggml_tensor* dst) noexcept {
-    const ggml_tensor* scores = dst->src[0];
-    const auto* values = static_cast<const float*>(scores->data);
-    detail::for_each_stretch(visual_, 0, plan_.visual, [&](std::size_t number, std::size_t position, std::size_t n) {
-      for (std::size_t i = 0; i < n; ++i) scores_[number + i] = values[position + i];
-    });
-    const std::size_t m = kept();
-    const Span<float> visual_scores = scores_.first(plan_.visual);
-    const Result<Selected> selected =
-        fastv::select<float>(config_, Span<const float>(visual_scores.data(), visual_scores.size()), visual_,
-                             plan_.tokens, kept_.first(m), quotas_.first(visual_.size()), marks_.first(plan_.visual));
-    status_ = selected.status;
-    auto* out = static_cast<std::int32_t*>(dst->data);
-    for (std::size_t i = 0; i < m; ++i) out[i] = static_cast<std::int32_t>(selected ? kept_[i] : i);
+  // scores: F32 [competing], in order. Returns 1 for those that stay, 0 for others.
+  ggml_tensor* stays_nodes(ggml_context* ctx, ggml_tensor* scores) noexcept {
+    const Stage& stage = stages_[stage_];
+    const detail::ScoreNodes nodes = detail::score_nodes(ctx, scores);
+    ggml_tensor* not_a_number = ggml_scale_bias(ctx, nodes.number, 1, -1);  // -1 where it is none
+    ggml_tensor* rows = detail::ranked(ctx, nodes.value, not_a_number);
+    if (!stage.in_order) rows = pick(ctx, rows, part(ctx, stage.lists, stage.rows_at(), stage.rows));
+    if (stage.padded) rows = ggml_add(ctx, rows, part(ctx, stage.values, 0, stage.rows));
+    ggml_tensor* stays = nullptr;
+    std::size_t entry = 0, group = 0;
+    const auto top = [&](ggml_tensor* of, std::size_t size, std::size_t groups) {
+      ggml_tensor* matrix = ggml_reshape_2d(ctx, of, detail::to_ne(size), detail::to_ne(groups));
+      ggml_tensor* quota =
+          ggml_reshape_2d(ctx, part(ctx, stage.values, stage.quota_at() + group, groups), 1, detail::to_ne(groups));
+      ggml_tensor* ones =
+          detail::highest(ctx, matrix, part(ctx, stage.lists, stage.lowest_at() + group, groups), quota);
+      group += groups;
+      return ggml_reshape_1d(ctx, ones, detail::to_ne(size * groups));
+    };
+    for (std::size_t c = 0; c < 32; ++c) {
+      const std::size_t size = stage.size[c], groups = stage.count[c];
+      if (groups == 0) continue;
+      ggml_tensor* one = top(stage.classes == 1 ? rows : part(ctx, rows, entry, size * groups), size, groups);
+      stays = stays == nullptr ? one : ggml_concat(ctx, stays, one, 0);
+      entry += size * groups;
+    }
+    if (!stage.in_order) stays = pick(ctx, stays, part(ctx, stage.lists, stage.inverse_at(), stage.competing));
+    if (!stage.pool) return stays;
+    // What stays above every other, numbers as they are, NaN below.
+    ggml_tensor* lift = ggml_mul(ctx, stays, ggml_scale_bias(ctx, not_a_number, -1, 1));  // 1, or 2 for NaN
+    return top(detail::ranked(ctx, nodes.value, ggml_add(ctx, not_a_number, lift)), stage.competing, 1);
   }
 
-  Config config_;
+  std::size_t given_ = 0;  // stages, valid or not
+  bool null_ = false, begun_ = false;
+  std::size_t stage_ = 0;  // stages in the graph
   Plan plan_;
-  Status status_;
-  Span<const TokenSpan> visual_;
+  Config configs_[max_stages];
+  Stage stages_[max_stages];
   detail::Buffer<TokenSpan> spans_;
-  detail::Buffer<Index> quotas_, kept_;
-  detail::Buffer<detail::Word<float>> marks_;
-  detail::Buffer<float> scores_;
-  detail::Buffer<unsigned char> stays_;         // [n] 1: whatever the scores
-  detail::Buffer<std::int32_t> fixed_, order_;  // prompt positions: that stay in any case; that compete, by group
+  detail::Buffer<Index> quotas_, members_, table_;  // table_: [n] positions of all text tokens, then of all visual ones
+  detail::Buffer<Mark> marks_;
   detail::Buffer<Group> groups_;
-  std::size_t fixed_count_ = 0, order_count_ = 0, groups_count_ = 0;
-  ggml_tensor *fixed_input_ = nullptr, *order_input_ = nullptr;
+  std::size_t members_count_ = 0, groups_count_ = 0;
+  // Of the graph under construction: what the last select() read and left.
+  ggml_tensor *scores_ = nullptr, *visual_tokens_ = nullptr, *kept_ = nullptr, *mask_ = nullptr;
 };
 
+}  // namespace FASTV_KIND
+}  // namespace graph
+
 }  // namespace fastv
+
+#include "detail/end.hpp"

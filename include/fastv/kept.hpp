@@ -1,8 +1,9 @@
 // fastv: what prune() returns, and what every verb takes.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -15,11 +16,11 @@ struct KeptRows {
   Status status = {};                   // a failure is passed on, and nothing moves
 
   // Of indices, and of how many rows they are.
-  KeptRows(Span<const Index> rows, std::size_t tokens, const Status& why = {}) noexcept
+  FASTV_INLINE KeptRows(Span<const Index> rows, std::size_t tokens, const Status& why = {}) noexcept
       : indices(rows), prompt_tokens(tokens), status(why) {}
   // Of a std::vector, an array or another list of indices.
   template <class List, class = decltype(Span<const Index>(detail::made<const List&>()))>
-  KeptRows(const List& list) noexcept : indices(list) {}
+  FASTV_INLINE KeptRows(const List& list) noexcept : indices(list) {}
 };
 
 // What prune() returns. The indices stay valid until the next prune() or reserve() of the same Pruner.
@@ -30,17 +31,29 @@ struct [[nodiscard]] Kept {
   std::size_t zero_scores = 0;    // visual scores that were 0: tokens that received no attention at all
   Status status;                  // why nothing is kept, where something is wrong
 
-  explicit operator bool() const noexcept { return static_cast<bool>(status); }    // true where pruning succeeded
-  operator KeptRows() const noexcept { return {indices, prompt_tokens, status}; }  // for the verbs
-  Errc code() const noexcept { return status.code; }                               // of status
-  FASTV_INLINE Message message() const noexcept { return status.message(); }       // of status
-  std::size_t size() const noexcept { return indices.size(); }                     // m, tokens that stay
-  std::size_t dropped() const noexcept { return prompt_tokens - indices.size(); }  // n - m
-  const Index* begin() const noexcept { return indices.begin(); }                  // the indices as a range
-  const Index* end() const noexcept { return indices.end(); }                      // the indices as a range
+  FASTV_INLINE explicit operator bool() const noexcept {
+    return static_cast<bool>(status);
+  }  // true where pruning succeeded
+  FASTV_INLINE operator KeptRows() const noexcept { return {indices, prompt_tokens, status}; }  // for the verbs
+  FASTV_INLINE Errc code() const noexcept { return status.code; }                               // of status
+  FASTV_INLINE Message message() const noexcept { return status.message(); }                    // of status
+  FASTV_INLINE std::size_t size() const noexcept { return indices.size(); }                     // m, tokens that stay
+  FASTV_INLINE std::size_t dropped() const noexcept { return prompt_tokens - indices.size(); }  // n - m
+  FASTV_INLINE const Index* begin() const noexcept { return indices.begin(); }  // the indices as a range
+  FASTV_INLINE const Index* end() const noexcept { return indices.end(); }      // the indices as a range
 };
 
 namespace detail {
+
+// In place of what is kept.
+struct UnknownKept {
+  template <class T>
+  FASTV_INLINE constexpr UnknownKept(const T&) noexcept {
+    static_assert(!is_same<T, T>,
+                  "what is kept is what prune() returned, or a list of fastv::Index (32 bits, unsigned), ascending");
+  }
+};
+
 inline namespace FASTV_KIND {
 
 inline Status check_indices(Span<const Index> kept, std::size_t count) noexcept {

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "apply.hpp"
+
 #include "detail/begin.hpp"
 
 namespace fastv {
@@ -43,21 +44,34 @@ inline unsigned char* page_row(const KvPages& pages, unsigned char* block, std::
          static_cast<std::ptrdiff_t>(row) * pages.row_stride;
 }
 
-// Whether two of the first `count` blocks are the same: written to, one would hold the other's tokens. Blocks are marked
-// by a hash in a bitmap, so that only those that meet there are compared. name(i): what tells block i from others.
+// The first of `count` blocks that is the same as an earlier one; count where none is. Written to, such a block would hold
+// two lots of tokens. name(i): what tells block i from others. Without memory of its own: a filter of 8 KiB is told every
+// block by four bits of its hash, and only where it knows all four are names compared. It takes 2,048 blocks at a time,
+// those whose hashes lie in one part of all, so that it hardly ever knows a block that is new. O(count^2 / 2048).
 template <class Name>
 std::size_t find_repeated(std::size_t count, Name name) noexcept {
-  constexpr std::size_t bits = 16384;
-  std::uint64_t seen[bits / 64] = {};
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint64_t hash = static_cast<std::uint64_t>(name(i)) * 0x9E3779B97F4A7C15u >> 50;
-    const std::uint64_t bit = std::uint64_t{1} << (hash % 64);
-    if ((seen[hash / 64] & bit) != 0)
-      for (std::size_t j = 0; j < i; ++j)
-        if (name(j) == name(i)) return i;
-    seen[hash / 64] |= bit;
+  constexpr std::size_t bits = 65536, at_a_time = 2048;
+  const std::uint64_t parts = count / at_a_time + 1;
+  std::size_t repeated = count;
+  for (std::uint64_t part = 0; part < parts; ++part) {
+    std::uint64_t filter[bits / 64] = {};
+    for (std::size_t i = 0; i < repeated; ++i) {
+      std::uint64_t hash = static_cast<std::uint64_t>(name(i)) * 0x9E3779B97F4A7C15u;  // SplitMix64's constants
+      hash = (hash ^ (hash >> 31)) * 0xBF58476D1CE4E5B9u;
+      if ((hash >> 32) * parts >> 32 != part) continue;
+      const std::uint64_t step = hash >> 16 | 1;
+      bool known = true;
+      for (std::uint64_t k = 0, at = hash; k < 4; ++k, at += step) {
+        const std::uint64_t bit = std::uint64_t{1} << (at % 64);
+        std::uint64_t& word = filter[at / 64 % (bits / 64)];
+        known = known && (word & bit) != 0;
+        word |= bit;
+      }
+      for (std::size_t j = 0; known && j < i; ++j)
+        if (name(j) == name(i)) repeated = i;
+    }
   }
-  return count;
+  return repeated;
 }
 
 inline Status check_pages(const KvPages& pages, bool written) noexcept {
@@ -87,7 +101,7 @@ inline Status check_pages(const KvPages& pages, bool written) noexcept {
 
 inline void move_page_row(const KvPages& to, unsigned char* to_block, std::size_t to_row, const KvPages& from,
                           unsigned char* from_block, std::size_t from_row) noexcept {
-  if (to_block == from_block && to_row == from_row) return;
+  if ((to_block == from_block && to_row == from_row) || from.row_bytes == 0) return;
   for (std::size_t plane = 0; plane < from.planes; ++plane)
     std::memmove(page_row(to, to_block, plane, to_row), page_row(from, from_block, plane, from_row), from.row_bytes);
 }
@@ -105,7 +119,11 @@ inline Result<std::size_t> compact_pages(const KeptRows& kept, Span<const KvPage
   if (!kept.status) return {0, kept.status};
   if (Status status = detail::expect_room(caches, caches.size(), "the caches"); !status) return {0, status};
   for (const KvPages& cache : caches) {
-    if (Status status = detail::check_pages(cache, true); !status) return {0, status};
+    // Caches share their table as a rule, which need not be searched for repeated blocks each time.
+    const bool same_table = &cache != caches.data() && cache.blocks.empty() && caches[0].blocks.empty() &&
+                            cache.block_table.data() == caches[0].block_table.data() &&
+                            cache.block_tokens == caches[0].block_tokens && cache.count <= caches[0].count;
+    if (Status status = detail::check_pages(cache, !same_table); !status) return {0, status};
     if (Status status = detail::check_kept(kept, cache.count); !status) return {0, status};
     if (cache.block_tokens != caches[0].block_tokens)
       return {0, fail(Errc::bad_pages, "the caches have blocks of {} and of {} tokens: compact them apart",

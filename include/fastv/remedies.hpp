@@ -11,8 +11,9 @@
 //   query-free       KeysOnly as the evidence
 #pragma once
 
-#include "detail/begin.hpp"
 #include "score.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -200,7 +201,7 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
 //   S = P log((P + e) / (Q + e)),  e = 1e-6
 //
 // P and Q are the scores of the question's rows and of a prior row (the separator right after the image), each divided by
-// its sum, which leaves out NaN. scores: P in, S out. NaN in either stays NaN. O(visual tokens).
+// its sum. scores: P in, S out. NaN in either stays NaN. O(visual tokens).
 template <class Score>
 Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
   if (prior.size() != scores.size())
@@ -208,22 +209,27 @@ Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
                 scores.size());
   if (Status status = detail::expect_room(scores, scores.size(), "scores"); !status) return status;
   if (Status status = detail::expect_room(prior, prior.size(), "the prior"); !status) return status;
-  Score p_sum = 0, q_sum = 0;
-  bool p_known = false, q_known = false;  // not all NaN
+  struct Sum {  // of those that are numbers
+    Score sum = 0;
+    std::size_t numbers = 0;
+    void add(const Score& score) noexcept {
+      if (detail::is_nan(score)) return;
+      sum += score;
+      ++numbers;
+    }
+    bool nothing() const noexcept { return numbers > 0 && detail::is_zero(sum); }
+  } question, before;
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    const bool p_number = !detail::is_nan(scores[i]), q_number = !detail::is_nan(prior[i]);
-    p_sum += p_number ? scores[i] : Score(0);
-    q_sum += q_number ? prior[i] : Score(0);
-    p_known = p_known || p_number;
-    q_known = q_known || q_number;
+    question.add(scores[i]);
+    before.add(prior[i]);
   }
-  if ((p_known && detail::is_zero(p_sum)) || (q_known && detail::is_zero(q_sum)))
+  if (question.nothing() || before.nothing())
     return fail(Errc::bad_value,
                 "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
                 "the images?",
-                scores.size(), p_known && detail::is_zero(p_sum) ? "of the question" : "of the prior rows");
+                scores.size(), question.nothing() ? "of the question" : "of the prior rows");
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    const Score p = scores[i] / p_sum, q = prior[i] / q_sum;
+    const Score p = scores[i] / question.sum, q = prior[i] / before.sum;
     const auto ratio = static_cast<float>((p + Score(1e-6)) / (q + Score(1e-6)));
     scores[i] = detail::is_nan(ratio) ? detail::nan_value<Score>() : p * static_cast<Score>(detail::log_of(ratio));
   }

@@ -10,9 +10,10 @@
 // heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "detail/qk.hpp"
 #include "evidence.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -208,11 +209,12 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   return {};
 }
 
-// Doubles that sum several rows, where scores are floats.
+// Where the evidence has several rows, room for doubles that sum them: one per visual token, of which there may be more
+// than keys at hand.
 template <class Q, class Keys>
 std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
   const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-  const std::size_t sums = evidence.query.tokens > 1 ? 2 * keys + 1 : 0;
+  const std::size_t sums = evidence.query.tokens > 1 ? 2 * evidence.prompt_tokens() + 1 : 0;
   return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
 }
 
@@ -297,7 +299,7 @@ class QueryKeyScorer {
   void run(Span<Score> scores) noexcept {
     accumulate(scores, 0);
     // Where every visual token receives next to nothing (a sink takes it all), floats run out of range and their order is
-    // lost: then all are brought into range by one factor. Partial sums are not, since other ranks know no such factor.
+    // lost: then all are brought into range by one factor. Not those of one rank's heads: ranks would differ in it.
     if (evidence_.heads_total > evidence_.query.heads) return;
     Score highest = 0;
     for (std::size_t i = 0; i < count_; ++i)
@@ -392,10 +394,10 @@ class QueryKeyScorer {
     in_pieces(count_, parallel_for_, [&](std::size_t begin, std::size_t end) {
       for_each_seen(seen, begin, end, [&](std::size_t number, std::size_t key, std::size_t n) {
         for (std::size_t head = 0; head < evidence_.query.heads; ++head) {
-          const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN needs no weight
-          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
-          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
           if (is_zero(factors_[head])) continue;
+          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
+          const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN whatever the norm
+          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
           add_weighted(sums + (number - first), logits_ + head * keys + key, 1, norm, n, weight);
         }
       });
@@ -563,22 +565,22 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 
 // One score per visual token, in the order of for_each_visual(). scores: one entry each; scratch: score_scratch()
 // floats. Of queries and keys whose every visual token receives less than 1e-12, all scores are multiplied by one factor,
-// so that their order survives (not of heads that are sharded, whose scores are partial sums). Re-entrant; no allocation.
-// Complexity: that of the evidence.
+// so that their order survives; partial sums (heads_total) are not. Re-entrant; no allocation. Complexity: that of the
+// evidence.
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  static_assert(
-      detail::is_evidence<Evidence>,
-      "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
-      "and score(): see evidence.hpp");
-  if (Status status = validate(config); !status) return status;
-  const std::size_t tokens = evidence.prompt_tokens();
-  if (Status status = detail::check_evidence(evidence); !status) return status;
-  if (Status status = validate(visual, tokens); !status) return status;
-  if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
-  return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
-                          parallel_for);
+  if constexpr (detail::expect_evidence<Evidence>()) {
+    if (Status status = validate(config); !status) return status;
+    const std::size_t tokens = evidence.prompt_tokens();
+    if (Status status = detail::check_evidence(evidence); !status) return status;
+    if (Status status = validate(visual, tokens); !status) return status;
+    if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
+    return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
+                            parallel_for);
+  } else {
+    return {};
+  }
 }
 
 }  // namespace FASTV_KIND

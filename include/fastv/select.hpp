@@ -4,8 +4,10 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
-#include "detail/begin.hpp"
+#include "detail/strides.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -227,6 +229,23 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// Scores of which none ranks a token above another.
+inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
+                           std::size_t zero_scores) noexcept {
+  const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
+  if (total > 0 && nan_scores == total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                "hold",
+                total, layer);
+  if (zero_scores == total && images.keep > 0 && images.keep < total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                "images (sliding window, bias, mask)?",
+                total, layer);
+  return {};
+}
+
 // Settings and spans have been validated and the images counted; kept and scratch have room.
 template <class Score>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
@@ -238,7 +257,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
   Mark* rest = marks + total;
   Selected selected;
   for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
-  if (config.selection == Selection::top_k) {
+  if (config.selection == Selection::top_k) {  // so that filtering_layer is at least 1
     std::size_t infinite = 0;
     for (std::size_t i = 0; i < total; ++i) {
       infinite += is_infinite(scores[i]) ? 1u : 0u;
@@ -249,18 +268,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     for (std::size_t i = 0; infinite > 0; ++i)
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
-    if (total > 0 && selected.nan_scores == total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                   "hold",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
-    if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
-                   "images (sliding window, bias, mask)?",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+    if (Status status = check_counts(config, images, selected.nan_scores, selected.zero_scores); !status)
+      return {{}, status};
   }
 
   Random random(config.seed);
@@ -277,9 +286,10 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     if (minima) {
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
-      if (config.selection == Selection::top_k) {  // the grid has room for what the minima leave
-        const std::size_t share = even_share(config, images.keep), free = images.keep - images.minima;
-        if (const std::size_t even = share < free ? share : free; even > 0) mark_uniform(marks, total, 0, even);
+      if (config.selection == Selection::top_k) {
+        // The even grid takes no more than the minima leave, or some image would get less than its own.
+        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
@@ -354,7 +364,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
       return {{},
               fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
                    images->tokens)};
-    if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
+    if (images->tokens > 0) {
+      if (Status status = detail::check_data(scores.data(), "scores"); !status) return {{}, status};
+    }
   }
   return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());
 }

@@ -1,7 +1,7 @@
 // fastv: asking for memory ahead of its use.
 #pragma once
 
-#include "kind.hpp"
+#include "begin.hpp"
 
 namespace fastv {
 namespace detail {
@@ -23,3 +23,5 @@ inline void prefetch(const unsigned char* from, const unsigned char* to) noexcep
 }  // namespace FASTV_KIND
 }  // namespace detail
 }  // namespace fastv
+
+#include "end.hpp"

@@ -4,10 +4,11 @@
 // piece or in pages; keys in chunks, and those of types that have no fast conversion, are copied into a tile first.
 #pragma once
 
-#include "begin.hpp"
 #include "prefetch.hpp"
 #include "softmax.hpp"
 #include "walk.hpp"
+
+#include "begin.hpp"
 
 namespace fastv {
 namespace detail {
@@ -21,13 +22,6 @@ inline constexpr std::size_t padded(std::size_t dim) noexcept { return (dim + 31
 inline constexpr std::size_t streams = 8;
 
 #if FASTV_VECTORS
-// Loops over registers must be fully unrolled, or they spill.
-#if defined(__clang__)
-#define FASTV_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define FASTV_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 inline constexpr std::size_t width = FASTV_VECTORS;
 typedef float Floats __attribute__((vector_size(4 * width)));
 typedef std::uint32_t Words __attribute__((vector_size(4 * width)));
@@ -38,6 +32,14 @@ inline Vector load(const T* from) noexcept {
   Vector vector;
   std::memcpy(&vector, from, sizeof(Vector));
   return vector;
+}
+
+// bit_cast() of vectors, which nvcc does not let into device code.
+template <class To, class From>
+inline To vector_cast(const From& from) noexcept {
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
 }
 
 // ---- keys to floats -----------------------------------------------------------------------------
@@ -64,7 +66,7 @@ struct Widened<bfloat16> {
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
   static Pair pair(const bfloat16* k, Words&) noexcept {
     const Words words = load<Words>(k);
-    return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+    return {vector_cast<Floats>(words << 16), vector_cast<Floats>(words & 0xffff0000u)};
   }
 };
 #if defined(__AVX2__) && defined(__F16C__)
@@ -91,8 +93,15 @@ struct Widened<half> {
 
  private:
   static Floats widened(const half* k) noexcept {
+#if defined(__clang__)
     typedef __fp16 Halves __attribute__((vector_size(2 * width)));
     return __builtin_convertvector(load<Halves>(k), Floats);
+#else  // which g++ takes apart, lane by lane
+    typedef short Shorts __attribute__((vector_size(2 * width)));
+    Floats wide;
+    __asm__("fcvtl %0.4s, %1.4h" : "=w"(wide) : "w"(load<Shorts>(k)));
+    return wide;
+#endif
   }
 };
 #else
@@ -110,7 +119,7 @@ struct Widened<half> {
 
  private:
   static Floats in_place(Words upper) noexcept {  // sign and exponent in the upper half of each word
-    return bit_cast<Floats>(bit_cast<Words>(bit_cast<Integers>(upper) >> 3) & 0x8fffe000u);
+    return vector_cast<Floats>(vector_cast<Words>(vector_cast<Integers>(upper) >> 3) & 0x8fffe000u);
   }
 };
 #endif
@@ -468,8 +477,8 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
 
 // Does this thread flush denormal floats to zero? A product of two volatile numbers tells, whatever the compiler assumes.
 inline bool flushes_denormals() noexcept {
-  volatile float small = 1.17549435e-38f, half_of_it = 0.5f;
-  const float denormal = small * half_of_it;
+  volatile float least = 1.17549435e-38f, half_of_it = 0.5f;
+  const float denormal = least * half_of_it;
   volatile float read_back = denormal;
   const float grown = read_back * 16777216.0f;
   return is_zero(grown);
@@ -590,7 +599,5 @@ void product_with_keys(const Keys& keys, std::size_t heads, std::size_t begin, s
 }  // namespace FASTV_KIND
 }  // namespace detail
 }  // namespace fastv
-
-#undef FASTV_UNROLL
 
 #include "end.hpp"

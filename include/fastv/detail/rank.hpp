@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../view.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {
