@@ -89,8 +89,7 @@ FASTV_FUZZ_TARGET(schedule) {
     for (std::size_t i = 0; i < after.size(); ++i) {
       FUZZ_CHECK(after[i].tokens == still[i]);
       if (config.quota == fastv::Quota::per_image) FUZZ_CHECK(shared && still[i] == quotas[i]);
-      if (minima <= kept_visual)
-        FUZZ_CHECK(still[i] >= (std::min)(config.min_per_image, before[i].tokens));
+      if (minima <= kept_visual) FUZZ_CHECK(still[i] >= (std::min)(config.min_per_image, before[i].tokens));
     }
     std::size_t texts = 0;
     for (const Index token : there) {
