@@ -772,6 +772,7 @@ std::set<std::string> sentences_of_the_core() {
                            "pruner",
                            "remedies",
                            "score",
+                           "detail/attention",
                            "select",
                            "shard",
                            "status",
