@@ -183,7 +183,6 @@ inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noe
   detail::move_rows(kept.indices, from, to);
   return {};
 }
-
 template <class = void>
 Status gather(const KeptRows& kept, detail::UnknownRows from, detail::Anything to = 0) noexcept;
 template <class = void>

@@ -83,7 +83,7 @@ header() {
   # core counts as another's for adaptors that include all of it.
   budget=5500
   case $name in version | element | view) budget=500 ;; esac
-  [ -z "$engine" ] || budget=1200
+  [ -z "$engine" ] || budget=1500
   if [ -n "$engine" ]; then
     echo "#include <$engine>" >beside.$id.cpp
     grep '^#include "fastv.hpp"' "$file" | sed 's|"|<fastv/|; s|"|>|' >>beside.$id.cpp
