@@ -26,8 +26,7 @@ int main() {
     const auto kept = pruner.prune(fastv::probabilities(last_row.data(), heads, 1, n), visual);
     if (!kept) return std::puts(kept.message().c_str()), 1;
     if (!fastv::compact(kept, fastv::rows(hidden.data(), n, width)) || !fastv::compact(kept, positions)) return 1;
-    hidden.resize(kept.size() * width);
-    positions.resize(kept.size());
+    hidden.resize(kept.size() * width), positions.resize(kept.size());
     if (!slots.keep(layer + 1, kept)) return 1;
     std::printf("layers 0-%zu ran on %zu tokens, the others run on %zu\n", layer, n, kept.size());
   }

@@ -377,8 +377,11 @@ Cases of_selection() {
       {Errc::too_small, {"scratch", "4 ", "needs 5"}, selected({numbers, 3}, kept, {scratch, 4})},
       {Errc::null_data, {"kept indices"}, selected({numbers, 3}, nowhere<Index>(8), scratch)},
       {Errc::too_small, {"quotas", "1 ", "needs 2"}, image_quotas({}, visual, {kept, 1}).status},
-      {Errc::out_of_memory, {"4611686018427387904 bytes"}, Pruner<>().reserve(std::size_t{1} << 60, 1)},
-      {Errc::out_of_memory, {"9223372036854775807 bytes"}, Pruner<>().reserve(huge, 1)},
+      {Errc::out_of_memory, {"4611686018427387904 bytes"}, detail::Buffer<float>().reserve(std::size_t{1} << 60)},
+      {Errc::out_of_memory, {"9223372036854775807 bytes"}, detail::Buffer<float>().reserve(huge)},
+      {Errc::bad_shape,
+       {"room for 1152921504606846976 tokens", "1 spans"},
+       Pruner<>().reserve(std::size_t{1} << 60, 1)},
   };
 }
 
@@ -769,6 +772,7 @@ std::set<std::string> sentences_of_the_core() {
                            "pruner",
                            "remedies",
                            "score",
+                           "detail/attention",
                            "select",
                            "shard",
                            "status",

@@ -649,6 +649,8 @@ TEST_F(Torch, OnTheDeviceTheSameStayAsInTheCoreTiesIncluded) {
         const std::int64_t past = round % 3;
         at::Tensor attention = with_ties({1, 4, n, past + n}).tril(past).to(type);
         if (round % 2 == 1) attention = attention.transpose(1, 2).contiguous().transpose(1, 2);
+        // The rows at hand are the prompt's last ones.
+        if (round % 3 == 0 && ask.config.score_rows != ScoreRows::all) attention = attention.narrow(2, n - 6, 6);
         auto evidence = probabilities(attention);
         evidence.value.past = static_cast<std::size_t>(past);
         Pruner<> pruner(ask.config);
@@ -737,7 +739,8 @@ TEST_F(Torch, OnTheDeviceScoresFromQueriesAndKeysAreTheCores) {
       for (const std::int64_t kv_heads : {4, 2, 1})
         for (const Ask& ask : asks()) {
           const std::int64_t past = kv_heads % 3;
-          const at::Tensor q = at::randn({1, n, 4, 8}).to(query_type).transpose(1, 2),
+          const std::int64_t queries = kv_heads == 2 && ask.config.score_rows != ScoreRows::all ? 6 : n;
+          const at::Tensor q = at::randn({1, queries, 4, 8}).to(query_type).transpose(1, 2),
                            k = at::randn({1, kv_heads, past + n, 8}).to(key_type);
           auto evidence = query_key(q, k, 0.35f);
           evidence.value.past = static_cast<std::size_t>(past);

@@ -129,6 +129,10 @@ struct TensorQueryKey : QueryKey<TensorElement> {
   }
 };
 
+namespace detail {
+template <>
+inline constexpr bool is_keys<TensorHeads> = true;
+}  // namespace detail
 // Keys alone: KeysOnly{*heads(k), past}.
 template <>
 struct KeysOnly<TensorHeads> {

@@ -1,9 +1,7 @@
 // Macros of other libraries that hit common names, as a program may have them where it includes fastv. Those that stand for
-// nothing elsewhere stand for nonsense here, so that no use of the name can pass.
-#define FASTV_NONSENSE \
-  }                    \
-  }                    \
-  a name of ours is a macro of others : add it to detail / begin.hpp and end.hpp
+// nothing elsewhere stand for nonsense here, so that no use of the name can pass: a name of ours that does not build behind
+// this file goes into detail/begin.hpp and end.hpp, or gets another name.
+#define FASTV_NONSENSE @
 
 // X11/X.h, Xlib.h
 #define Status int
