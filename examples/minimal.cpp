@@ -2,14 +2,15 @@
 // with random attention; a complete transformer that does the same is examples/reference/decoder.hpp.
 #include <cstdio>
 #include <fastv/fastv.hpp>
+#include <numeric>
 #include <vector>
 
 int main() {
   const std::size_t n = 631, layers = 32, heads = 32, width = 4096;  // LLaVA-1.5-7B
   const std::vector<fastv::TokenSpan> visual = {{35, 576}};          // its image
-  std::vector<float> hidden(n * width, 0.5f), last_row(heads * n);
+  std::vector<float> hidden(n * width, 0.5f), last_row(heads * n);   // [n, width]; attention of the last token
   std::vector<int> positions(n);
-  for (std::size_t i = 0; i < n; ++i) positions[i] = static_cast<int>(i);
+  std::iota(positions.begin(), positions.end(), 0);
   for (std::size_t i = 0; i < last_row.size(); ++i) last_row[i] = static_cast<float>(i * 2654435761u % 1000) / 500e3f;
 
   fastv::Config config;          // K and R of the paper
@@ -24,22 +25,15 @@ int main() {
     if (!pruner.due(layer + 1)) continue;
     const auto kept = pruner.prune(fastv::probabilities(last_row.data(), heads, 1, n), visual);
     if (!kept) return std::puts(kept.message().c_str()), 1;
-    if (!fastv::compact(kept, fastv::rows(hidden.data(), n, width))) return 1;
-    if (!fastv::compact(kept, positions)) return 1;
+    if (!fastv::compact(kept, fastv::rows(hidden.data(), n, width)) || !fastv::compact(kept, positions)) return 1;
+    hidden.resize(kept.size() * width), positions.resize(kept.size());
     if (!slots.keep(layer + 1, kept)) return 1;
-    hidden.resize(kept.size() * width);
-    positions.resize(kept.size());
-    std::printf("layers 0-%zu ran on %zu tokens, layers %zu-%zu run on %zu\n", layer, n, layer + 1, layers - 1,
-                kept.size());
+    std::printf("layers 0-%zu ran on %zu tokens, the others run on %zu\n", layer, n, kept.size());
   }
 
-  // Decoding: one position in every layer, which counts dropped tokens too, but a slot of its own in each layer's cache.
-  for (const std::size_t layer : {std::size_t{0}, layers - 1}) {
-    // ... run the layer on the new token, whose key and value go into that slot ...
-    std::printf("layer %zu: the token at position %zu goes into slot %zu\n", layer, slots.tokens(),
-                slots.length(layer));
-  }
+  for (const std::size_t layer : {std::size_t{0}, layers - 1})  // decoding: one position, a slot in each layer's cache
+    std::printf("layer %zu: position %zu goes into slot %zu\n", layer, slots.tokens(), slots.length(layer));
   if (!slots.append(1)) return 1;
-  std::printf("now layer 0 has %zu keys, layer %zu has %zu, and the next position is %zu\n", slots.length(0),
-              layers - 1, slots.length(layers - 1), slots.tokens());
+  std::printf("then layer %zu has %zu keys; the next position is %zu\n", layers - 1, slots.length(layers - 1),
+              slots.tokens());
 }

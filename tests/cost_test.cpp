@@ -181,14 +181,14 @@ TEST(PastKeys, AreAttendedToAndStoredInTheirGroups) {
 constexpr std::uint64_t most = ~std::uint64_t{0};
 
 TEST(Overflow, CountsStayAtTheLargestAndFlopsAreRight) {
-  // A million layers on two million tokens: about 2^70 multiply-adds.
-  const ModelShape shape{1000000, 4096, 32, 32, 128, 11008};
-  const Plan plan = plan_of(2, 2000000, 1000000, {});
+  // A thousand layers on two billion tokens: about 2^85 multiply-adds.
+  const ModelShape shape{1000, 4096, 32, 32, 128, 11008};
+  const Plan plan = plan_of(2, 2000000000, 1000, {});
   EXPECT_EQ(prefill_macs(shape, plan), most);
-  const double one = 4.0 * 4096 * 4096 + 2.0 * 2e6 * 4096 + 3.0 * 4096 * 11008;
-  EXPECT_NEAR(prefill_flops(shape, plan) / (2e6 * 1e6 * one * 2), 1, 1e-12);
+  const double one = 4.0 * 4096 * 4096 + 2.0 * 2e9 * 4096 + 3.0 * 4096 * 11008;
+  EXPECT_NEAR(prefill_flops(shape, plan) / (2e9 * 1e3 * one * 2), 1, 1e-12);
   EXPECT_GT(prefill_flops(shape, plan), 2 * 18446744073709551616.0);
-  EXPECT_EQ(decode_macs(shape, plan, 0), static_cast<std::uint64_t>(1e6 * (one + 2 * 4096)));
+  EXPECT_EQ(decode_macs(shape, plan, 0), static_cast<std::uint64_t>(1e3 * (one + 2 * 4096)));
 }
 
 TEST(Overflow, NoFactorWrapsAround) {
@@ -302,7 +302,7 @@ TEST(Planner, KeepsMostTokensAndPrunesLatestUnderEveryKindOfBudget) {
 
 TEST(Planner, CountsTheKeysOfEarlierTurns) {
   for (const std::vector<std::size_t>& past :
-       {std::vector<std::size_t>{2000}, std::vector<std::size_t>{2000, 2000}, std::vector<std::size_t>{0, 0}}) {
+       {std::vector<std::size_t>{2000}, std::vector<std::size_t>{2000, 500}, std::vector<std::size_t>{0, 0}}) {
     Prompt chat{631, 6, image_spans};
     chat.past = past;
     expect_best({Budget::Of::kv_bytes, 8.5e6, 2, 10}, small, chat, 2);

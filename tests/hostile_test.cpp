@@ -317,6 +317,8 @@ TEST(Hostile, MisalignedDataIsRefused) {
   told(value_norms(heads(crooked, TokenMajor{8, 1, 4}), image, to), "value", "4");
   told(unrotate(heads(crooked, TokenMajor{8, 1, 4}), Rope{{floats, 2}, {indices, 8}}, to), "key", "4");
   told(text_raters(crooked, 8, 4, 4, image, {5, 3}, indices, room).status, "hidden states", "4");
+  std::uint32_t marks[16];
+  told(select<float>({}, {crooked, 4}, image, 8, indices, marks).status, "scores", "4");
   told(Pruner<>().prune(probabilities(crooked, 2, 1, 8), image).status, "probabilities", "4");
   // Bytes lie anywhere.
   const std::vector<Index> kept{0, 2};

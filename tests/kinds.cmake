@@ -1,8 +1,10 @@
-# The score's kernel has one form per kind of machine; unit_tests runs the compiler's default. Here the same tests run
-# for the others that this machine can run, and all kinds meet in one program.
+# The kernels have one form per kind of machine; unit_tests runs the compiler's default. Here the same tests run for the
+# others that this machine can run, and all kinds meet in one program.
+include(CheckCXXCompilerFlag)
 include(CheckCXXSourceRuns)
+find_package(Threads REQUIRED)
 add_executable(kinds_test kinds_test.cpp)
-target_link_libraries(kinds_test PRIVATE fastv::fastv fastv_warnings Eigen3::Eigen GTest::gtest_main)
+target_link_libraries(kinds_test PRIVATE fastv::fastv fastv_warnings GTest::gtest_main Threads::Threads)
 
 function(add_kind kind)
   add_library(kind_${kind} OBJECT kind.cpp)
@@ -13,25 +15,48 @@ function(add_kind kind)
   if(ARGN)
     string(TOUPPER FASTV_${kind} definition)
     target_compile_definitions(kinds_test PRIVATE ${definition})
-    add_executable(score_test_${kind} score_test.cpp)
+    add_executable(score_test_${kind} score_test.cpp keys_test.cpp)
     target_compile_options(score_test_${kind} PRIVATE ${ARGN})
-    target_link_libraries(score_test_${kind} PRIVATE fastv::fastv fastv_warnings Eigen3::Eigen GTest::gtest_main)
+    target_link_libraries(score_test_${kind} PRIVATE fastv::fastv fastv_warnings GTest::gtest_main Threads::Threads)
     gtest_discover_tests(score_test_${kind} TEST_PREFIX ${kind}.)
   endif()
 endfunction()
 
+# Whether this machine runs what these options make: a condition in C++, then the options.
+function(runs condition result)
+  set(CMAKE_REQUIRED_FLAGS "${ARGN}")
+  check_cxx_source_runs("int main() { return !(${condition}); }" ${result})
+endfunction()
+
 add_kind(baseline)
 if(NOT MSVC)
-  set(CMAKE_REQUIRED_FLAGS -march=native)
-  check_cxx_source_runs("int main() {}" FASTV_NATIVE_RUNS)
+  runs("true" FASTV_NATIVE_RUNS -march=native)
   if(FASTV_NATIVE_RUNS)
     add_kind(native -march=native)
   endif()
-  set(CMAKE_REQUIRED_FLAGS -march=x86-64-v3)
-  check_cxx_source_runs("int main() { return !(__builtin_cpu_supports(\"avx2\") && __builtin_cpu_supports(\"fma\")); }"
-                        FASTV_V3_RUNS)
+  runs("__builtin_cpu_supports(\"avx2\") && __builtin_cpu_supports(\"fma\")" FASTV_V3_RUNS -march=x86-64-v3)
   if(FASTV_V3_RUNS)
     add_kind(v3 -march=x86-64-v3)
   endif()
+  runs("__builtin_cpu_supports(\"avx2\")" FASTV_AVX2_RUNS -mavx2)  # wide vectors without conversions of half precision
+  if(FASTV_AVX2_RUNS)
+    add_kind(avx2 -mavx2)
+  endif()
 endif()
 gtest_discover_tests(kinds_test)
+
+# Objects for different machines share no function of the library.
+check_cxx_compiler_flag("-mavx2 -mfma -mf16c" FASTV_TAKES_AVX2)
+if(FASTV_TAKES_AVX2 AND CMAKE_NM AND NOT MSVC)
+  add_library(kind_symbols_plain OBJECT kind_symbols.cpp)
+  add_library(kind_symbols_wide OBJECT kind_symbols.cpp)
+  target_compile_definitions(kind_symbols_plain PRIVATE MACHINE=plain)
+  target_compile_definitions(kind_symbols_wide PRIVATE MACHINE=wide)
+  target_compile_options(kind_symbols_plain PRIVATE -O2)
+  target_compile_options(kind_symbols_wide PRIVATE -O2 -mavx2 -mfma -mf16c)
+  foreach(_object plain wide)
+    target_link_libraries(kind_symbols_${_object} PRIVATE fastv::fastv fastv_warnings)
+  endforeach()
+  add_test(NAME kinds_share_no_function COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/kinds.sh ${CMAKE_NM}
+           $<TARGET_OBJECTS:kind_symbols_plain> $<TARGET_OBJECTS:kind_symbols_wide>)
+endif()

@@ -1,5 +1,5 @@
-// The library beside macros of others: X11 has `#define Status int`, Apple's AssertMacros.h had check(). Both are kept out
-// of the headers and given back behind them.
+// The library beside macros of others: X11 has `#define Status int`, Apple's AssertMacros.h had check(). Both are kept
+// out of the headers and given back behind them.
 #include <gtest/gtest.h>
 
 #define Status int

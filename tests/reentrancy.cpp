@@ -2,6 +2,7 @@
 // threaded, and every free function from several threads at once, each into memory of its own. And for MemorySanitizer,
 // which is why this is a program of its own without gtest: scratch memory is not initialised, and no result may depend
 // on what it holds. Exit status 1 where threads change a result.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <thread>
@@ -32,9 +33,9 @@ constexpr std::size_t heads = 4, kv_heads = 2, dim = 40, tokens = 4500;  // keys
 const TokenSpan visual[] = {{5, 2000, 50}, {2010, 2400}};
 
 struct Shared {
-  std::vector<float> query, key, map, hidden;
+  std::vector<float> query, many_queries, key, map, hidden, sinks;
   std::vector<half> half_key;
-  std::vector<Index> positions;
+  std::vector<Index> positions, table;  // table: blocks of 9 tokens, the last first
   std::vector<float> frequencies;
 };
 
@@ -45,12 +46,15 @@ Shared make_shared_tensors() {
     for (std::size_t i = 0; i < count; ++i) values.push_back(static_cast<float>(rng.real(-1, 1)));
   };
   fill(s.query, heads * dim);
+  fill(s.many_queries, 4 * heads * dim);
+  s.sinks.assign(heads, 150.0f);
   fill(s.key, kv_heads * tokens * dim);
   fill(s.map, heads * tokens);
   fill(s.hidden, 60 * 8);
   fill(s.frequencies, dim / 2);
   for (const float k : s.key) s.half_key.push_back(oracle::make<half>(static_cast<double>(k)));
   for (std::size_t i = 0; i < tokens; ++i) s.positions.push_back(static_cast<Index>(i));
+  for (std::size_t i = tokens / 9; i > 0; --i) s.table.push_back(static_cast<Index>(i - 1));
   return s;
 }
 
@@ -92,28 +96,48 @@ void prune(Config config, const Evidence& evidence, const ParallelFor& parallel_
 template <class ParallelFor>
 std::uint64_t everything(const Shared& s, const ParallelFor& parallel_for) {
   Sum sum;
-  const auto evidence =
-      query_key(s.query.data(), heads, 1, s.key.data(), kv_heads, tokens, dim, 0.2f, KvLayout::token_major);
-  const auto halves =
-      query_key(s.query.data(), heads, 1, s.half_key.data(), kv_heads, tokens, dim, 0.2f, KvLayout::head_major);
+  const auto query = fastv::heads(s.query.data(), TokenMajor{1, heads, dim});
+  const auto evidence = query_key(query, fastv::heads(s.key.data(), TokenMajor{tokens, kv_heads, dim}), 0.2f);
+  const auto halves = query_key(query, fastv::heads(s.half_key.data(), HeadMajor{kv_heads, tokens, dim}), 0.2f);
+  const auto paged =
+      query_key(query, fastv::heads(s.half_key.data(), HeadMajor{kv_heads, 9, dim}, s.table, tokens), 0.2f);
+  const auto rows_at_hand = [&] {  // four rows, behind a window, with a sink that takes nearly everything
+    auto many = query_key(fastv::heads(s.many_queries.data(), TokenMajor{4, heads, dim}),
+                          fastv::heads(s.key.data(), TokenMajor{tokens - 500, kv_heads, dim}), 0.2f);
+    many.first_key = 500;
+    many.window = 3000;
+    many.sinks = s.sinks;
+    return many;
+  }();
+  const auto load = [&](std::size_t head, std::size_t token, float* out) {
+    std::copy_n(&s.key[(token * kv_heads + head) * dim], dim, out);
+  };
+  const auto loaded = query_key(query, loaded_keys(kv_heads, tokens, dim, load), 0.2f);
   Config config, pooled, random, priors;
   pooled.quota = Quota::pooled;
   pooled.uniform_share = 0.25;
   random.selection = Selection::random;
-  const Index last[] = {static_cast<Index>(tokens - 1)};
-  priors.prior_rows = last;
+  const Index before[] = {static_cast<Index>(tokens - 3)};
+  priors.prior_rows = before;
   prune(config, evidence, parallel_for, sum);
   prune(pooled, halves, parallel_for, sum);
   prune(random, NoEvidence{tokens}, parallel_for, sum);
-  prune(priors, evidence, parallel_for, sum);
+  prune(priors, rows_at_hand, parallel_for, sum);
   prune(config, probabilities(s.map.data(), heads, 1, tokens), parallel_for, sum);
-  prune(config, KeysOnly<half>{keys_of(halves)}, parallel_for, sum);
+  prune(config, KeysOnly{halves.key}, parallel_for, sum);
+  prune(config, KeysOnly{loaded.key}, parallel_for, sum);
+  prune(config, paged, parallel_for, sum);
+  prune(config, loaded, parallel_for, sum);
+  Config listed;
+  const Index rows_listed[] = {static_cast<Index>(tokens - 4), static_cast<Index>(tokens - 1)};
+  listed.score_rows = ScoreRows::listed;
+  listed.listed_rows = rows_listed;
+  prune(listed, rows_at_hand, parallel_for, sum);
 
   // The free functions.
   std::vector<float> norms(kv_heads * visual_tokens(visual)), turned(kv_heads * tokens * dim);
-  expect(static_cast<bool>(value_norms(keys_of(halves), visual, Span<float>(norms))), "value_norms");
-  expect(static_cast<bool>(
-             unrotate(keys_of(evidence), Rope{s.frequencies, s.positions}, Span<float>(turned), parallel_for)),
+  expect(static_cast<bool>(value_norms(halves.key, visual, Span<float>(norms))), "value_norms");
+  expect(static_cast<bool>(unrotate(evidence.key, Rope{s.frequencies, s.positions}, Span<float>(turned), parallel_for)),
          "unrotate");
   sum.add(norms);
   sum.add(turned);
@@ -138,11 +162,12 @@ std::uint64_t everything(const Shared& s, const ParallelFor& parallel_for) {
   std::vector<float> hidden = s.hidden;
   std::vector<Index> table = {3, 0, 2, 1};
   const std::vector<Index> kept = {0, 3, 4, 17, 29, 58};
-  expect(static_cast<bool>(compact(Span<const Index>(kept), fastv::rows(hidden.data(), 60, 8))), "compact");
+  expect(static_cast<bool>(compact(kept, fastv::rows(hidden.data(), 60, 8))), "compact");
   sum.add(hidden);
   hidden = s.hidden;
-  const PagedRows pages{hidden.data(), Span<Index>(table), 15, 15 * 32, 60, 32, 32};
-  expect(static_cast<bool>(compact(Span<const Index>(kept), Span<const PagedRows>(&pages, 1))), "compact of pages");
+  const KvPages pages = fastv::pages(hidden.data(), TokenMajor{15, 1, 8}, Span<Index>(table), 60);
+  expect(static_cast<bool>(repack_pages(kept, Span<const KvPages>(&pages, 1))), "repack_pages");
+  expect(static_cast<bool>(compact_pages(kept, pages)), "compact_pages");
   sum.add(hidden);
   sum.add(table);
   return sum.value();
@@ -156,7 +181,7 @@ std::uint64_t a_batch(const Shared& s, const ParallelFor& parallel_for) {
   for (std::size_t i = 0; i < 6; ++i) {
     Request request{{}, visual, i * tokens, tokens};
     request.config.filtering_ratio = 0.15 * static_cast<double>(i);
-    request.config.quota = i % 2 == 0 ? Quota::per_picture : Quota::pooled;
+    request.config.quota = i % 2 == 0 ? Quota::per_image : Quota::pooled;
     if (i == 3) request.config.filtering_ratio = 2;
     requests.push_back(request);
   }
@@ -165,7 +190,8 @@ std::uint64_t a_batch(const Shared& s, const ParallelFor& parallel_for) {
     const KeptBatch batch = pruner.prune(
         requests,
         [&](std::size_t) {
-          return query_key(s.query.data(), heads, 1, s.key.data(), kv_heads, tokens, dim, 0.2f, KvLayout::token_major);
+          return query_key(fastv::heads(s.query.data(), TokenMajor{1, heads, dim}),
+                           fastv::heads(s.key.data(), TokenMajor{tokens, kv_heads, dim}), 0.2f);
         },
         parallel_for);
     expect(batch && batch.failed == 1, batch.message().c_str());

@@ -589,7 +589,7 @@ oracle::Layout random_prompt(Rng& rng, std::size_t most_spans, std::size_t most_
 
 TEST(Select, RandomPromptsKeepWhatTheSlowSelectionKeepsAndAlwaysExactlyThePlan) {
   Rng rng(32);
-  for (int draw = 0; draw < 12000; ++draw) {
+  for (int draw = 0; draw < 6000; ++draw) {
     SCOPED_TRACE(testing::Message() << "draw " << draw);
     const bool windows = rng.chance(0.3);
     oracle::Layout layout = random_prompt(rng, 5, rng.chance(0.1) ? 200 : 30, windows);
@@ -678,7 +678,7 @@ TEST(Windows, OfEverySizeKeepTheBestOfTheirOwnExactly) {
           config.window_columns = wide;
           config.uniform_share = share;
           const oracle::Layout layout{n + 5, {{2, n, columns}}};
-          for (config.keep_count = 0; config.keep_count <= n; config.keep_count += n / 9 + 1) {
+          for (config.keep_count = 0; config.keep_count <= n; config.keep_count += n / 5 + 1) {
             const Outcome selected = select_from(config, scores, layout);
             ASSERT_TRUE(selected.status) << selected.status.message().c_str();
             ASSERT_EQ(selected.kept,

@@ -377,8 +377,11 @@ Cases of_selection() {
       {Errc::too_small, {"scratch", "4 ", "needs 5"}, selected({numbers, 3}, kept, {scratch, 4})},
       {Errc::null_data, {"kept indices"}, selected({numbers, 3}, nowhere<Index>(8), scratch)},
       {Errc::too_small, {"quotas", "1 ", "needs 2"}, image_quotas({}, visual, {kept, 1}).status},
-      {Errc::out_of_memory, {"4611686018427387904 bytes"}, Pruner<>().reserve(std::size_t{1} << 60, 1)},
-      {Errc::out_of_memory, {"9223372036854775807 bytes"}, Pruner<>().reserve(huge, 1)},
+      {Errc::out_of_memory, {"4611686018427387904 bytes"}, detail::Buffer<float>().reserve(std::size_t{1} << 60)},
+      {Errc::out_of_memory, {"9223372036854775807 bytes"}, detail::Buffer<float>().reserve(huge)},
+      {Errc::bad_shape,
+       {"room for 1152921504606846976 tokens", "1 spans"},
+       Pruner<>().reserve(std::size_t{1} << 60, 1)},
   };
 }
 
@@ -415,6 +418,13 @@ Cases of_evidence() {
       {Errc::missing_evidence, {"position 7", "all 8 ", "score_rows"}, scored(with_all_rows(), sound())},
       {Errc::bad_setting, {"listed row 1 ", "is 8 ", "8 tokens", "below"}, scored(with_rows(past_end), whole_map)},
       {Errc::missing_evidence, {"position 3 ", "position 7", "list others"}, scored(with_rows(early), sound())},
+      // evidence of the caller's own may ask for settings that nothing has validated
+      {Errc::bad_setting,
+       {"listed_rows is empty", "at least one"},
+       QueryRows{ScoreRows::listed, {}, 8}.expect_covered(8, visual)},
+      {Errc::null_data,
+       {"listed_rows"},
+       QueryRows{ScoreRows::listed, nowhere<const Index>(2), 8}.expect_covered(8, visual)},
       {Errc::missing_evidence,
        {"no query rows", "ScoreRows::last"},
        scored(with_all_rows(), Scores<float>{{numbers, 3}, 8})},
@@ -704,7 +714,8 @@ Cases all_cases() {
 
 // ---- the sentences of the headers ---------------------------------------------------------------
 
-// The literals that a call of fail() is given as its sentence: all of `header` behind "fail(Errc::", adjacent ones joined.
+// The literals that a call of fail() is given as its sentence: all of `header` behind "fail(Errc::", adjacent ones
+// joined.
 std::set<std::string> sentences_of(const std::string& header) {
   std::set<std::string> sentences;
   for (std::size_t at = header.find("fail("); at != std::string::npos; at = header.find("fail(", at + 1)) {
@@ -761,6 +772,7 @@ std::set<std::string> sentences_of_the_core() {
                            "pruner",
                            "remedies",
                            "score",
+                           "detail/attention",
                            "select",
                            "shard",
                            "status",

@@ -204,22 +204,33 @@ TEST_F(Torch, TheFieldsAreThoseOfTheCoresViews) {
   EXPECT_EQ(values_of(ours.scores()), values_of(cores.scores()));
 }
 
-// What takes the core's views alone gets them by visit().
-TEST_F(Torch, VisitHandsOutTheCoresView) {
+// Keys alone, values' lengths and keys without RoPE, as the core has them from a copy in floats.
+TEST_F(Torch, RemediesReadTensors) {
+  const std::vector<float> frequencies = {1, 0.1f, 0.01f};
+  std::vector<Index> positions;
+  for (Index i = 0; i < n + 6; ++i) positions.push_back(i);
   for (const at::ScalarType type : element_types) {
     const at::Tensor k = at::randn({1, 2, n + 6, 8}).to(type), v = at::randn({1, n + 6, 2, 8}).to(type).transpose(1, 2);
-    const at::Tensor length = k.to(at::kDouble).norm(2, 3).mean(1).view({-1});
-    Pruner<double> pruner(settings(0.5));
-    const Kept kept = heads(k)->visit([&](const auto& keys) { return pruner.prune(KeysOnly{keys, 6}, one_image); });
-    ASSERT_TRUE(kept) << kept.message().c_str();
-    EXPECT_EQ(values_of(kept), kept_by_sorting(-length.narrow(0, 10, 30), 15, one_image[0], n));
+    const std::vector<float> wide_k = floats_of(k), wide_v = floats_of(v);
+    const Heads<float> keys = heads(wide_k.data(), HeadMajor{2, n + 6, 8});
+    const Heads<float> values = heads(wide_v.data(), HeadMajor{2, n + 6, 8});
 
-    std::vector<float> norms(2 * 30);
-    const Status done =
-        heads(v)->visit([&](const auto& values) { return value_norms(values, one_image, Span<float>(norms), 6); });
-    ASSERT_TRUE(done) << done.message().c_str();
-    const std::vector<float> expected = floats_of(v.to(at::kDouble).norm(2, 3)[0].narrow(1, 10, 30));
-    for (std::size_t i = 0; i < norms.size(); ++i) EXPECT_NEAR(norms[i], expected[i], 1e-5);
+    Pruner<> ours(settings(0.5)), cores(settings(0.5));
+    const Kept kept = ours.prune(KeysOnly{*heads(k), 6}, one_image);
+    ASSERT_TRUE(kept) << kept.message().c_str();
+    EXPECT_EQ(values_of(kept), values_of(cores.prune(KeysOnly{keys, 6}, one_image)));
+    EXPECT_EQ(values_of(ours.scores()), values_of(cores.scores()));
+
+    std::vector<float> norms(2 * 30), expected(2 * 30);
+    ASSERT_TRUE(value_norms(*heads(v), one_image, norms, 6));
+    ASSERT_TRUE(value_norms(values, one_image, expected, 6));
+    EXPECT_EQ(norms, expected);
+
+    std::vector<float> plain(wide_k.size()), expected_plain(wide_k.size());
+    ASSERT_TRUE(unrotate(*heads(k), Rope{frequencies, positions}, plain));
+    ASSERT_TRUE(unrotate(keys, Rope{frequencies, positions}, expected_plain));
+    EXPECT_EQ(plain, expected_plain);
+    EXPECT_NE(plain, wide_k);
   }
 }
 
@@ -295,6 +306,7 @@ TEST_F(Torch, CompactIsIndexSelectInPlace) {
       {at::randint(0, 2, {n}, at::kBool), 0},         // a padding mask
       {at::randint(0, 99, {n, 1, 3}, at::kInt), 0},
       {at::randn({n, 2}, at::kComplexFloat), 0},
+      {at::quantize_per_tensor(at::rand({n, 6}), 0.01, 3, at::kQInt8), 0},
       {at::randn({n, 0}), 0},
   };
   for (const Layout& layout : layouts) {
@@ -492,6 +504,9 @@ std::vector<Wrong> all_wrong() {
       {Errc::not_supported,
        {"the tensor", "conjugated", "resolve_conj()"},
        compacted(at::rand({n}, at::kComplexFloat).conj(), 0)},
+      {Errc::not_supported,
+       {"each of its channels", "int_repr()"},
+       compacted(at::quantize_per_channel(at::rand({4, n}), at::rand({4}), at::zeros({4}), 0, at::kQInt8), 1)},
       {Errc::not_supported, {"gradient", "gather()"}, compacted(at::rand({n}).requires_grad_(true), 0)},
       {Errc::bad_stride, {"scores", "stride 2 "}, scores(at::rand({60}).slice(0, 0, 60, 2), n).status},
       {Errc::bad_stride,
@@ -513,6 +528,7 @@ std::vector<Wrong> all_wrong() {
       {Errc::bad_stride, {"row stride"}, compacted(at::rand({1, 6}).expand({n, 6}), 0)},
       {Errc::bad_shape, {"query is 8", "key is 4"}, pruned(query_key(q, k.narrow(2, 0, 4), 1))},
       {Errc::bad_shape, {"query is 8", "key is 4"}, device::scores({}, q, k.narrow(2, 0, 4), 1, one_image).status},
+      {Errc::bad_shape, {"past is 40", "40 keys"}, pruned(KeysOnly{*heads(k), n})},
       {Errc::bad_stride, {"token stride", "key"}, pruned(query_key(q, at::rand({2, 1, 8}).expand({2, n, 8}), 1))},
       {Errc::bad_prompt, {"34", "30 tokens"}, device::prune({}, a.narrow(2, 0, 30), one_image).status},
       {Errc::bad_prompt, {"34", "30 tokens"}, device::scores({}, a.narrow(2, 0, 30), one_image).status},
@@ -633,6 +649,8 @@ TEST_F(Torch, OnTheDeviceTheSameStayAsInTheCoreTiesIncluded) {
         const std::int64_t past = round % 3;
         at::Tensor attention = with_ties({1, 4, n, past + n}).tril(past).to(type);
         if (round % 2 == 1) attention = attention.transpose(1, 2).contiguous().transpose(1, 2);
+        // The rows at hand are the prompt's last ones.
+        if (round % 3 == 0 && ask.config.score_rows != ScoreRows::all) attention = attention.narrow(2, n - 6, 6);
         auto evidence = probabilities(attention);
         evidence.value.past = static_cast<std::size_t>(past);
         Pruner<> pruner(ask.config);
@@ -721,7 +739,8 @@ TEST_F(Torch, OnTheDeviceScoresFromQueriesAndKeysAreTheCores) {
       for (const std::int64_t kv_heads : {4, 2, 1})
         for (const Ask& ask : asks()) {
           const std::int64_t past = kv_heads % 3;
-          const at::Tensor q = at::randn({1, n, 4, 8}).to(query_type).transpose(1, 2),
+          const std::int64_t queries = kv_heads == 2 && ask.config.score_rows != ScoreRows::all ? 6 : n;
+          const at::Tensor q = at::randn({1, queries, 4, 8}).to(query_type).transpose(1, 2),
                            k = at::randn({1, kv_heads, past + n, 8}).to(key_type);
           auto evidence = query_key(q, k, 0.35f);
           evidence.value.past = static_cast<std::size_t>(past);
@@ -796,6 +815,14 @@ TEST_F(Torch, OnTheDeviceFewOperationsHoweverManyImages) {
   Names of_query_key = {"aten::mul", "aten::bmm", "aten::softmax"};
   of_query_key.insert(of_query_key.end(), of_map.begin(), of_map.end());
   EXPECT_EQ(operations([&] { EXPECT_TRUE(device::prune({}, q, k, 0.35, one_image)); }), of_query_key);
+  // Spans side by side are one piece, and an emptied image is none.
+  Config pooled;
+  pooled.quota = Quota::pooled;
+  const std::vector<TokenSpan> one_piece = {{2, 0, 0, false, 9}, {4, 10}, {14, 20}};
+  EXPECT_EQ(operations([&] { EXPECT_TRUE(device::prune(pooled, map, one_piece)); }), of_map);
+  // Nothing to drop, nothing to rank.
+  EXPECT_EQ(operations([&] { EXPECT_TRUE(device::prune(settings(0), map, one_image)); }), Names{"aten::arange"});
+  EXPECT_EQ(operations([&] { EXPECT_TRUE(device::prune({}, map, {})); }), Names{"aten::arange"});
   std::set<Names> of_many;
   for (const std::size_t images : {2u, 3u, 12u}) {
     std::vector<TokenSpan> visual;

@@ -2,10 +2,10 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
+#include "config.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
-#include "plan.hpp"
 
 #include "detail/begin.hpp"
 
@@ -183,7 +183,6 @@ inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noe
   detail::move_rows(kept.indices, from, to);
   return {};
 }
-
 template <class = void>
 Status gather(const KeptRows& kept, detail::UnknownRows from, detail::Anything to = 0) noexcept;
 template <class = void>

@@ -31,9 +31,8 @@ struct [[nodiscard]] Kept {
   std::size_t zero_scores = 0;    // visual scores that were 0: tokens that received no attention at all
   Status status;                  // why nothing is kept, where something is wrong
 
-  FASTV_INLINE explicit operator bool() const noexcept {
-    return static_cast<bool>(status);
-  }  // true where pruning succeeded
+  // True where pruning succeeded.
+  FASTV_INLINE explicit operator bool() const noexcept { return static_cast<bool>(status); }
   FASTV_INLINE operator KeptRows() const noexcept { return {indices, prompt_tokens, status}; }  // for the verbs
   FASTV_INLINE Errc code() const noexcept { return status.code; }                               // of status
   FASTV_INLINE Message message() const noexcept { return status.message(); }                    // of status

@@ -4,6 +4,7 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
+#include "detail/strides.hpp"
 #include "plan.hpp"
 
 #include "detail/begin.hpp"
@@ -243,7 +244,7 @@ inline namespace FASTV_KIND {
 // Scores of which none ranks a token above another.
 inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
                            std::size_t zero_scores) noexcept {
-  const std::size_t total = images.tokens, layer = config.filtering_layer == 0 ? 0 : config.filtering_layer - 1;
+  const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
   if (total > 0 && nan_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are NaN: check what layer {} and the tensors handed over "
@@ -329,7 +330,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     rest = after;
     std::size_t image_number = 0, numbered = 0;
     for_each_image(visual, [&](const Image& image) {
-      if (image.tokens > 0) choose(numbered, image.tokens, image.columns, quotas[image_number]);
+      if (image.tokens > 0)
+        choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(quotas[image_number]));
       ++image_number;
       numbered += image.tokens;
     });
@@ -380,7 +382,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
       return {{},
               fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
                    images->tokens)};
-    if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
+    if (images->tokens > 0) {
+      if (Status status = detail::check_data(scores.data(), "scores"); !status) return {{}, status};
+    }
   }
   return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());
 }

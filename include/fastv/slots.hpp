@@ -31,6 +31,7 @@
 
 #include "apply.hpp"
 #include "detail/buffer.hpp"
+#include "plan.hpp"
 
 #include "detail/begin.hpp"
 

@@ -2,8 +2,9 @@
 // LibTorch 1.13 or newer, of which it includes the tensor class alone. Tensors on any device, with no round trip to the
 // host: torch_device.hpp.
 //
-//   fastv::Kept kept = pruner.prune(fastv::query_key(q, k, scale), visual);  // [1, heads, queries, dim]
-//   fastv::Status done = fastv::compact(kept, hidden, 1);                    // [1, n, width] -> [1, m, width], in place
+//   fastv::Kept kept = pruner.prune(fastv::query_key(q, k, scale), visual);  // [1, heads, queries, dim] and
+//                                                                            // [1, kv heads, n, dim]
+//   fastv::Status done = fastv::compact(kept, hidden, 1);                    // [1, n, width] becomes [1, m, width]
 //
 // What a tensor cannot say is a field of the view, as in the core:
 //
@@ -44,7 +45,7 @@ auto with_element(at::ScalarType type, Use use) {
   }
 }
 
-// A view of elements of a type that was not known, as one of elements that are: pointers look alike whatever they point at.
+// A view of elements whose type was not known, as one of elements whose type is: pointers to all types look alike.
 template <class To, class From>
 To retyped(const From& view) noexcept {
   static_assert(sizeof(To) == sizeof(From) && __is_trivially_copyable(To), "views are pointers and numbers");
@@ -71,21 +72,23 @@ Status score_visited(const Evidence& evidence, const Scoring& scoring, Span<Scor
 }  // namespace FASTV_KIND
 }  // namespace detail
 
-// A tensor as Heads, Probabilities or Scores; its fields are those of the core's view, and `type` says of what elements.
+// A tensor as Heads, Probabilities or Scores: with the fields of the core's view, and `type` says of what elements.
 template <template <class> class View>
 struct TensorView : View<TensorElement> {
   at::ScalarType type = at::kFloat;  // kFloat, kDouble, kHalf or kBFloat16
 
-  // Calls use(view) with a View<float>, View<double>, View<half> or View<bfloat16>, and returns what it returns. For what
-  // takes the core's views alone: fastv::heads(v)->visit([&](const auto& values) { return value_norms(values, ...); })
+  // Calls use(view) with a View<float>, View<double>, View<half> or View<bfloat16>, and returns what it returns.
   template <class Use>
   FASTV_INLINE auto visit(const Use& use) const {
     const View<TensorElement>& view = *this;
     return detail::with_element(
         type, [&](auto element) { return use(detail::retyped<View<typename decltype(element)::type>>(view)); });
   }
+  // What is wrong with the shape, before anything is read.
   FASTV_INLINE Status check() const noexcept { return detail::check_visited(*this); }
+  // Floats of scratch memory that score() wants.
   FASTV_INLINE std::size_t scratch_floats() const noexcept { return detail::scratch_of_visited(*this); }
+  // One score per visual token.
   template <class Score, class ParallelFor>
   FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores,
                             const ParallelFor& parallel_for) const noexcept {
@@ -93,14 +96,16 @@ struct TensorView : View<TensorElement> {
   }
 };
 
-// What heads(tensor), probabilities(tensor) and scores(tensor, tokens) make.
+// What heads(tensor) makes.
 using TensorHeads = TensorView<Heads>;
+// What probabilities(tensor) makes.
 using TensorProbabilities = TensorView<Probabilities>;
+// What scores(tensor, tokens) makes.
 using TensorScores = TensorView<Scores>;
 
 // What query_key() makes of two tensors: a QueryKey, fields and all. Their element types may differ.
 struct TensorQueryKey : QueryKey<TensorElement> {
-  at::ScalarType query_type = at::kFloat, key_type = at::kFloat;
+  at::ScalarType query_type = at::kFloat, key_type = at::kFloat;  // kFloat, kDouble, kHalf or kBFloat16
 
   // Calls use(view) with a QueryKey<Q, Heads<K>>, and returns what it returns.
   template <class Use>
@@ -112,8 +117,41 @@ struct TensorQueryKey : QueryKey<TensorElement> {
       });
     });
   }
+  // What is wrong with the shape, before anything is read.
   FASTV_INLINE Status check() const noexcept { return detail::check_visited(*this); }
+  // Floats of scratch memory that score() wants.
   FASTV_INLINE std::size_t scratch_floats() const noexcept { return detail::scratch_of_visited(*this); }
+  // One score per visual token.
+  template <class Score, class ParallelFor>
+  FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores,
+                            const ParallelFor& parallel_for) const noexcept {
+    return detail::score_visited(*this, scoring, scores, parallel_for);
+  }
+};
+
+namespace detail {
+template <>
+inline constexpr bool is_keys<TensorHeads> = true;
+}  // namespace detail
+// Keys alone: KeysOnly{*heads(k), past}.
+template <>
+struct KeysOnly<TensorHeads> {
+  TensorHeads keys;      // of layer K-1, [kv heads, keys, dim]
+  std::size_t past = 0;  // keys of earlier turns
+
+  // Calls use(view) with a KeysOnly<Heads<T>>, and returns what it returns.
+  template <class Use>
+  FASTV_INLINE auto visit(const Use& use) const {
+    return keys.visit([&](const auto& view) { return use(fastv::KeysOnly{view, past}); });
+  }
+  FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
+    return keys.tokens > past ? keys.tokens - past : 0;
+  }
+  // What is wrong with the shape, before anything is read.
+  FASTV_INLINE Status check() const noexcept { return detail::check_visited(*this); }
+  // Floats of scratch memory that score() wants.
+  FASTV_INLINE std::size_t scratch_floats() const noexcept { return detail::scratch_of_visited(*this); }
+  // One score per visual token.
   template <class Score, class ParallelFor>
   FASTV_INLINE Status score(const Scoring& scoring, Span<Score> scores,
                             const ParallelFor& parallel_for) const noexcept {
@@ -244,13 +282,14 @@ inline Result<TensorProbabilities> probabilities(const at::Tensor& attention) {
 inline TensorQueryKey query_key(const TensorHeads& query, const TensorHeads& key, float scale) noexcept {
   return {{query, key, scale}, query.type, key.type};
 }
-// The same of what heads(tensor) returned, or of the tensors themselves.
+// The same of what heads(tensor) returned.
 inline Result<TensorQueryKey> query_key(const Result<TensorHeads>& query, const Result<TensorHeads>& key,
                                         float scale) noexcept {
   if (!query) return {{}, query.status};
   if (!key) return {{}, key.status};
   return {query_key(*query, *key, scale), {}};
 }
+// The same of the tensors themselves.
 inline Result<TensorQueryKey> query_key(const at::Tensor& query, const at::Tensor& key, float scale) {
   return query_key(detail::heads_of(query, "query"), detail::heads_of(key, "key"), scale);
 }
@@ -269,6 +308,18 @@ inline Result<TensorScores> scores(const at::Tensor& values, std::size_t tokens)
           {}};
 }
 
+// unrotate() of remedies.hpp.
+template <class ParallelFor = Serial>
+Status unrotate(const TensorHeads& vectors, const Rope& rope, Span<float> out,
+                const ParallelFor& parallel_for = {}) noexcept {
+  return vectors.visit([&](const auto& view) { return unrotate(view, rope, out, parallel_for); });
+}
+// value_norms() of remedies.hpp.
+inline Status value_norms(const TensorHeads& values, Span<const TokenSpan> visual, Span<float> norms,
+                          std::size_t past = 0) noexcept {
+  return values.visit([&](const auto& view) { return value_norms(view, visual, norms, past); });
+}
+
 // ---- what moves ---------------------------------------------------------------------------------
 
 // The rows of a CPU tensor along its dimension `dim` (negative: counted from the last), of any element type: hidden
@@ -279,6 +330,11 @@ inline Result<Rows> rows(const at::Tensor& tensor, std::int64_t dim) {
   const Result<std::int64_t> along = detail::token_dim(tensor, dim);
   if (!along) return {{}, along.status};
   if (Status status = detail::expect_on_cpu(tensor, "the tensor"); !status) return {{}, status};
+  if (tensor.is_quantized() && tensor.qscheme() != at::kPerTensorAffine)
+    return {{},
+            fail(Errc::not_supported,
+                 "the tensor has a scale for each of its channels, which would not move with its rows: hand over its "
+                 "int_repr(), or one with a single scale")};
   if (tensor.requires_grad())
     return {{},
             fail(Errc::not_supported,

@@ -5,21 +5,22 @@
 //   if (!kept) return std::puts(kept.message().c_str()), 1;
 //   hidden = hidden.index_select(1, *kept);                         // [1, n, width] -> [1, m, width]
 //
-// The same counts, ties and order as in the core. No value comes back to the host: how many tokens stay depends on shapes
-// alone, so that every operation can be queued behind the layer that has just run. Hence what only values can tell is not
-// reported here: where all scores are 0, or all NaN, the earliest tokens stay, as many as planned. NaN ranks lowest.
+// The same counts, ties and order as in the core. No value comes back to the host: how many tokens stay depends on
+// shapes alone, so that every operation can be queued behind the layer that has just run. Hence what only values can
+// tell is not reported here: where all scores are 0, or all NaN, the earliest tokens stay, as many as planned. NaN is
+// the lowest.
 //
 // Settings that need more than an order of scores (other selections, windows, an even share) are refused: a Pruner has
 // them.
 #pragma once
 
 #include <ATen/ops/arange.h>
-#include <ATen/ops/baddbmm.h>
 #include <ATen/ops/cat.h>
 
 #include <limits>
 #include <vector>
 
+#include "fastv.hpp"
 #include "torch.hpp"
 
 #include "detail/begin.hpp"
@@ -53,7 +54,7 @@ at::Tensor upload(std::size_t count, const at::Tensor& like, NumberAt number_at)
   return numbers.to(like.device(), at::kLong, /*non_blocking=*/like.is_cuda());
 }
 
-// Calls use(is_visual, first, count) for each stretch of text or of visual tokens, in order. Spans side by side are one.
+// Calls use(is_visual, first, count) for each stretch of text or visual tokens, in order. Spans side by side are one.
 template <class Use>
 void for_each_piece(Span<const TokenSpan> visual, std::size_t tokens, Use use) {
   std::size_t position = 0;
@@ -122,14 +123,14 @@ inline at::Tensor attention_of(const DeviceEvidence& evidence, const QueryRows& 
   if (evidence.attention.defined()) return rows_of(rows, evidence.attention);
   const at::Tensor& key = evidence.key;
   const std::int64_t heads = evidence.query.size(0), keys = key.size(1);
-  // Not every operation knows half precision on the CPU; on a GPU the sums are floats anyway, and the logits are rounded
-  // as those of the model's own attention are.
+  // Not every operation knows half precision on the CPU; on a GPU the sums are floats anyway, and logits are rounded as
+  // where attention is not fused.
   const at::ScalarType type = key.is_cpu() ? at_least_float(key.scalar_type()) : key.scalar_type();
-  // Query head h reads KV head h / (heads / kv heads): a KV head's queries are neighbours.
-  const at::Tensor query = rows_of(rows, evidence.query).to(type).reshape({key.size(0), -1, key.size(2)});
+  // Query head h reads KV head h / (heads / kv heads): a KV head's queries are neighbours. Scaled ahead of the product,
+  // which might overflow otherwise.
+  const at::Tensor query = rows_of(rows, evidence.query).to(type).mul(evidence.scale);
   const at::Tensor logits =
-      at::baddbmm(query.new_empty({1, 1, 1}), query, key.to(type).transpose(1, 2), /*beta=*/0, evidence.scale)
-          .view({heads, -1, keys});
+      query.reshape({key.size(0), -1, key.size(2)}).bmm(key.to(type).transpose(1, 2)).view({heads, -1, keys});
   if (rows.which != ScoreRows::last) {
     const at::Tensor column = counting(static_cast<std::size_t>(keys), key);
     const at::Tensor row = rows.which == ScoreRows::all
@@ -263,8 +264,8 @@ inline at::Tensor kept_of(const Config& config, const at::Tensor& scores, Span<c
     runs += is_visual ? 1u : 0u;
     first_of_run = is_visual ? first : first_of_run;
   });
-  // 1 for each token that stays, 0 for each that goes. Several runs of visual tokens are marked side by side, ahead of the
-  // text, and then put in their places.
+  // 1 for each token that stays, 0 for each that goes. Several runs of visual tokens are marked side by side, ahead of
+  // the text, and then put in their places.
   const std::size_t at = runs == 1 ? first_of_run : 0;
   at::Tensor stays = scores.new_ones({extent(tokens)}, scores.options().dtype(at::kByte));
   stays.narrow(0, extent(at), extent(images.tokens)).scatter_(0, dropped, 0);
@@ -311,8 +312,9 @@ inline Result<at::Tensor> scores(const Config& config, const at::Tensor& attenti
 }
 
 // The same from queries [heads, queries, dim] and keys [kv heads, past + n, dim] after RoPE, or [1, ...] of either: one
-// product and a softmax of each row to rank by, which for ScoreRows::all is a map [heads, n, n]. On a GPU the product is
-// in the keys' own type, without a copy of them. A model with a soft-cap, a bias or sinks hands over its probabilities.
+// product and a softmax of each row to rank by, which for ScoreRows::all is a map [heads, n, n]. On a GPU the product
+// is in the keys' own type, to which logits are rounded, without a copy of the keys. A model with a soft-cap, a bias or
+// sinks hands over its probabilities.
 inline Result<at::Tensor> scores(const Config& config, const at::Tensor& query, const at::Tensor& key, double scale,
                                  Span<const TokenSpan> visual, std::size_t past = 0) {
   return detail::device_scores(config, detail::device_evidence(query, key, scale, past), visual);
@@ -341,6 +343,7 @@ inline Result<at::Tensor> prune(const Config& config, const at::Tensor& attentio
                                 std::size_t past = 0) {
   return detail::device_prune(config, detail::device_evidence(attention, past), visual);
 }
+// The same by queries and keys.
 inline Result<at::Tensor> prune(const Config& config, const at::Tensor& query, const at::Tensor& key, double scale,
                                 Span<const TokenSpan> visual, std::size_t past = 0) {
   return detail::device_prune(config, detail::device_evidence(query, key, scale, past), visual);

@@ -95,18 +95,18 @@ struct TokenSpan {
 
 // [tokens, heads, dim]: all heads of a token are adjacent.
 struct TokenMajor {
-  std::size_t tokens, heads, dim;
+  std::size_t tokens, heads, dim;   // extents
   std::ptrdiff_t token_stride = 0;  // elements from token to token; 0: heads * dim. For q, k and v packed in one row
 };
 // [heads, tokens, dim]: all tokens of a head are adjacent.
 struct HeadMajor {
-  std::size_t heads, tokens, dim;
-  std::size_t capacity = 0;  // tokens each head has room for; 0: tokens
+  std::size_t heads, tokens, dim;  // extents
+  std::size_t capacity = 0;        // tokens each head has room for; 0: tokens
 };
 // [heads, chunks, tokens, chunk]: a vector is split into chunks of `chunk` elements (vLLM's key cache, whose chunks are
 // 16 bytes). For the shape of one block.
 struct ChunkedHeadMajor {
-  std::size_t heads, chunks, tokens, chunk;
+  std::size_t heads, chunks, tokens, chunk;  // extents
 };
 
 // Where a cache lies in pages. Token t is in block t / block_tokens of the sequence, which is block

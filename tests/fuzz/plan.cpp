@@ -185,8 +185,13 @@ void seen_both_ways(Input& in) {
   for (std::size_t r = 0; r < rows; ++r) {
     const std::size_t row = prompt.tokens - rows + r;
     std::size_t end = row + 1;
-    for (const TokenSpan& span : prompt.visual)
-      if (row >= span.first && row < span.first + span.count) end = span.first + span.count;
+    for (std::size_t s = 0; s < prompt.visual.size(); ++s) {  // an image reaches from its first span to its last
+      if (prompt.visual[s].continues) continue;
+      std::size_t last = s;
+      while (last + 1 < prompt.visual.size() && prompt.visual[last + 1].continues) ++last;
+      const std::size_t image_end = prompt.visual[last].first + prompt.visual[last].count;
+      if (row >= prompt.visual[s].first && row < image_end) end = image_end;
+    }
     FUZZ_CHECK(visible[r] == past + (std::max)(end, prefix));
   }
   const std::size_t odd_prefix = in.hostile(), odd_past = in.hostile();

@@ -225,8 +225,9 @@ TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
   if (types == nullptr || *types == nullptr) GTEST_SKIP() << "this ggml has host memory alone";
   ggml_context_ptr context(ggml_init({8 * ggml_tensor_overhead(), nullptr, true}));
   ggml_tensor* there = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, 32, 2, 40);
-  ggml_tensor* view = ggml_view_3d(context.get(), there, 32, 2, 20, there->nb[1], there->nb[2], 0);
   ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), *types));
+  ggml_tensor* view = ggml_view_3d(context.get(), there, 32, 2, 20, there->nb[1], there->nb[2], 0);
+  ASSERT_EQ(view->buffer, nullptr);  // it is its source's
   for (ggml_tensor* tensor : {there, view}) {
     says(fastv::rows(tensor, 2).status, Errc::not_supported, "the tensor is not in host memory");
     says(fastv::heads(tensor).status, Errc::not_supported, "the tensor is not in host memory");
@@ -333,7 +334,8 @@ TEST_P(GgmlEvidence, IsThatOfTheSameValues) {
     change(b);
     const std::vector<TokenSpan> few{{2, 20}};
     std::vector<float> first(20), second(20), before(20);
-    std::vector<float> scratch(std::max(fastv::score_scratch(a), fastv::score_scratch(b)));
+    std::vector<float> scratch(
+        std::max({fastv::score_scratch(a), fastv::score_scratch(b), fastv::score_scratch(tensors)}));
     // By the last two rows, of which one does not see every key.
     const auto score = [&](const auto& evidence, std::vector<float>& out) {
       const auto last = static_cast<Index>(evidence.prompt_tokens() - 1);
@@ -537,9 +539,9 @@ TEST(GraphScores, SayWhatIsWrong) {
   refuses(q, nullptr, Errc::null_data, "key is null");
   refuses(make(GGML_TYPE_F16, {32, 8, 2}), k, Errc::not_supported, "query is of type f16: cast it to F32");
   refuses(q, make(GGML_TYPE_I32, {32, 2, 40}), Errc::not_supported, "key is of type i32");
-  refuses(q, make(GGML_TYPE_F16, {16, 2, 40}), Errc::bad_shape, "the query is 32 but that of the key is 16");
-  refuses(q, make(GGML_TYPE_F16, {32, 3, 40}), Errc::bad_shape, "8 heads, which 3 KV heads");
-  refuses(q, make(GGML_TYPE_F16, {32, 2, 0}), Errc::bad_shape, "2 rows and the key 0 tokens of 2 heads");
+  refuses(q, make(GGML_TYPE_F16, {16, 2, 40}), Errc::bad_shape, "query is 32 but that of key is 16");
+  refuses(q, make(GGML_TYPE_F16, {32, 3, 40}), Errc::bad_shape, "query has 8 heads, which key's 3 KV heads");
+  refuses(q, make(GGML_TYPE_F16, {32, 2, 0}), Errc::bad_shape, "the attention has 0 keys");
   refuses(q, make(GGML_TYPE_F16, {32, 2, 40, 2}), Errc::bad_shape, "ne[3] of key is 2");
   refuses(q, ggml_permute(ctx, make(GGML_TYPE_F16, {2, 32, 40}), 1, 0, 2, 3), Errc::bad_stride, "of key are 4 bytes");
   says(fastv::graph::scores(nullptr, q, k, 0.2f).status, Errc::null_data, "context");
@@ -913,11 +915,11 @@ TEST(GraphSelect, InfinitiesCountAsTheGreatestNumbers) {
   scores[6] = -inf, finite[6] = -most;
   scores[7] = finite[7] = nan;  // below even that
   for (std::size_t keep = 0; keep <= 12; ++keep)
-    for (const Quota quota : {Quota::per_image, Quota::pooled}) {
+    for (const std::size_t minimum : {0u, 1u}) {
       Config config;
       config.keep_count = keep;
-      config.quota = quota;
-      config.min_per_image = 1;
+      config.quota = Quota::pooled;
+      config.min_per_image = minimum;
       const std::vector<TokenSpan> visual{{2, 4}, {6, 8}};
       const Outcome graph = by_graph({config}, {scores}, visual, 20);
       EXPECT_EQ(graph.kept, by_core({config}, {finite}, visual, 20).kept) << keep;

@@ -10,9 +10,11 @@
 #pragma push_macro("Status")   // X11: int
 #pragma push_macro("check")    // Apple's AssertMacros, Unreal Engine: check(condition)
 #pragma push_macro("columns")  // <term.h>
+#pragma push_macro("slots")    // Qt: nothing
 #undef Status
 #undef check
 #undef columns
+#undef slots
 
 // ---- FASTV_KIND: what this translation unit is compiled for --------------------------------------
 //
@@ -22,25 +24,25 @@
 // shared by all of them; Pruner and BatchPruner belong to the machine they are built for.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define FASTV_SIMD avx512
+#define FASTV_SIMD kind_avx512
 #elif defined(__AVX512F__)
-#define FASTV_SIMD avx512f
+#define FASTV_SIMD kind_avx512f
 #elif defined(__AVX2__)
-#define FASTV_SIMD avx2
+#define FASTV_SIMD kind_avx2
 #elif defined(__AVX__)
-#define FASTV_SIMD avx
+#define FASTV_SIMD kind_avx
 #elif defined(__SSE4_2__)
-#define FASTV_SIMD sse4_2
+#define FASTV_SIMD kind_sse4_2
 #elif defined(__SSE4_1__)
-#define FASTV_SIMD sse4_1
+#define FASTV_SIMD kind_sse4_1
 #elif defined(__SSSE3__)
-#define FASTV_SIMD ssse3
+#define FASTV_SIMD kind_ssse3
 #elif defined(__SSE3__)
-#define FASTV_SIMD sse3
+#define FASTV_SIMD kind_sse3
 #elif defined(__ARM_FEATURE_SVE)
-#define FASTV_SIMD sve
+#define FASTV_SIMD kind_sve
 #else
-#define FASTV_SIMD baseline
+#define FASTV_SIMD kind_baseline
 #endif
 #if defined(__FMA__)
 #define FASTV_FMA _fma

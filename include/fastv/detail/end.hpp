@@ -11,6 +11,7 @@
 #undef FASTV_UNROLL
 #undef FASTV_INLINE
 #undef FASTV_DEVICE
+#pragma pop_macro("slots")
 #pragma pop_macro("columns")
 #pragma pop_macro("check")
 #pragma pop_macro("Status")
