@@ -47,6 +47,39 @@ inline To vector_cast(const From& from) noexcept {
 struct Pair {
   Floats first, second;
 };
+
+// Where those elements are: side by side, or in pieces of 16 bytes that lie `apart` elements from each other.
+template <class K>
+struct InPlace {
+  const K* k;
+  template <class Vector>
+  Vector load(std::size_t element) const noexcept {
+    return detail::load<Vector>(k + element);
+  }
+};
+template <class K>
+struct InChunks {
+  static constexpr std::size_t chunk = 16 / sizeof(K);  // elements
+  const K* k;
+  std::ptrdiff_t apart;
+  template <class Vector>
+  Vector load(std::size_t element) const noexcept {
+    const K* first = k + static_cast<std::ptrdiff_t>(element / chunk) * apart + element % chunk;
+    if constexpr (sizeof(Vector) <= 16) {
+      return detail::load<Vector>(first);
+    } else {
+      typedef long long Half __attribute__((vector_size(16)));
+      const Half low = detail::load<Half>(first), high = detail::load<Half>(first + apart);
+#if defined(__clang__) || __GNUC__ >= 12  // older ones make more of it than one instruction
+      return vector_cast<Vector>(__builtin_shufflevector(low, high, 0, 1, 2, 3));
+#else
+      typedef long long Whole __attribute__((vector_size(32)));
+      return vector_cast<Vector>(Whole{low[0], low[1], high[0], high[1]});
+#endif
+    }
+  }
+};
+
 template <class K>
 struct Widened {
   static constexpr bool exists = false;
@@ -55,14 +88,18 @@ template <>
 struct Widened<float> {
   static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
-  static Pair pair(const float* k, Words&) noexcept { return {load<Floats>(k), load<Floats>(k + width)}; }
+  template <class At>
+  static Pair pair(const At& at, Words&) noexcept {
+    return {at.template load<Floats>(0), at.template load<Floats>(width)};
+  }
 };
 template <>
 struct Widened<bfloat16> {
   static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = true;
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
-  static Pair pair(const bfloat16* k, Words&) noexcept {
-    const Words words = load<Words>(k);
+  template <class At>
+  static Pair pair(const At& at, Words&) noexcept {
+    const Words words = at.template load<Words>(0);
     return {vector_cast<Floats>(words << 16), vector_cast<Floats>(words & 0xffff0000u)};
   }
 };
@@ -72,12 +109,11 @@ struct Widened<half> {
   // The machine's own conversion is exact for every value, whatever it does with denormal floats.
   static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
-  static Pair pair(const half* k, Words&) noexcept { return {widened(k), widened(k + width)}; }
-
- private:
-  static Floats widened(const half* k) noexcept {
+  template <class At>
+  static Pair pair(const At& at, Words&) noexcept {
     typedef short Shorts __attribute__((vector_size(2 * width)));
-    return __builtin_ia32_vcvtph2ps256(load<Shorts>(k));
+    return {__builtin_ia32_vcvtph2ps256(at.template load<Shorts>(0)),
+            __builtin_ia32_vcvtph2ps256(at.template load<Shorts>(width))};
   }
 };
 #elif defined(__aarch64__)
@@ -86,17 +122,21 @@ struct Widened<half> {
   // fcvtl, exact for every value.
   static constexpr bool exists = true, every_value = true, keeps_denormals = true, interleaved = false;
   static constexpr float query_scale = 1.0f, logit_scale = 1.0f;
-  static Pair pair(const half* k, Words&) noexcept { return {widened(k), widened(k + width)}; }
+  template <class At>
+  static Pair pair(const At& at, Words&) noexcept {
+    return {widened(at, 0), widened(at, width)};
+  }
 
  private:
-  static Floats widened(const half* k) noexcept {
+  template <class At>
+  static Floats widened(const At& at, std::size_t element) noexcept {
 #if defined(__clang__)
     typedef __fp16 Halves __attribute__((vector_size(2 * width)));
-    return __builtin_convertvector(load<Halves>(k), Floats);
+    return __builtin_convertvector(at.template load<Halves>(element), Floats);
 #else  // which g++ takes apart, lane by lane
     typedef short Shorts __attribute__((vector_size(2 * width)));
     Floats wide;
-    __asm__("fcvtl %0.4s, %1.4h" : "=w"(wide) : "w"(load<Shorts>(k)));
+    __asm__("fcvtl %0.4s, %1.4h" : "=w"(wide) : "w"(at.template load<Shorts>(element)));
     return wide;
 #endif
   }
@@ -108,8 +148,9 @@ struct Widened<half> {
   // keeps them; query and logit take the factor back in two exact steps that keep clear of overflow.
   static constexpr bool exists = true, every_value = false, keeps_denormals = false, interleaved = true;
   static constexpr float query_scale = 18446744073709551616.0f, logit_scale = 281474976710656.0f;  // 2^64, 2^48
-  static Pair pair(const half* k, Words& special) noexcept {
-    const Words words = load<Words>(k);
+  template <class At>
+  static Pair pair(const At& at, Words& special) noexcept {
+    const Words words = at.template load<Words>(0);
     special |= (words & 0x7fff7fffu) + 0x04000400u;  // carries into a sign bit: infinity or NaN
     return {in_place(words << 16), in_place(words)};
   }

@@ -1,7 +1,7 @@
 // fastv: q.k for one query row and a stretch of keys, at the speed at which the keys can be read.
 //
 // Every layout of a cache is read by one walk over tiles of 8 keys. Tiles are views of the keys where they lie, in one
-// piece or in pages; keys in chunks, and those of types that have no fast conversion, are copied into a tile first.
+// piece, in pages or in chunks of 16 bytes; keys of types that have no fast conversion are copied into a tile first.
 #pragma once
 
 #include "lanes.hpp"
@@ -18,16 +18,55 @@ inline namespace FASTV_KIND {
 #if FASTV_VECTORS
 // ---- tiles: 8 keys of one KV head ----------------------------------------------------------------
 
+// at(n, i): elements i .. of key n. copy(): the last ones. ask_ahead(): prefetches what lies `ahead` elements behind
+// elements i .. of Keys keys from `begin` on, a step of products_of() at a time.
+template <class K, class Tile>
+struct PlainTile {
+  const K* key(std::size_t n) const noexcept { return static_cast<const Tile*>(this)->key(n); }
+  InPlace<K> at(std::size_t n, std::size_t i) const noexcept { return {key(n) + i}; }
+  void copy(std::size_t n, std::size_t i, std::size_t count, K* to) const noexcept {
+    std::memcpy(to, key(n) + i, count * sizeof(K));
+  }
+  template <std::size_t Keys>
+  FASTV_INLINE void ask_ahead(std::size_t begin, std::size_t i, std::ptrdiff_t ahead) const noexcept {
+    if (i % (64 / sizeof(K)) != 0) return;
+    FASTV_UNROLL
+    for (std::size_t n = 0; n < Keys; ++n) prefetch(key(begin + n) + ahead + i);
+  }
+};
 template <class K>
-struct EvenTile {
+struct EvenTile : PlainTile<K, EvenTile<K>> {
   const K* first;
   std::ptrdiff_t apart;  // elements from one key to the next
+  EvenTile(const K* first_key, std::ptrdiff_t keys_apart) noexcept : first(first_key), apart(keys_apart) {}
   const K* key(std::size_t n) const noexcept { return first + static_cast<std::ptrdiff_t>(n) * apart; }
 };
 template <class K>
-struct PointerTile {
+struct PointerTile : PlainTile<K, PointerTile<K>> {
   const K* keys[streams];
   const K* key(std::size_t n) const noexcept { return keys[n]; }
+};
+// Neighbours in chunks of 16 bytes: chunk 0 of each, then chunk 1 of each, `apart` elements on. next: elements to what is
+// to be prefetched.
+template <class K>
+struct ChunkTile {
+  static constexpr std::size_t chunk = InChunks<K>::chunk;
+  const K* first;
+  std::ptrdiff_t apart, next;
+  InChunks<K> at(std::size_t n, std::size_t i) const noexcept {
+    return {first + n * chunk + static_cast<std::ptrdiff_t>(i / chunk) * apart, apart};
+  }
+  void copy(std::size_t n, std::size_t i, std::size_t count, K* to) const noexcept {
+    for (std::size_t done = 0; done < count; done += chunk)
+      std::memcpy(to + done, at(n, i + done).k, (count - done < chunk ? count - done : chunk) * sizeof(K));
+  }
+  template <std::size_t Keys>
+  FASTV_INLINE void ask_ahead(std::size_t begin, std::size_t i, std::ptrdiff_t) const noexcept {
+    FASTV_UNROLL
+    for (std::size_t element = 0; element < 2 * width; element += chunk) FASTV_UNROLL
+    for (std::size_t n = 0; n < Keys; ++n)
+      if ((begin + n) % 4 == 0) prefetch(at(begin + n, i + element).k + next);  // 4 of them share a line
+  }
 };
 
 // out[h * streams + n] = q_h . k_n for Keys keys of a tile from key `begin` on. q: [Heads, padded(dim)] from arrange();
@@ -36,13 +75,13 @@ struct PointerTile {
 template <class K, std::size_t Heads, std::size_t Keys, class Tile>
 inline Words products_of(const float* q, const Tile& tile, std::ptrdiff_t ahead, std::size_t begin, std::size_t dim,
                          float* out) noexcept {
-  constexpr std::size_t step_elements = 2 * width, line_elements = 64 / sizeof(K);
+  constexpr std::size_t step_elements = 2 * width;
   Floats sums[Heads * Keys] = {};
   Words special{};
-  const auto step = [&](std::size_t i, auto key_at) __attribute__((always_inline)) {
+  const auto step = [&](std::size_t i, auto elements_of) __attribute__((always_inline)) {
     FASTV_UNROLL
     for (std::size_t n = 0; n < Keys; ++n) {
-      const Pair k = Widened<K>::pair(key_at(n), special);
+      const Pair k = Widened<K>::pair(elements_of(n), special);
       FASTV_UNROLL
       for (std::size_t h = 0; h < Heads; ++h) {
         sums[h * Keys + n] += load<Floats>(q + h * padded(dim) + i) * k.first;
@@ -52,21 +91,18 @@ inline Words products_of(const float* q, const Tile& tile, std::ptrdiff_t ahead,
   };
   const auto step_at = [&](std::size_t i) __attribute__((always_inline)) {
     step(
-        i, [&](std::size_t n) __attribute__((always_inline)) { return tile.key(begin + n) + i; });
+        i, [&](std::size_t n) __attribute__((always_inline)) { return tile.at(begin + n, i); });
   };
   std::size_t i = 0;
   for (; i + step_elements <= dim; i += step_elements) {
-    if (i % line_elements == 0) {
-      FASTV_UNROLL
-      for (std::size_t n = 0; n < Keys; ++n) prefetch(tile.key(begin + n) + ahead + i);
-    }
+    tile.template ask_ahead<Keys>(begin, i, ahead);
     step_at(i);
   }
   if (i < dim) {  // the last, shorter step: with zeros behind it
     K rest[Keys][step_elements] = {};
-    for (std::size_t n = 0; n < Keys; ++n) std::memcpy(rest[n], tile.key(begin + n) + i, (dim - i) * sizeof(K));
+    for (std::size_t n = 0; n < Keys; ++n) tile.copy(begin + n, i, dim - i, rest[n]);
     step(
-        i, [&](std::size_t n) __attribute__((always_inline)) { return rest[n]; });
+        i, [&](std::size_t n) __attribute__((always_inline)) { return InPlace<K>{rest[n]}; });
   }
   constexpr std::size_t run = Keys < width ? Keys : width;  // products that lie side by side
   FASTV_UNROLL
@@ -84,6 +120,7 @@ inline Words products_of(const float* q, const Tile& tile, std::ptrdiff_t ahead,
 // ---- where tiles come from ----------------------------------------------------------------------
 // A source makes the tile of 8 tokens `apart` tokens apart, `token` tokens behind the first of its stretch. adjacent: it
 // wants them side by side. steady: a tile further on lies at a constant distance, so that it can be prefetched.
+// tiles_together(): of one head, where neighbours of several tiles lie together; with adjacent and tokens_outer() alone.
 
 // A cache in one piece.
 template <class K>
@@ -135,34 +172,37 @@ struct PageSource {
   }
 };
 
-// A cache whose vectors are split into chunks: tiles are put together from them, in the order in which chunks of
-// neighbouring tokens lie. copy: [8, dim].
+// A cache whose vectors are split into chunks of 16 bytes, which lie side by side for the tokens of a block. copy:
+// [8, dim], for tiles that are not in one block.
 template <class K>
 struct ChunkSource {
   using Element = K;
   static constexpr bool adjacent = true, steady = false;
+  static constexpr std::size_t chunk = InChunks<K>::chunk;
   const Heads<K>& keys;
   std::size_t first;
   K* copy;
-  PagedTokens<K> tokens = {};
+  PagedTokens<K> tokens[streams] = {};  // of several rows of tiles
   bool tokens_outer() const noexcept { return true; }
+  std::size_t tiles_together() const noexcept {
+    const std::size_t tiles = keys.pages.block_tokens / streams;
+    return tiles < 1 ? 1 : tiles < streams ? tiles : streams;
+  }
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
-  EvenTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
-    tokens.find(keys, first, token, apart);
-    const std::size_t dim = keys.dim, chunk = keys.pages.chunk;
+  ChunkTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
+    PagedTokens<K>& found = tokens[token / streams % streams];
+    found.find(keys, first, token, apart);
     const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
-    for (std::size_t c = 0; c * chunk < dim; ++c) {
-      const std::ptrdiff_t at = offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
-      prefetch(tokens.at[0] + at + keys.head_stride);
-      prefetch(tokens.at[streams / 2] + at + keys.head_stride);
-      if (chunk * sizeof(K) == 16)
-        for (std::size_t n = 0; n < streams; ++n) std::memcpy(copy + n * dim + c * chunk, tokens.at[n] + at, 16);
-      else
-        for (std::size_t n = 0; n < streams; ++n)
-          std::memcpy(copy + n * dim + c * chunk, tokens.at[n] + at, chunk * sizeof(K));
-    }
-    return {copy, static_cast<std::ptrdiff_t>(dim)};
+    bool neighbours = true;
+    for (std::size_t n = 1; n < streams; ++n) neighbours = neighbours && found.at[n] == found.at[0] + n * chunk;
+    if (neighbours)
+      return {found.at[0] + offset, keys.pages.chunk_stride, head + 1 < keys.heads ? keys.head_stride : 0};
+    for (std::size_t c = 0; c * chunk < keys.dim; ++c)
+      for (std::size_t n = 0; n < streams; ++n)
+        std::memcpy(copy + (c * streams + n) * chunk,
+                    found.at[n] + offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride, 16);
+    return {copy, static_cast<std::ptrdiff_t>(streams * chunk), 0};
   }
 };
 
@@ -175,6 +215,7 @@ struct FloatSource {
   std::size_t first;
   float* copy;
   bool tokens_outer() const noexcept { return true; }
+  std::size_t tiles_together() const noexcept { return 1; }
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
   EvenTile<float> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
@@ -224,14 +265,15 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
   const auto deliver = [&](std::size_t row, std::size_t count_of_rows, std::size_t head) {
     const std::size_t apart = tokens_apart(row);
     for (std::size_t h = 0; h < heads_held; ++h) {
-      float* to = logits + (head + h) * logits_stride + first_token(row);
+      float* to = logits + (head + h) * logits_stride;
       const float* from = held + h * streams;
       std::size_t r = 0;
       if constexpr (Source::adjacent) {
         for (; r < count_of_rows; ++r)
-          std::memcpy(to + r * streams, from + r * heads_held * streams, streams * sizeof(float));
+          std::memcpy(to + first_token(row + r), from + r * heads_held * streams, streams * sizeof(float));
         continue;
       }
+      to += first_token(row);
       for (; r + width <= count_of_rows; r += width)
         for (std::size_t n = 0; n < streams; n += width) {
           Floats block[width];
@@ -257,8 +299,8 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
     }
   };
   using std::integral_constant;
-  std::size_t waiting = 0;
-  const auto walk = [&](std::size_t o, std::size_t i) {
+  // slot: of held, among the rows.
+  const auto walk = [&](std::size_t o, std::size_t i, std::size_t slot) {
     const std::size_t row = tokens_outer ? o : i, kv_head = tokens_outer ? i : o, head = kv_head * group;
     const float* q = query + head * padded(dim);
     const auto tile = source.tile(kv_head, first_token(row), tokens_apart(row));
@@ -267,22 +309,38 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
       ahead = to_same;
     else if (row < part && o + 1 < (tokens_outer ? part : kv_heads))
       ahead = to_next;
-    float* products = held + (waiting * heads_held + (tokens_outer ? head : 0)) * streams;
+    float* products = held + (slot * heads_held + (tokens_outer ? head : 0)) * streams;
     if (group == 1)
       whole_tile(integral_constant<std::size_t, 1>(), q, tile, ahead, products);
     else if (group % 4 == 0)
       whole_tile(integral_constant<std::size_t, 4>(), q, tile, ahead, products);
     else
       whole_tile(integral_constant<std::size_t, 2>(), q, tile, ahead, products);
-    if (tokens_outer && i + 1 < inner) return;
-    ++waiting;
-    if (waiting == rows_held || row + 1 >= part) {
-      deliver(row + 1 - waiting, waiting, tokens_outer ? 0 : head);
-      waiting = 0;
-    }
   };
-  for (std::size_t o = 0; o < outer; ++o)
-    for (std::size_t i = 0; i < inner; ++i) walk(o, i);
+  std::size_t waiting = 0;  // rows held
+  const auto hand_over = [&](std::size_t end, std::size_t head) {
+    deliver(end - waiting, waiting, head);
+    waiting = 0;
+  };
+  for (std::size_t o = 0, together = 1; o < outer; o += together) {
+    together = 1;
+    if constexpr (Source::adjacent) {  // of tiles that lie together, those of one head come first
+      const std::size_t tiles = source.tiles_together() < rows_held ? source.tiles_together() : rows_held;
+      if (tokens_outer && o < part) together = part - o < tiles ? part - o : tiles;
+    }
+    for (std::size_t i = 0; i < inner; ++i) {
+      const std::size_t row = tokens_outer ? o : i;
+      const bool full = waiting + together > rows_held || (!Source::adjacent && row == part);
+      if (full && (!tokens_outer || i == 0)) hand_over(row, tokens_outer ? 0 : o * group);
+      for (std::size_t t = 0; t < together; ++t) walk(o + t, i, waiting + t);
+      if (!tokens_outer) ++waiting;
+    }
+    if (tokens_outer)
+      waiting += together;
+    else
+      hand_over(rows, o * group);
+  }
+  if (tokens_outer) hand_over(rows, 0);
   std::uint32_t any = 0;
   for (std::size_t lane = 0; lane < width; ++lane) any |= special[lane];
   return Widened<K>::every_value || (any & 0x80008000u) == 0;
@@ -378,6 +436,7 @@ bool products_in_place(const Heads<K>& keys, std::size_t begin, std::size_t coun
     if (flushes_denormals()) return false;
   }
   const std::size_t heads = keys.heads, dim = keys.dim;
+  if (keys.pages.chunk != 0 && keys.pages.chunk != InChunks<K>::chunk) return false;
   if (keys.pages.chunk != 0)
     return tiled_products(ChunkSource<K>{keys, begin, reinterpret_cast<K*>(tile)}, heads, dim, count, group, query,
                           logits, stride);
