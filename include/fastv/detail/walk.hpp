@@ -49,6 +49,9 @@ Status check_heads(const Heads<T>& view, const char* what) noexcept {
     if (Status status = check_block_table(pages.block_table, pages.blocks, pages.block_tokens, view.tokens, what);
         !status)
       return status;
+    const std::size_t used = pages.blocks.empty() ? 0 : blocks_for(view.tokens, pages.block_tokens);
+    for (std::size_t i = 0; i < used; ++i)
+      if (Status status = check_data(pages.blocks[i], what); !status) return status;
   }
   if (pages.blocks.empty() && view.tokens > 0) {
     if (Status status = check_data(view.data, what); !status) return status;
