@@ -73,6 +73,9 @@ Status check_heads(const LoadedKeys<Load>& keys, const char* what) noexcept {
     return fail(Errc::bad_shape, "{} has head dimension {}, more than any model", what, keys.dim);
   if (keys.tokens > max_tokens)
     return fail(Errc::bad_shape, "{} has {} tokens but at most {} are supported", what, keys.tokens, max_tokens);
+  if (keys.tokens * keys.heads > most_entries / keys.dim)
+    return fail(Errc::bad_shape, "{} has {} heads of {} tokens of dimension {}, more than any memory holds", what,
+                keys.heads, keys.tokens, keys.dim);
   return {};
 }
 
