@@ -41,8 +41,9 @@ void BM_Batch(benchmark::State& state) {
   std::vector<fastv::Request> requests;
   for (std::size_t i = 0; i < sequences; ++i) requests.push_back({fastv::Config{}, {&span, 1}, i * tokens, tokens});
   const auto evidence_of = [&](std::size_t i) {
-    return fastv::query_key(query.data(), heads, 1, keys.data() + i * tokens * heads * dim, heads, tokens, dim, 0.0884f,
-                            fastv::KvLayout::token_major);
+    return fastv::query_key(fastv::heads(query.data(), fastv::TokenMajor{1, heads, dim}),
+                            fastv::heads(keys.data() + i * tokens * heads * dim, fastv::TokenMajor{tokens, heads, dim}),
+                            0.0884f);
   };
 
   // Correctness first: the batch against each sequence alone.
@@ -51,9 +52,10 @@ void BM_Batch(benchmark::State& state) {
   const fastv::KeptBatch batch = pruner.prune(requests, evidence_of);
   for (std::size_t i = 0; i < sequences; ++i) {
     const fastv::Kept kept = alone.prune(evidence_of(i), {&span, 1});
-    const auto ours = batch.sequence(i);
-    bool same = batch && kept && ours.size() == kept.size();
-    for (std::size_t t = 0; same && t < kept.size(); ++t) same = ours[t] == kept.indices[t] + i * tokens;
+    bool same = batch && kept && batch.sequences[i].size() == kept.size();
+    for (std::size_t t = 0; same && t < kept.size(); ++t)
+      same = batch.sequences[i].indices[t] == kept.indices[t] &&
+             batch.indices[batch.cumulative[i] + t] == kept.indices[t] + i * tokens;
     if (!same) {
       state.SkipWithError("a sequence of the batch differs from the sequence alone");
       return;

@@ -173,10 +173,10 @@ void pruning_cost(benchmark::State& state, const tiny_gguf::LanguageModel& spec,
   Fixture& f = fixture(spec, name, threads, rounds);
   const llava::Shape& s = f.model().shape();
   const Config config = config_of(50);
-  fastv::GraphPruner graph_pruner(config);
+  fastv::graph::Pruner graph_pruner(config);
   fastv::Pruner<float> host_pruner(config);
-  if (!graph_pruner.plan({tokens, static_cast<std::size_t>(s.layers), f.prompt().visual}))
-    return state.SkipWithError("the settings are wrong");
+  const auto plan = graph_pruner.begin({tokens, static_cast<std::size_t>(s.layers), f.prompt().visual});
+  if (!plan) return state.SkipWithError(plan.message().c_str());
 
   const std::size_t nodes = 256;
   ggml_context_ptr context(
@@ -192,11 +192,12 @@ void pruning_cost(benchmark::State& state, const tiny_gguf::LanguageModel& spec,
     ggml_set_output(input);  // so that its memory is not used again behind its last reader
   }
   const float scale = s.attention_scale;
-  ggml_tensor* scores = fastv::graph_scores(ctx, q, ggml_cast(ctx, k, GGML_TYPE_F32), scale);
-  ggml_tensor* kept = graph_pruner.select(ctx, scores);
+  const auto selected = graph_pruner.select(ctx, fastv::graph::scores(ctx, q, ggml_cast(ctx, k, GGML_TYPE_F32), scale));
+  if (!selected) return state.SkipWithError(selected.message().c_str());
+  ggml_tensor* kept = *selected;
   ggml_cgraph* graph = ggml_new_graph_custom(ctx, nodes, false);
   for (ggml_tensor* output :
-       {fastv::graph_gather(ctx, hidden, kept), fastv::graph_gather_positions(ctx, positions, 1, kept), kept}) {
+       {ggml_get_rows(ctx, hidden, kept), *fastv::graph::gather_positions(ctx, positions, 1, kept), kept}) {
     ggml_set_output(output);
     ggml_build_forward_expand(graph, output);
   }
@@ -212,11 +213,12 @@ void pruning_cost(benchmark::State& state, const tiny_gguf::LanguageModel& spec,
   ggml_backend_tensor_set(hidden, values.data(), 0, ggml_nbytes(hidden));
   ggml_backend_tensor_set(positions, f.prompt().positions.data(), 0, ggml_nbytes(positions));
   const auto set_lists = [&] {
-    graph_pruner.set_inputs([](ggml_tensor* tensor, const void* data, std::size_t bytes) {
+    const fastv::Status set = graph_pruner.set_inputs([](ggml_tensor* tensor, const void* data, std::size_t bytes) {
       ggml_backend_tensor_set(tensor, data, 0, bytes);
     });
+    if (!set) state.SkipWithError(set.message().c_str());
   };
-  std::vector<std::int32_t> found(graph_pruner.kept());
+  std::vector<std::int32_t> found(plan->kept());
   std::vector<double> times;
   for (auto _ : state) {
     set_lists();
@@ -224,9 +226,9 @@ void pruning_cost(benchmark::State& state, const tiny_gguf::LanguageModel& spec,
       if (in_graph) {
         ggml_backend_sched_graph_compute(scheduler, graph);
       } else {
-        const fastv::Kept by_core = fastv::prune(host_pruner, q, k, scale, f.prompt().visual);
-        benchmark::DoNotOptimize(fastv::compact(by_core, *fastv::token_rows(hidden, 1)).code);
-        benchmark::DoNotOptimize(fastv::compact(by_core, *fastv::token_rows(positions, 0)).code);
+        const fastv::Kept by_core = host_pruner.prune(fastv::query_key(q, k, scale), f.prompt().visual);
+        benchmark::DoNotOptimize(fastv::compact(by_core, hidden, 1).code);
+        benchmark::DoNotOptimize(fastv::compact(by_core, positions, 0).code);
       }
     }));
     state.SetIterationTime(times.back());
@@ -237,7 +239,7 @@ void pruning_cost(benchmark::State& state, const tiny_gguf::LanguageModel& spec,
   set_lists();
   ggml_backend_sched_graph_compute(scheduler, graph);
   ggml_backend_tensor_get(kept, found.data(), 0, found.size() * sizeof(std::int32_t));
-  const fastv::Kept by_core = fastv::prune(host_pruner, q, k, scale, f.prompt().visual);
+  const fastv::Kept by_core = host_pruner.prune(fastv::query_key(q, k, scale), f.prompt().visual);
   if (by_core.size() != found.size() || !std::equal(by_core.begin(), by_core.end(), found.begin(),
                                                     [](auto a, auto b) { return static_cast<std::int32_t>(a) == b; }))
     return state.SkipWithError("the graph and the core keep different tokens");

@@ -7,6 +7,8 @@
 //   of_fma       time of as many multiply-adds as the scores take, with nothing to load / our time
 //   vs_rival     the rival's time / our time; above 1 we are faster. Rivals: Eigen doing the same product
 //                and softmax (score), std::nth_element and std::sort on a copy (select)
+//   times_whole  our time / that of the simpler case: the same keys in one piece (score), the same scores without
+//                windows (select)
 //
 // Times are medians, ratios are of lower quartiles. Results are compared with a slow oracle in double before anything
 // is timed.
@@ -14,6 +16,7 @@
 
 #include <Eigen/Core>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -63,6 +66,19 @@ fastv::bfloat16 narrow(float value) {
   return {Eigen::numext::bit_cast<std::uint16_t>(Eigen::bfloat16(value))};
 }
 
+// Cut off, not rounded.
+template <>
+fastv::fp8_e5m2 narrow(float value) {
+  return {static_cast<std::uint8_t>(narrow<fastv::half>(value).bits >> 8)};
+}
+template <>
+fastv::fp8_e4m3 narrow(float value) {
+  const auto bits = Eigen::numext::bit_cast<std::uint32_t>(value);
+  const std::uint32_t exponent = (bits >> 23 & 255u) + 7 - 127, fraction = bits >> 20 & 7u, sign = bits >> 31 << 7;
+  const bool normal = exponent - 1 < 14;  // what is smaller becomes 0
+  return {static_cast<std::uint8_t>(sign | (normal ? exponent << 3 | fraction : 0))};
+}
+
 template <class T>
 std::vector<T> random_tensor(std::size_t size, std::uint32_t seed) {
   Noise noise(seed);
@@ -101,9 +117,9 @@ fastv::Config settings() {
 std::vector<fastv::Index> random_kept() {
   fastv::Config config = settings();
   config.selection = fastv::Selection::random;
-  std::vector<fastv::Index> kept(tokens), quotas(1);
-  std::vector<std::uint32_t> marks(fastv::visual_tokens(images));
-  const auto selected = fastv::select<float>(config, {}, images, tokens, kept, quotas, marks);
+  std::vector<fastv::Index> kept(tokens);
+  std::vector<std::uint32_t> scratch(fastv::select_scratch(config, images));
+  const auto selected = fastv::select<float>(config, {}, images, tokens, kept, scratch);
   kept.resize(selected->count);
   return kept;
 }
@@ -152,23 +168,64 @@ void BM_ScoreProbabilities(benchmark::State& state, const std::string& name, std
 
 // ---- score from queries and keys ----------------------------------------------------------------
 
-template <class T>
+// Where the keys lie: in one piece, or in blocks of `block_tokens` that the block table names in no order.
+enum class Layout { token_major, head_major, chunked };
+struct Cache {
+  Layout layout;
+  std::size_t kv_heads = heads;
+  std::size_t block_tokens = 0;  // 0: one piece
+};
+
+// q: [heads, dim]; keys of K as the cache wants them.
+template <class Q, class K = Q>
 struct Attention {
-  std::vector<T> query = random_tensor<T>(heads * dim, 2);
-  std::vector<T> key;
-  std::size_t kv_heads;
-  fastv::KvLayout layout;
+  // vLLM's chunks are of 16 bytes.
+  static constexpr std::size_t chunk = 16 / sizeof(K);
 
-  Attention(std::size_t shared_heads, fastv::KvLayout key_layout)
-      : key(random_tensor<T>(tokens * shared_heads * dim, 3)), kv_heads(shared_heads), layout(key_layout) {}
+  Cache cache;
+  std::size_t block, blocks;  // tokens of a block, blocks
+  std::vector<Q> query = random_tensor<Q>(heads * dim, 2);
+  std::vector<K> key;
+  std::vector<fastv::Index> table;
 
-  fastv::QueryKey<T> evidence(const void* cached_key) const {
-    return fastv::query_key(query.data(), heads, 1, static_cast<const T*>(cached_key), kv_heads, tokens, dim, scale(),
-                            layout);
+  explicit Attention(const Cache& where)
+      : cache(where),
+        block(where.block_tokens == 0 ? tokens : where.block_tokens),
+        blocks((tokens - 1) / block + 1),
+        key(random_tensor<K>(blocks * block * where.kv_heads * dim, 3)),
+        table(blocks) {
+    for (std::size_t i = 0; i < blocks; ++i) table[i] = static_cast<fastv::Index>(i * 7 % blocks);  // 7 divides none
+  }
+
+  fastv::Heads<K> heads_at(const void* cached_key) const {
+    const K* data = static_cast<const K*>(cached_key);
+    const fastv::TokenMajor by_token{block, cache.kv_heads, dim};
+    const fastv::HeadMajor by_head{cache.kv_heads, block, dim};
+    if (cache.block_tokens == 0)
+      return cache.layout == Layout::token_major ? fastv::heads(data, by_token) : fastv::heads(data, by_head);
+    const fastv::Span<const fastv::Index> list(table);
+    switch (cache.layout) {
+      case Layout::token_major: return fastv::heads(data, by_token, list, tokens);
+      case Layout::head_major: return fastv::heads(data, by_head, list, tokens);
+      case Layout::chunked: break;
+    }
+    return fastv::heads(data, fastv::ChunkedHeadMajor{cache.kv_heads, dim / chunk, block, chunk}, list, tokens);
+  }
+  auto evidence(const void* cached_key) const {
+    return fastv::query_key(fastv::heads(query.data(), fastv::TokenMajor{1, heads, dim}), heads_at(cached_key),
+                            scale());
   }
   static float scale() { return 1.0f / std::sqrt(static_cast<float>(dim)); }
-  std::size_t key_at(std::size_t token, std::size_t kv_head) const {
-    return (layout == fastv::KvLayout::token_major ? token * kv_heads + kv_head : kv_head * tokens + token) * dim;
+
+  // Of element i of a token's vector.
+  std::size_t key_at(std::size_t token, std::size_t kv_head, std::size_t i = 0) const {
+    const std::size_t b = cache.block_tokens == 0 ? 0 : table[token / block], row = token % block, h = cache.kv_heads;
+    switch (cache.layout) {
+      case Layout::token_major: return ((b * block + row) * h + kv_head) * dim + i;
+      case Layout::head_major: return ((b * h + kv_head) * block + row) * dim + i;
+      case Layout::chunked: break;
+    }
+    return (((b * h + kv_head) * (dim / chunk) + i / chunk) * block + row) * chunk + i % chunk;
   }
 
   std::vector<double> oracle() const {
@@ -177,10 +234,9 @@ struct Attention {
       double most = -std::numeric_limits<double>::infinity(), sum = 0;
       for (std::size_t token = 0; token < tokens; ++token) {
         double product = 0;
-        const T* k = key.data() + key_at(token, head * kv_heads / heads);
         for (std::size_t i = 0; i < dim; ++i)
-          product +=
-              static_cast<double>(fastv::to_float(query[head * dim + i])) * static_cast<double>(fastv::to_float(k[i]));
+          product += static_cast<double>(fastv::to_float(query[head * dim + i])) *
+                     static_cast<double>(fastv::to_float(key[key_at(token, head * cache.kv_heads / heads, i)]));
         row[token] = product * static_cast<double>(scale());
         most = std::max(most, row[token]);
       }
@@ -190,23 +246,24 @@ struct Attention {
     return scores;
   }
 
-  // The same by Eigen: product, softmax, mean. Half precision is widened head by head into `wide`, which is
-  // several times faster here than Eigen's product of a cast expression.
+  // The same by Eigen, of keys in one piece: product, softmax, mean. Half precision is widened head by head into `wide`,
+  // which is several times faster here than Eigen's product of a cast expression.
   using Wide = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   Eigen::VectorXf by_eigen(const void* cached_key, Wide& wide) const {
-    using Scalar = typename InEigen<T>::Type;
+    using Scalar = typename InEigen<K>::Type;
     using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
     constexpr auto columns = static_cast<Eigen::Index>(dim);
-    const auto rows = static_cast<Eigen::Index>(key.size() / (kv_heads * dim));
+    const auto rows = static_cast<Eigen::Index>(key.size() / (cache.kv_heads * dim));
     const auto stride = static_cast<Eigen::Index>(key_at(1, 0));
     Eigen::VectorXf scores = Eigen::VectorXf::Zero(static_cast<Eigen::Index>(visual));
     Eigen::VectorXf logits(rows), q(columns);
     for (std::size_t head = 0; head < heads; ++head) {
-      const auto* key_of_head = static_cast<const Scalar*>(cached_key) + key_at(0, head * kv_heads / heads);
+      const auto* key_of_head = static_cast<const Scalar*>(cached_key) + key_at(0, head * cache.kv_heads / heads);
       const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> k(key_of_head, rows, columns,
                                                                 Eigen::OuterStride<>(stride));
-      const auto* q_of_head = reinterpret_cast<const Scalar*>(query.data()) + head * dim;
-      q = Eigen::Map<const Eigen::Matrix<Scalar, Eigen::Dynamic, 1>>(q_of_head, columns).template cast<float>();
+      const auto* q_of_head = reinterpret_cast<const typename InEigen<Q>::Type*>(query.data()) + head * dim;
+      q = Eigen::Map<const Eigen::Matrix<typename InEigen<Q>::Type, Eigen::Dynamic, 1>>(q_of_head, columns)
+              .template cast<float>();
       q *= scale();
       if constexpr (std::is_same<Scalar, float>::value) {
         logits.noalias() = k * q;
@@ -222,32 +279,85 @@ struct Attention {
   }
 };
 
-template <class T>
-void BM_ScoreQueryKey(benchmark::State& state, const std::string& name, std::size_t kv_heads, fastv::KvLayout layout) {
-  const Attention<T> attention(kv_heads, layout);
-  const std::vector<double> oracle = attention.oracle();
-  const fastv::Config config = settings();
-  std::vector<float> scores(visual), scratch(fastv::score_scratch(attention.evidence(attention.key.data())));
-  Ring ring(attention.key);
+// Something else to do with the keys of a cache.
+struct Rival {
+  const char* counter;
+  std::function<void(const void* key)> run;
+};
 
-  const auto score = [&] {
-    return fastv::score<float>(config, attention.evidence(ring.next()), images, scores, scratch);
-  };
-  if (!score() || !agree(scores, oracle)) return state.SkipWithError("scores differ from the oracle");
-  typename Attention<T>::Wide wide;
-  const Eigen::VectorXf rival = attention.by_eigen(ring.next(), wide);
-  if (!agree({rival.data(), rival.data() + rival.size()}, oracle))
-    return state.SkipWithError("Eigen's scores differ from the oracle");
+// Scores from a cache, compared with the oracle, then timed beside its limits and rivals.
+template <class Q, class K, class EvidenceOf>
+void compare_scores(benchmark::State& state, const std::string& name, const Attention<Q, K>& attention,
+                    const EvidenceOf& evidence_of, const std::vector<Rival>& rivals) {
+  const fastv::Config config = settings();
+  std::vector<float> scores(visual), scratch(fastv::score_scratch(evidence_of(attention.key.data())));
+  Ring ring(attention.key);
+  const auto score = [&] { return fastv::score<float>(config, evidence_of(ring.next()), images, scores, scratch); };
+  if (!score() || !agree(scores, attention.oracle())) return state.SkipWithError("scores differ from the oracle");
 
   std::vector<bench::Candidate> candidates = {
       {"", [&] { benchmark::DoNotOptimize(score()); }},
       {"of_in_order", [&] { benchmark::DoNotOptimize(bench::read_in_order(ring.next(), ring.bytes())); }},
-      {"of_fma", [&] { benchmark::DoNotOptimize(bench::multiply_adds(heads * tokens * dim)); }},
-      {"vs_rival", [&] { benchmark::DoNotOptimize(attention.by_eigen(ring.next(), wide)); }}};
+      {"of_fma", [&] { benchmark::DoNotOptimize(bench::multiply_adds(heads * tokens * dim)); }}};
+  for (const Rival& rival : rivals) candidates.push_back({rival.counter, [&] { rival.run(ring.next()); }});
   for (const bench::Reader read : bench::ways_of_reading)
     candidates.push_back({"of_limit", [&, read] { benchmark::DoNotOptimize(read(ring.next(), ring.bytes())); }});
   bench::compare(state, name.c_str(), candidates);
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(ring.bytes()));
+}
+
+// Keys in one piece, beside Eigen.
+template <class T>
+void BM_ScoreQueryKey(benchmark::State& state, const std::string& name, const Cache& cache) {
+  const Attention<T> attention(cache);
+  typename Attention<T>::Wide wide;
+  const Eigen::VectorXf rival = attention.by_eigen(attention.key.data(), wide);
+  if (!agree({rival.data(), rival.data() + rival.size()}, attention.oracle()))
+    return state.SkipWithError("Eigen's scores differ from the oracle");
+  compare_scores(state, name, attention, [&](const void* key) { return attention.evidence(key); },
+                 {{"vs_rival", [&](const void* key) { benchmark::DoNotOptimize(attention.by_eigen(key, wide)); }}});
+}
+
+// 8-bit floats, of which Eigen knows nothing.
+template <class K>
+void BM_ScoreFp8(benchmark::State& state, const std::string& name, const Cache& cache) {
+  const Attention<fastv::half, K> attention(cache);
+  compare_scores(state, name, attention, [&](const void* key) { return attention.evidence(key); }, {});
+}
+
+// The same memory, read as if it were keys in one piece.
+template <class K>
+Rival in_one_piece(const Attention<fastv::half, K>& attention) {
+  const bool by_token = attention.cache.layout == Layout::token_major;
+  const auto whole = std::make_shared<const Attention<fastv::half, K>>(
+      Cache{by_token ? Layout::token_major : Layout::head_major, attention.cache.kv_heads});
+  const auto scores = std::make_shared<std::vector<float>>(visual);
+  const auto scratch = std::make_shared<std::vector<float>>(fastv::score_scratch(whole->evidence(whole->key.data())));
+  return {"times_whole", [=](const void* key) {
+            benchmark::DoNotOptimize(fastv::score<float>(settings(), whole->evidence(key), images, *scores, *scratch));
+          }};
+}
+
+// Keys in pages.
+void BM_ScorePages(benchmark::State& state, const std::string& name, const Cache& cache) {
+  const Attention<fastv::half> attention(cache);
+  compare_scores(state, name, attention, [&](const void* key) { return attention.evidence(key); },
+                 {in_one_piece(attention)});
+}
+
+// Keys that only a function can read; here it widens halves in one piece.
+void BM_ScoreLoadedKeys(benchmark::State& state, const std::string& name, const Cache& cache) {
+  const Attention<fastv::half> attention(cache);
+  const auto evidence_of = [&](const void* key) {
+    const auto load = [&attention, data = static_cast<const fastv::half*>(key)](std::size_t kv_head, std::size_t token,
+                                                                                float* out) {
+      const fastv::half* vector = data + attention.key_at(token, kv_head);
+      for (std::size_t i = 0; i < dim; ++i) out[i] = fastv::to_float(vector[i]);
+    };
+    return fastv::query_key(fastv::heads(attention.query.data(), fastv::TokenMajor{1, heads, dim}),
+                            fastv::loaded_keys(attention.cache.kv_heads, tokens, dim, load), attention.scale());
+  };
+  compare_scores(state, name, attention, evidence_of, {in_one_piece(attention)});
 }
 
 // ---- select -------------------------------------------------------------------------------------
@@ -276,24 +386,29 @@ class SortingSelect {
   std::vector<fastv::Index> kept_;
 };
 
-void BM_Select(benchmark::State& state, const std::string& name, std::size_t n) {
-  // Different scores in every round, or the processor learns their order by heart. They are spread like
-  // attention is: exponentials of a normal variable.
+// Different scores in every round, or the processor learns their order by heart. They are spread like attention is:
+// exponentials of a normal variable.
+std::vector<std::vector<float>> sets_of_scores(std::size_t n) {
   std::vector<std::vector<float>> sets(256);
   Noise noise(4);
   for (std::vector<float>& scores : sets) {
     scores.resize(n);
     for (float& score : scores) score = std::exp(noise() + noise() + noise()) / static_cast<float>(n);
   }
+  return sets;
+}
+
+void BM_Select(benchmark::State& state, const std::string& name, std::size_t n) {
+  const std::vector<std::vector<float>> sets = sets_of_scores(n);
   std::size_t turn = 0;
   const auto next = [&]() -> const std::vector<float>& { return sets[turn++ % sets.size()]; };
 
   const fastv::Config config = settings();
   const fastv::TokenSpan span{0, n};
-  std::vector<fastv::Index> kept(n + 1), quotas(1);
-  std::vector<std::uint32_t> marks(n);
+  std::vector<fastv::Index> kept(n + 1);
+  std::vector<std::uint32_t> scratch(fastv::select_scratch(config, {&span, 1}));
   const auto select = [&](const std::vector<float>& scores) {  // the last token asks the question
-    return fastv::select<float>(config, {scores.data(), n}, {&span, 1}, n + 1, kept, quotas, marks);
+    return fastv::select<float>(config, scores, {&span, 1}, n + 1, kept, scratch);
   };
   SortingSelect rival;
   for (const std::vector<float>& scores : sets) {
@@ -305,6 +420,45 @@ void BM_Select(benchmark::State& state, const std::string& name, std::size_t n) 
   bench::compare(state, name.c_str(),
                  {{"", [&] { benchmark::DoNotOptimize(select(next())); }},
                   {"vs_rival", [&] { benchmark::DoNotOptimize(rival(next(), n / 2).data()); }}});
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
+}
+
+// Windows of side x side tokens on a square grid of as many columns, which they divide.
+void BM_SelectWindows(benchmark::State& state, const std::string& name, std::size_t columns, std::size_t side) {
+  const std::size_t n = columns * columns, across = columns / side, windows = across * across;
+  const std::vector<std::vector<float>> sets = sets_of_scores(n);
+  std::size_t turn = 0;
+  const auto next = [&]() -> const std::vector<float>& { return sets[turn++ % sets.size()]; };
+  fastv::Config config = settings();
+  config.window_rows = config.window_columns = side;
+  const fastv::TokenSpan span{0, n, columns};
+  std::vector<fastv::Index> kept(n + 1);
+  std::vector<std::uint32_t> scratch(fastv::select_scratch(config, {&span, 1}));
+  const auto select = [&](const fastv::Config& settings_now) {
+    return fastv::select<float>(settings_now, next(), {&span, 1}, n + 1, kept, scratch);
+  };
+
+  // Of equal windows each keeps the same share, and the first ones one more where it does not come out even.
+  SortingSelect best;
+  for (const std::vector<float>& scores : sets) {
+    std::vector<fastv::Index> expected;
+    for (std::size_t w = 0; w < windows; ++w) {
+      const auto place = [&](std::size_t i) {
+        return (w / across * side + i / side) * columns + w % across * side + i % side;
+      };
+      std::vector<float> own(side * side);
+      for (std::size_t i = 0; i < own.size(); ++i) own[i] = scores[place(i)];
+      const std::size_t share = n / 2 / windows + (w < n / 2 % windows ? 1 : 0);
+      for (const fastv::Index i : best(own, share)) expected.push_back(static_cast<fastv::Index>(place(i)));
+    }
+    std::sort(expected.begin(), expected.end());
+    const auto selected = select(config);
+    if (!selected || selected->count != n / 2 + 1 || !std::equal(expected.begin(), expected.end(), kept.begin()))
+      return state.SkipWithError("kept indices differ from the best of each window");
+  }
+  bench::compare(state, name.c_str(),
+                 {{"", [&] { benchmark::DoNotOptimize(select(config)); }},
+                  {"times_whole", [&] { benchmark::DoNotOptimize(select(settings())); }}});
   state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
 }
 
@@ -360,8 +514,10 @@ fastv::Rows hidden_states(std::size_t element_bytes) {
   const std::size_t row = hidden * element_bytes;
   return {nullptr, tokens, row, static_cast<std::ptrdiff_t>(row)};
 }
-fastv::Rows kv_cache(fastv::KvLayout layout) {
-  return fastv::kv_rows(nullptr, tokens, heads, dim * sizeof(fastv::half), layout);
+fastv::Rows kv_cache(Layout layout) {
+  auto* const data = static_cast<fastv::half*>(nullptr);
+  return layout == Layout::token_major ? fastv::rows(data, fastv::TokenMajor{tokens, heads, dim})
+                                       : fastv::rows(data, fastv::HeadMajor{heads, tokens, dim});
 }
 
 // ---- the whole step -----------------------------------------------------------------------------
@@ -369,7 +525,7 @@ fastv::Rows kv_cache(fastv::KvLayout layout) {
 // prune() from half-precision queries and keys, then hidden states and position ids compacted. The limit
 // reads the keys and moves the hidden states in one piece.
 void BM_PruneAndApply(benchmark::State& state, const std::string& name) {
-  const Attention<fastv::half> attention(heads, fastv::KvLayout::token_major);
+  const Attention<fastv::half> attention({Layout::token_major});
   const std::vector<fastv::half> states = random_tensor<fastv::half>(tokens * hidden, 5);
   const std::size_t key_bytes = attention.key.size() * sizeof(fastv::half);
   const std::size_t state_bytes = states.size() * sizeof(fastv::half);
@@ -387,7 +543,7 @@ void BM_PruneAndApply(benchmark::State& state, const std::string& name) {
     kept_indices.assign(kept.begin(), kept.end());
     fastv::Rows rows = hidden_states(sizeof(fastv::half));
     rows.data = data + key_bytes;
-    return kept && fastv::compact(kept, rows) && fastv::compact(kept, fastv::Span<std::int32_t>(positions));
+    return kept && fastv::compact(kept, rows) && fastv::compact(kept, positions);
   };
   unsigned char* first = ring.next();
   if (!prune_and_apply(first)) return state.SkipWithError("prune or compact failed");
@@ -426,24 +582,36 @@ void add(const std::string& name, int rounds, Function function, Arguments... ar
 }
 
 void add_all() {
-  using fastv::KvLayout;
+  using fastv::bfloat16;
+  using fastv::half;
+  const Cache by_token{Layout::token_major}, by_head{Layout::head_major};
   add("BM_ScoreProbabilities/float/last_row", 4000, BM_ScoreProbabilities, std::size_t{1});
   add("BM_ScoreProbabilities/float/all_rows", 40, BM_ScoreProbabilities, tokens);
-  add("BM_ScoreQueryKey/float/token_major", 200, BM_ScoreQueryKey<float>, heads, KvLayout::token_major);
-  add("BM_ScoreQueryKey/float/head_major", 200, BM_ScoreQueryKey<float>, heads, KvLayout::head_major);
-  add("BM_ScoreQueryKey/half/token_major", 200, BM_ScoreQueryKey<fastv::half>, heads, KvLayout::token_major);
-  add("BM_ScoreQueryKey/half/head_major", 200, BM_ScoreQueryKey<fastv::half>, heads, KvLayout::head_major);
-  add("BM_ScoreQueryKey/half/token_major/8_kv_heads", 200, BM_ScoreQueryKey<fastv::half>, heads / 4,
-      KvLayout::token_major);
-  add("BM_ScoreQueryKey/bfloat16/token_major", 200, BM_ScoreQueryKey<fastv::bfloat16>, heads, KvLayout::token_major);
-  add("BM_ScoreQueryKey/bfloat16/head_major", 200, BM_ScoreQueryKey<fastv::bfloat16>, heads, KvLayout::head_major);
+  add("BM_ScoreQueryKey/float/token_major", 200, BM_ScoreQueryKey<float>, by_token);
+  add("BM_ScoreQueryKey/float/head_major", 200, BM_ScoreQueryKey<float>, by_head);
+  add("BM_ScoreQueryKey/half/token_major", 200, BM_ScoreQueryKey<half>, by_token);
+  add("BM_ScoreQueryKey/half/head_major", 200, BM_ScoreQueryKey<half>, by_head);
+  add("BM_ScoreQueryKey/half/token_major/8_kv_heads", 200, BM_ScoreQueryKey<half>,
+      Cache{Layout::token_major, heads / 4});
+  add("BM_ScoreQueryKey/bfloat16/token_major", 200, BM_ScoreQueryKey<bfloat16>, by_token);
+  add("BM_ScoreQueryKey/bfloat16/head_major", 200, BM_ScoreQueryKey<bfloat16>, by_head);
+  add("BM_ScoreFp8/e4m3/token_major", 100, BM_ScoreFp8<fastv::fp8_e4m3>, by_token);
+  add("BM_ScoreFp8/e5m2/token_major", 100, BM_ScoreFp8<fastv::fp8_e5m2>, by_token);
+  add("BM_ScorePages/half/token_major/blocks_of_16", 200, BM_ScorePages, Cache{Layout::token_major, heads, 16});
+  add("BM_ScorePages/half/token_major/blocks_of_4", 200, BM_ScorePages, Cache{Layout::token_major, heads, 4});
+  add("BM_ScorePages/half/head_major/blocks_of_16", 200, BM_ScorePages, Cache{Layout::head_major, heads, 16});
+  add("BM_ScorePages/half/chunked/blocks_of_16", 200, BM_ScorePages, Cache{Layout::chunked, heads, 16});
+  add("BM_ScoreLoadedKeys/half/token_major", 100, BM_ScoreLoadedKeys, by_token);
   add("BM_Select/576", 4000, BM_Select, std::size_t{576});
   add("BM_Select/2880", 1000, BM_Select, std::size_t{2880});
   add("BM_Select/16384", 300, BM_Select, std::size_t{16384});
+  for (const std::size_t side : {1u, 2u, 4u})
+    add("BM_SelectWindows/16384/" + std::to_string(side) + "x" + std::to_string(side), 300, BM_SelectWindows,
+        std::size_t{128}, side);
   add("BM_Compact/hidden/float", 200, BM_Compact, hidden_states(sizeof(float)));
   add("BM_Compact/hidden/half", 400, BM_Compact, hidden_states(sizeof(fastv::half)));
-  add("BM_Compact/kv/half/token_major", 400, BM_Compact, kv_cache(KvLayout::token_major));
-  add("BM_Compact/kv/half/head_major", 400, BM_Compact, kv_cache(KvLayout::head_major));
+  add("BM_Compact/kv/half/token_major", 400, BM_Compact, kv_cache(Layout::token_major));
+  add("BM_Compact/kv/half/head_major", 400, BM_Compact, kv_cache(Layout::head_major));
   add("BM_PruneAndApply/half", 300, BM_PruneAndApply);
 }
 

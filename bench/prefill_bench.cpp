@@ -9,23 +9,25 @@
 #include <chrono>
 #include <cstdio>
 
-#include "decoder.hpp"
+#include "../tests/masked_decoder.hpp"
 #include "random_weights.hpp"
 
 namespace {
 
 using namespace reference;
 
-// 35 system and instruction tokens, one LLaVA-1.5 picture, 20 tokens of question.
+// 35 system and instruction tokens, one LLaVA-1.5 image, 20 tokens of question.
 constexpr std::size_t tokens = 631;
 const std::vector<fastv::TokenSpan> visual = {{35, 576, 24}};
 constexpr fastv::ModelShape shape{12, 1024, 16, 16, 64, 2816, 3, 1000};
 constexpr int repetitions = 5;
 
-double seconds_of_prefill(const Decoder& decoder, const Matrix& prompt, const PrefillOptions& options, Matrix& logits) {
+// pruning: null where nothing is pruned.
+double seconds_of_prefill(const Decoder& decoder, const Matrix& prompt, Pruning* pruning, Matrix& logits) {
   Sequence sequence;
   const auto start = std::chrono::steady_clock::now();
-  const Matrix hidden = decoder.prefill(prompt, sequence, options);
+  const Matrix hidden =
+      pruning == nullptr ? decoder.prefill(prompt, sequence) : decoder.prefill(prompt, sequence, *pruning);
   logits = decoder.logits(hidden.bottomRows(1), sequence);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -41,28 +43,24 @@ void BM_Prefill(benchmark::State& state) {
 
   fastv::Config config;
   config.filtering_ratio = static_cast<double>(state.range(0)) / 100;
-  fastv::Pruner<> pruner(config);
-  const auto plan = pruner.plan({tokens, shape.layers, visual});
+  Pruning pruning{fastv::Pruner<>(config), visual};
+  const auto plan = pruning.pruner.plan({tokens, shape.layers, visual});
   const auto whole = fastv::make_plan(fastv::Span<const fastv::Config>(), {tokens, shape.layers, visual});
-  PrefillOptions options;
-  options.stages = {&pruner};
-  options.visual = visual;
 
   // Correctness first: the same logits as hiding the dropped tokens' keys.
-  Matrix logits, masked, unpruned;
-  PrefillOptions slow = options;
-  slow.mode = Mode::mask;
-  (void)seconds_of_prefill(decoder, prompt, options, logits);
-  (void)seconds_of_prefill(decoder, prompt, slow, masked);
-  if ((logits - masked).cwiseAbs().maxCoeff() > 1e-3f) {
+  Matrix logits, unpruned;
+  (void)seconds_of_prefill(decoder, prompt, &pruning, logits);
+  Sequence sequence;
+  const Matrix hidden = masked::prefill(decoder, prompt, sequence, {{config}, visual});
+  if ((logits - decoder.logits(hidden.bottomRows(1), sequence)).cwiseAbs().maxCoeff() > 1e-3f) {
     state.SkipWithError("the pruned prefill's logits differ from the masked one's");
     return;
   }
 
   std::vector<double> pruned_times, whole_times, ratios;
   for (auto _ : state) {
-    whole_times.push_back(seconds_of_prefill(decoder, prompt, {}, unpruned));
-    pruned_times.push_back(seconds_of_prefill(decoder, prompt, options, logits));
+    whole_times.push_back(seconds_of_prefill(decoder, prompt, nullptr, unpruned));
+    pruned_times.push_back(seconds_of_prefill(decoder, prompt, &pruning, logits));
     ratios.push_back(pruned_times.back() / whole_times.back());
     state.SetIterationTime(pruned_times.back());
     std::fprintf(stderr, "\rR = %d%%: run %zu of %d ", static_cast<int>(state.range(0)), pruned_times.size(),
@@ -81,6 +79,7 @@ void BM_Prefill(benchmark::State& state) {
       static_cast<double>(fastv::kv_bytes(shape, *plan, 4)) / static_cast<double>(fastv::kv_bytes(shape, *whole, 4));
   state.counters["of_theory"] = flops_ratio / time_ratio;
 }
+
 // What pruning itself costs, beside one decoder layer of LLaVA-1.5-7B on the same 631 tokens: scores from the queries
 // and keys of that layer, selection, and the hidden states and positions compacted.
 void BM_ShareOfALayer(benchmark::State& state) {
@@ -102,13 +101,14 @@ void BM_ShareOfALayer(benchmark::State& state) {
   std::vector<double> layer_times, pruning_times;
   for (auto _ : state) {
     Matrix logits;
-    layer_times.push_back(seconds_of_prefill(decoder, prompt, {}, logits));
+    layer_times.push_back(seconds_of_prefill(decoder, prompt, nullptr, logits));
     const auto start = std::chrono::steady_clock::now();  // the layer has just swept the caches
-    const auto kept = pruner.prune(
-        fastv::query_key(query.data(), 32, 1, key.data(), 32, tokens, 128, 0.0884f, fastv::KvLayout::token_major),
-        visual);
-    const bool moved = kept && fastv::compact(kept, fastv::rows(hidden.data(), tokens, 4096)) &&
-                       fastv::compact(kept, fastv::rows(positions.data(), tokens));
+    const auto kept =
+        pruner.prune(fastv::query_key(fastv::heads(query.data(), fastv::TokenMajor{1, 32, 128}),
+                                      fastv::heads(key.data(), fastv::TokenMajor{tokens, 32, 128}), 0.0884f),
+                     visual);
+    const bool moved =
+        kept && fastv::compact(kept, fastv::rows(hidden.data(), tokens, 4096)) && fastv::compact(kept, positions);
     pruning_times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     if (!moved) {
       state.SkipWithError("pruning failed");

@@ -22,7 +22,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "fastv/products.hpp"
+#include "fastv/detail/qk.hpp"
 
 namespace bench {
 
@@ -206,9 +206,9 @@ class Progress {
 
 // Runs the candidates in turn, forwards and backwards, as many rounds as the benchmark has iterations.
 // Reports the median time of the first as the benchmark's time, and for each other candidate a counter: (its time) /
-// (the first one's), lower quartiles both, since a neighbour on the machine slows some rounds of either and never
-// speeds one up. Of candidates for one counter the fastest counts. The benchmark needs UseManualTime() and
-// Iterations(rounds).
+// (the first one's), or the inverse where its name begins with "times_"; lower quartiles both, since a neighbour on the
+// machine slows some rounds of either and never speeds one up. Of candidates for one counter the fastest counts. The
+// benchmark needs UseManualTime() and Iterations(rounds).
 struct Candidate {
   const char* counter;        // "of_limit", "vs_rival"; of the first candidate unused
   std::function<void()> run;  // one run
@@ -242,9 +242,11 @@ inline void compare(benchmark::State& state, const char* name, const std::vector
     state.SetIterationTime(quantile(seconds[0], 0.5) * static_cast<double>(rounds));
     for (std::size_t i = 1; i < candidates.size(); ++i) {
       const double ratio = quantile(seconds[i], 0.25) / quantile(seconds[0], 0.25);
+      const bool times = std::strncmp(candidates[i].counter, "times_", 6) == 0;
       const auto counter = state.counters.find(candidates[i].counter);
-      if (counter == state.counters.end() || ratio < counter->second.value)
-        state.counters[candidates[i].counter] = ratio;
+      if (counter == state.counters.end() ||
+          (times ? 1 / ratio > counter->second.value : ratio < counter->second.value))
+        state.counters[candidates[i].counter] = times ? 1 / ratio : ratio;
     }
   }
 }

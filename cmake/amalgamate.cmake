@@ -10,8 +10,8 @@ string(REPLACE " " ";" _adaptors "${ADAPTORS}")
 set(_seen "")
 set(_text "")
 
-# Appends a header to _text, each #include "..." in it replaced by that header.
-# detail/begin.hpp and end.hpp stand around every header, and so around the whole file.
+# Appends a header to _text, each #include "..." in it replaced by that header. detail/begin.hpp and end.hpp, which stand
+# in every header, stand once around the whole file.
 function(append name)
   get_filename_component(_folder ${name} DIRECTORY)
   if(name MATCHES "detail/(begin|end).hpp$" OR name IN_LIST _seen)
@@ -64,6 +64,9 @@ file(WRITE ${OUT} "// fastv ${_version} in one file, made by cmake/amalgamate.cm
 //
 ${_licence}
 #pragma once
+#if defined(FASTV_VERSION_MAJOR)
+#error "fastv is here already: include either this one file, from one place, or the headers of include/fastv"
+#endif
 
 ${_begin}
 ${_text}

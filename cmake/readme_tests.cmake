@@ -1,9 +1,19 @@
 # README.md held to what it says: every ```cpp block compiles, and every block of printed lines is what a program prints.
 #
-# A block with an #include is a program of its own. Any other is a fragment: it becomes the body of a function that sees
-# the names which tests/readme/context.hpp declares (and engine_context.hpp for a block that names the engine), or, where
-# it starts with a declaration of a type or template, stands at namespace scope behind them.
-if(CMAKE_SCRIPT_MODE_FILE)
+# A block with an #include is a program of its own, which examples/minimal.cpp ends with. Any other is a fragment: it becomes
+# the body of a function that sees the names which tests/readme/context.hpp declares, or engine_context.hpp where the text
+# since the last block names the engine's adaptor; or, where it starts with a declaration of a type or template, it stands
+# at namespace scope behind them.
+if(CMAKE_SCRIPT_MODE_FILE AND DEFINED PROGRAM_TEXT)
+  # -DPROGRAM_TEXT=file -DSOURCE=file -P: is the block the end of the source?
+  file(READ ${PROGRAM_TEXT} _block)
+  file(READ ${SOURCE} _source)
+  string(FIND "${_source}" "${_block}" _at)
+  if(_at EQUAL -1)
+    message(FATAL_ERROR "README.md shows a program that is not that of ${SOURCE}:\n${_block}")
+  endif()
+  return()
+elseif(CMAKE_SCRIPT_MODE_FILE)
   # -DPROGRAM=... -DEXPECTED=file -P: do the lines of EXPECTED come one after another in what PROGRAM prints? Times vary,
   # and with them their width and their ratio.
   execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE _printed RESULT_VARIABLE _result)
@@ -28,24 +38,29 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_readme} ${PROJ
 set(_folder ${CMAKE_CURRENT_BINARY_DIR}/readme)
 
 set(_engine_includes "")
+get_target_property(_eigen Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+foreach(_folder_of_eigen ${_eigen})
+  list(APPEND _engine_includes -isystem ${_folder_of_eigen})
+endforeach()
 foreach(_folder_of_engine ${FASTV_GGML_INCLUDES})
   list(APPEND _engine_includes -isystem ${_folder_of_engine})
 endforeach()
 
-function(add_cpp_block line code)
+function(add_cpp_block line code before)
   set(_context context)
-  foreach(_engine eigen Eigen:: ggml ggml_ torch at::)
-    if(_engine MATCHES "::$|_$")
-      if(code MATCHES "${_engine}" OR code MATCHES "fastv/${_name}.hpp")
-        set(_context ${_name}_context)
-        set(_needs ${_name})
-      endif()
-    else()
-      set(_name ${_engine})
+  set(_needs "")
+  if(before MATCHES "fastv/(eigen|ggml|torch)\\.hpp")
+    set(_context ${CMAKE_MATCH_1}_context)
+    if(NOT CMAKE_MATCH_1 STREQUAL "eigen")  # which every build of the tests has
+      set(_needs ${CMAKE_MATCH_1})
     endif()
-  endforeach()
+  endif()
   if(code MATCHES "#include")
     set(_source "#line ${line} \"README.md\"\n${code}")
+    file(WRITE ${_folder}/line_${line}.txt "${code}")
+    add_test(NAME readme.program_${line} COMMAND ${CMAKE_COMMAND} -DPROGRAM_TEXT=${_folder}/line_${line}.txt
+      -DSOURCE=${PROJECT_SOURCE_DIR}/examples/minimal.cpp -P ${PROJECT_SOURCE_DIR}/cmake/readme_tests.cmake)
+    set_tests_properties(readme.program_${line} PROPERTIES LABELS readme)
   elseif(code MATCHES "^(//[^\n]*\n)*(template|struct|class|namespace)")
     set(_source "#include \"${_context}.hpp\"\n#line ${line} \"README.md\"\n${code}")
   else()
@@ -57,8 +72,7 @@ function(add_cpp_block line code)
        echo NOT TESTED HERE: fastv/$NEEDS.hpp or its engine is not installed; exit 77; fi
      exec $0 \"$@\" $BLOCK"
     ${CMAKE_CXX_COMPILER} -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Wno-unused
-    -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme
-    -isystem $<JOIN:$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>,;-isystem;> ${_engine_includes})
+    -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme ${_engine_includes})
   set_tests_properties(readme.line_${line} PROPERTIES LABELS readme SKIP_RETURN_CODE 77
     ENVIRONMENT "NEEDS=${_needs};BLOCK=${_folder}/line_${line}.cpp")
 endfunction()
@@ -115,7 +129,7 @@ while(TRUE)
   math(EXPR _end "${_end} + 3")
   string(SUBSTRING "${_rest}" ${_end} -1 _rest)
   if(_language STREQUAL "cpp")
-    add_cpp_block(${_line} "${_code}")
+    add_cpp_block(${_line} "${_code}" "${_before}")
     math(EXPR _blocks "${_blocks} + 1")
   elseif(_language STREQUAL "")
     add_printed_block(${_line} "${_code}")

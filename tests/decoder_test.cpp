@@ -1,16 +1,16 @@
 // The reference decoder: the pruned run against the slow way (every token runs, dropped keys are hidden), the cost
 // model against counted multiply-adds, and the weights' reader against malformed files.
-#include "decoder.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cstdio>
 
+#include "masked_decoder.hpp"
 #include "random_weights.hpp"
 
 namespace {
 
 using namespace reference;
+using masked::Mode;
 
 constexpr float tolerance = 2e-4f;
 
@@ -31,24 +31,21 @@ struct Outcome {
   Sequence sequence;
 };
 
+// config: null where nothing is pruned.
 Outcome run(const Decoder& decoder, const Matrix& prompt, const fastv::Config* config,
-            std::vector<fastv::TokenSpan> visual, Mode mode, std::size_t steps = 6) {
+            const std::vector<fastv::TokenSpan>& visual, Mode mode, std::size_t steps = 6) {
   Outcome result;
-  fastv::Pruner<> pruner(config == nullptr ? fastv::Config{} : *config);
-  PrefillOptions options;
-  if (config != nullptr) options.stages = {&pruner};
-  options.visual = std::move(visual);
-  options.mode = mode;
-  options.on_kept = [&](const fastv::Kept& kept) { result.kept.assign(kept.begin(), kept.end()); };
-  options.on_hidden = [&](std::size_t layer, const Matrix& hidden) {
-    if (layer + 1 == decoder.shape().layers) result.hidden = hidden;
+  masked::Run how{{}, visual, mode};
+  if (config != nullptr) how.schedule = {*config};
+  how.on_kept = [&](const fastv::Kept& kept, fastv::Span<const float>) {
+    result.kept.assign(kept.begin(), kept.end());
   };
+  result.hidden = masked::prefill(decoder, prompt, result.sequence, how);
+  result.sequence = Sequence{};
   result.step_logits.resize(static_cast<Eigen::Index>(steps), static_cast<Eigen::Index>(decoder.shape().vocabulary));
   Eigen::Index row = 0;
-  result.tokens = generate(decoder, prompt, steps, options, result.sequence, [&](const Step& step) {
-    result.step_logits.row(row++) = step.logits;
-    return true;
-  });
+  result.tokens = masked::generate(decoder, prompt, steps, how, result.sequence,
+                                   [&](const masked::Step& step) { result.step_logits.row(row++) = step.logits; });
   return result;
 }
 
@@ -75,7 +72,7 @@ void expect_pruned_equals_masked(const Decoder& decoder, const Matrix& prompt, c
   EXPECT_LT(difference(pruned.step_logits, masked.step_logits), tolerance);
 }
 
-TEST(Decoder, pruned_run_equals_full_run_with_hidden_keys) {
+TEST(Decoder, PrunedRunEqualsFullRunWithHiddenKeys) {
   for (const std::size_t kv_heads : {1u, 2u, 4u})
     for (const bool bias : {false, true}) {
       const Decoder decoder(small_model(5, 4, kv_heads), RandomWeights(kv_heads, bias));
@@ -87,11 +84,11 @@ TEST(Decoder, pruned_run_equals_full_run_with_hidden_keys) {
     }
 }
 
-TEST(Decoder, several_spans_and_every_rule_equal_the_masked_run) {
+TEST(Decoder, SeveralSpansAndEveryRuleEqualTheMaskedRun) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(9));
   const std::vector<fastv::TokenSpan> visual = {{0, 8}, {11, 9, 3}, {20, 12, 4}};
   for (const auto selection : {fastv::Selection::top_k, fastv::Selection::random, fastv::Selection::uniform})
-    for (const auto quota : {fastv::Quota::per_picture, fastv::Quota::pooled})
+    for (const auto quota : {fastv::Quota::per_image, fastv::Quota::pooled})
       for (const auto rows : {fastv::ScoreRows::last, fastv::ScoreRows::all}) {
         fastv::Config config = config_of(2, 0.6);
         config.selection = selection;
@@ -101,14 +98,14 @@ TEST(Decoder, several_spans_and_every_rule_equal_the_masked_run) {
       }
 }
 
-TEST(Decoder, score_free_rules_prune_before_the_first_layer) {
+TEST(Decoder, ScoreFreeRulesPruneBeforeTheFirstLayer) {
   const Decoder decoder(small_model(3, 4, 4), RandomWeights(4));
   fastv::Config config = config_of(0, 0.5);
   config.selection = fastv::Selection::random;
   expect_pruned_equals_masked(decoder, random_prompt(30, 1), config, {{5, 20}});
 }
 
-TEST(Decoder, dropping_nothing_is_the_unpruned_run_bit_for_bit) {
+TEST(Decoder, DroppingNothingIsTheUnprunedRunBitForBit) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(5, true, true));
   const Matrix prompt = random_prompt(33, 8);
   const fastv::Config config = config_of(2, 0);
@@ -118,7 +115,7 @@ TEST(Decoder, dropping_nothing_is_the_unpruned_run_bit_for_bit) {
   EXPECT_EQ(plain.step_logits, pruned.step_logits);
 }
 
-TEST(Decoder, a_prompt_without_pictures_passes_untouched) {
+TEST(Decoder, PromptWithoutImagesPassesUntouched) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(5));
   const Matrix prompt = random_prompt(12, 2);
   const fastv::Config config = config_of(2, 0.9);
@@ -126,7 +123,7 @@ TEST(Decoder, a_prompt_without_pictures_passes_untouched) {
             run(decoder, prompt, &config, {}, Mode::once).step_logits);
 }
 
-TEST(Decoder, positions_go_on_from_the_whole_prompt_in_every_layer) {
+TEST(Decoder, PositionsGoOnFromTheWholePromptInEveryLayer) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(6));
   const fastv::Config config = config_of(1, 0.5);
   const Outcome pruned = run(decoder, random_prompt(30, 2), &config, {{2, 20}}, Mode::once, 5);
@@ -135,7 +132,7 @@ TEST(Decoder, positions_go_on_from_the_whole_prompt_in_every_layer) {
   for (std::size_t layer = 1; layer < 4; ++layer) EXPECT_EQ(pruned.sequence.layers[layer].length, 20 + 4);
 }
 
-TEST(Decoder, re_ranking_without_a_cache_agrees_with_one_prefill_per_step) {
+TEST(Decoder, ReRankingWithoutACacheAgreesWithOnePrefillPerStep) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(7));
   const Matrix prompt = random_prompt(30, 5);
   const fastv::Config config = config_of(2, 0.7);
@@ -151,7 +148,7 @@ TEST(Decoder, re_ranking_without_a_cache_agrees_with_one_prefill_per_step) {
   }
 }
 
-TEST(Decoder, settings_that_do_not_fit_the_model_are_refused) {
+TEST(Decoder, SettingsThatDoNotFitTheModelAreRefused) {
   const Decoder decoder(small_model(4, 4, 2), RandomWeights(7));
   const fastv::Config config = config_of(4, 0.5);
   try {
@@ -163,22 +160,20 @@ TEST(Decoder, settings_that_do_not_fit_the_model_are_refused) {
   }
 }
 
-TEST(Cost, multiply_adds_of_the_decoder_are_counted_exactly) {
+TEST(Cost, MultiplyAddsOfTheDecoderAreCountedExactly) {
   for (const std::size_t kv_heads : {1u, 2u, 4u}) {
     const Decoder decoder(small_model(5, 4, kv_heads), RandomWeights(1));
     const fastv::Config config = config_of(2, 0.6);
     const std::vector<fastv::TokenSpan> visual = {{3, 21}};
     for (const bool prune : {false, true}) {
-      fastv::Pruner<> pruner(config);
       fastv::Config keep_all = config;
       keep_all.filtering_ratio = 0;
       const auto plan = fastv::make_plan(prune ? config : keep_all, {31, 5, visual});
       ASSERT_TRUE(plan);
-      PrefillOptions options;
-      if (prune) options.stages = {&pruner};
-      options.visual = visual;
+      Pruning pruning{fastv::Pruner<>(config), visual};
       Sequence sequence;
-      const Matrix hidden = decoder.prefill(random_prompt(31, 1), sequence, options);
+      const Matrix prompt = random_prompt(31, 1);
+      const Matrix hidden = prune ? decoder.prefill(prompt, sequence, pruning) : decoder.prefill(prompt, sequence);
       (void)decoder.logits(hidden.bottomRows(1), sequence);
       EXPECT_EQ(sequence.macs, fastv::prefill_macs(decoder.shape(), *plan));
       for (std::size_t step = 0; step < 3; ++step) {
@@ -205,7 +200,7 @@ std::string file_with(const std::string& header, const std::string& data, std::u
   return path;
 }
 
-TEST(Tensors, reads_every_float_type) {
+TEST(Tensors, ReadsEveryFloatType) {
   const std::string header =
       R"({"__metadata__":{"k":"v"},"f":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
       R"("h":{"dtype":"F16","shape":[2],"data_offsets":[4,8]},"b":{"dtype":"BF16","shape":[1,1,2],"data_offsets":[8,12]}})";
@@ -220,7 +215,7 @@ TEST(Tensors, reads_every_float_type) {
   EXPECT_THROW((void)tensors.integers("f"), std::runtime_error);
 }
 
-TEST(Tensors, refuses_malformed_files) {
+TEST(Tensors, RefusesMalformedFiles) {
   const auto refused = [](const std::string& path, const std::string& part) {
     try {
       const Tensors tensors(path);

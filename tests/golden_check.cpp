@@ -3,11 +3,13 @@
 #include <cstdio>
 #include <set>
 
-#include "decoder.hpp"
+#include "masked_decoder.hpp"
 
 namespace {
 
 using namespace reference;
+using masked::Mode;
+using masked::Step;
 
 constexpr float score_tolerance = 1e-6f, value_tolerance = 1e-4f;
 
@@ -63,15 +65,7 @@ struct Case {
     visual = {{std::stoul(tensors.metadata("image_start")), std::stoul(tensors.metadata("image_len"))}};
     prompt = tensors.matrix("inputs_embeds");
   }
-  PrefillOptions options(fastv::Pruner<>& pruner, Mode mode = Mode::once,
-                         EvidenceKind evidence = EvidenceKind::query_key) const {
-    PrefillOptions o;
-    o.stages = {&pruner};
-    o.visual = visual;
-    o.mode = mode;
-    o.evidence = evidence;
-    return o;
-  }
+  masked::Run run(Mode mode) const { return {{config}, visual, mode}; }
   // Some tensors of large cases are cut to their last rows and called "..._tail".
   void near_rows(Verdict& verdict, const std::string& kind, const Matrix& ours, const std::string& name) const {
     const bool tail = !tensors.has(name) && tensors.has(name + "_tail");
@@ -92,24 +86,40 @@ Matrix row_of(fastv::Span<const float> values) {
 
 Matrix row_of_matrix(const Matrix& m, std::size_t row) { return m.row(static_cast<Eigen::Index>(row)); }
 
+// Every layer's output on the rows it runs on. Returns the last one's.
+Matrix check_layers(const Case& c, const Decoder& decoder, EvidenceKind evidence, Verdict& verdict) {
+  fastv::Pruner<> pruner(c.config);
+  Sequence sequence;
+  Matrix hidden = c.prompt;
+  std::vector<std::int64_t> positions = decoder.next_positions(hidden.rows(), sequence);
+  LayerRun run;
+  run.keep_map = evidence == EvidenceKind::probabilities;
+  for (std::size_t layer = 0; layer < decoder.shape().layers; ++layer) {
+    decoder.run_layer(layer, hidden, positions, sequence, run);
+    verdict.near("hidden", hidden, c.tensors.matrix("B.hidden." + std::to_string(layer)), value_tolerance);
+    if (!pruner.due(layer + 1)) continue;
+    const fastv::Kept kept =
+        prune_by(evidence, pruner, c.visual, decoder.config(), run, hidden, sequence.layers[layer]);
+    require(fastv::compact(kept, hidden));
+    require(fastv::compact(kept, positions));
+    positions.resize(kept.size());
+  }
+  return hidden;
+}
+
 // Prefill, pruned once: kept indices, scores, every layer's output, logits.
 void check_prefill(const Case& c, const Decoder& decoder, EvidenceKind evidence, Verdict& verdict) {
-  fastv::Pruner<> pruner(c.config);
-  PrefillOptions options = c.options(pruner, Mode::once, evidence);
-  options.on_kept = [&](const fastv::Kept& kept) {
-    verdict.same("kept", kept, c.tensors.integers("keep_indices"));
-    verdict.near("score", row_of(pruner.scores()), c.tensors.matrix("score"), score_tolerance);
-  };
-  options.on_hidden = [&](std::size_t layer, const Matrix& hidden) {
-    verdict.near("hidden", hidden, c.tensors.matrix("B.hidden." + std::to_string(layer)), value_tolerance);
-  };
+  Pruning pruning{fastv::Pruner<>(c.config), c.visual, evidence};
   Sequence sequence;
-  const Matrix hidden = decoder.prefill(c.prompt, sequence, options);
+  const Matrix hidden = decoder.prefill(c.prompt, sequence, pruning);
+  verdict.same("kept", pruning.kept, c.tensors.integers("keep_indices"));
+  verdict.near("score", row_of(pruning.pruner.scores()), c.tensors.matrix("score"), score_tolerance);
+  verdict.near("hidden", hidden, check_layers(c, decoder, evidence, verdict), 0);
   const Matrix logits = decoder.logits(hidden, sequence);
   verdict.near("logits", logits, c.tensors.matrix("B.logits"), value_tolerance);
   c.near_rows(verdict, "logits", logits, "A.inplace.logits");
 
-  const auto plan = pruner.plan({static_cast<std::size_t>(c.prompt.rows()), decoder.shape().layers, c.visual});
+  const auto plan = pruning.pruner.plan({static_cast<std::size_t>(c.prompt.rows()), decoder.shape().layers, c.visual});
   for (std::size_t layer = 0; layer < decoder.shape().layers; ++layer)
     if (plan->kv_length(layer) != static_cast<std::size_t>(sequence.layers[layer].length))
       verdict.fault("the plan's KV length of layer " + std::to_string(layer) + " is not the cache's");
@@ -119,19 +129,18 @@ void check_prefill(const Case& c, const Decoder& decoder, EvidenceKind evidence,
 void check_all_rows(const Case& c, const Decoder& decoder, EvidenceKind evidence, Verdict& verdict) {
   fastv::Config config = c.config;
   config.score_rows = fastv::ScoreRows::all;
-  fastv::Pruner<> pruner(config);
+  Pruning pruning{fastv::Pruner<>(config), c.visual, evidence};
   Sequence sequence;
-  (void)decoder.prefill(c.prompt, sequence, c.options(pruner, Mode::once, evidence));
+  (void)decoder.prefill(c.prompt, sequence, pruning);
   const Matrix received = c.tensors.matrix("derived.received_mean");
   verdict.near(
-      "score", row_of(pruner.scores()),
+      "score", row_of(pruning.pruner.scores()),
       received.middleCols(static_cast<Eigen::Index>(c.visual[0].first), static_cast<Eigen::Index>(c.visual[0].count)),
       score_tolerance);
 }
 
 // Greedy decoding on the cache: tokens, logits, KV lengths and position ids of every step.
 void check_cached(const Case& c, const Decoder& decoder, Mode mode, Verdict& verdict) {
-  fastv::Pruner<> pruner(c.config);
   const Matrix golden = c.tensors.matrix("B.cached.step_logits");
   const auto tokens = c.tensors.integers("B.cached.tokens"), positions = c.tensors.integers("B.cached.position_ids"),
              lengths = c.tensors.integers("B.cached.kv_len");
@@ -139,13 +148,11 @@ void check_cached(const Case& c, const Decoder& decoder, Mode mode, Verdict& ver
   std::vector<std::int64_t> our_positions, our_lengths;
   std::size_t t = 0;
   Sequence sequence;
-  const auto ours =
-      generate(decoder, c.prompt, tokens.size(), c.options(pruner, mode), sequence, [&](const Step& step) {
-        verdict.near("logits", step.logits, row_of_matrix(golden, t++), value_tolerance);
-        our_positions.push_back(step.sequence.next_position - 1);
-        for (std::size_t layer = 0; layer < layers; ++layer) our_lengths.push_back(step.sequence.layers[layer].length);
-        return true;
-      });
+  const auto ours = masked::generate(decoder, c.prompt, tokens.size(), c.run(mode), sequence, [&](const Step& step) {
+    verdict.near("logits", step.logits, row_of_matrix(golden, t++), value_tolerance);
+    our_positions.push_back(step.sequence.next_position - 1);
+    for (std::size_t layer = 0; layer < layers; ++layer) our_lengths.push_back(step.sequence.layers[layer].length);
+  });
   verdict.same("tokens", ours, tokens);
   verdict.same("positions", our_positions, positions);
   if (mode == Mode::once) verdict.same("kv_lengths", our_lengths, lengths);
@@ -157,25 +164,23 @@ void check_cached(const Case& c, const Decoder& decoder, Mode mode, Verdict& ver
 // logits, and scores where there are some.
 void check_ranked_anew(const Case& c, const Decoder& decoder, Mode mode, const std::string& name,
                        const std::string& logits_kind, Verdict& verdict) {
-  fastv::Pruner<> pruner(c.config);
-  PrefillOptions options = c.options(pruner, mode);
+  masked::Run run = c.run(mode);
   const Matrix golden = c.tensors.matrix(name + ".step_logits");
   const auto tokens = c.tensors.integers(name + ".tokens");
   const bool scored = c.tensors.has(name + ".score");
   const Matrix scores = scored ? c.tensors.matrix(name + ".score") : Matrix();
   std::vector<std::int64_t> kept_images;
   std::size_t t = 0;
-  options.on_kept = [&](const fastv::Kept& kept) {
+  run.on_kept = [&](const fastv::Kept& kept, fastv::Span<const float> our_scores) {
     const auto first = c.visual[0].first, end = first + c.visual[0].count;
     for (const fastv::Index index : kept)
       if (index >= first && index < end) kept_images.push_back(index);
     if (scored && t < tokens.size())
-      verdict.near("score", row_of(pruner.scores()), row_of_matrix(scores, t), score_tolerance);
+      verdict.near("score", row_of(our_scores), row_of_matrix(scores, t), score_tolerance);
   };
   Sequence sequence;
-  const auto ours = generate(decoder, c.prompt, tokens.size(), options, sequence, [&](const Step& step) {
+  const auto ours = masked::generate(decoder, c.prompt, tokens.size(), run, sequence, [&](const Step& step) {
     verdict.near(logits_kind, step.logits, row_of_matrix(golden, t++), value_tolerance);
-    return true;
   });
   verdict.same("tokens", ours, tokens);
   verdict.same("kept", kept_images, c.tensors.integers(name + ".keep_image"));
@@ -189,9 +194,8 @@ void check_uncached(const Case& c, const Decoder& decoder, Verdict& verdict) {
 
 // Mask mode: all tokens run, pruned keys hidden from layer K on. Dropped rows are meaningless; kept rows count.
 void check_mask_mode(const Case& c, const Decoder& decoder, Verdict& verdict) {
-  fastv::Pruner<> pruner(c.config);
   Sequence sequence;
-  const Matrix hidden = decoder.prefill(c.prompt, sequence, c.options(pruner, Mode::mask));
+  const Matrix hidden = masked::prefill(decoder, c.prompt, sequence, c.run(Mode::mask));
   const Matrix logits = decoder.logits(hidden, sequence);
   const bool tail = !c.tensors.has("A.mask.logits");
   const Matrix golden = c.tensors.matrix(tail ? "A.mask.logits_tail" : "A.mask.logits");
@@ -202,7 +206,7 @@ void check_mask_mode(const Case& c, const Decoder& decoder, Verdict& verdict) {
 
 // Greedy decoding in mask mode: the whole cache stays, and every step hides what its own ranking drops.
 void check_masked_anew(const Case& c, const Decoder& decoder, Verdict& verdict) {
-  // With the picture at position 0 nothing visible precedes its dropped rows. The authors' code lets those attend to
+  // With the image at position 0 nothing visible precedes its dropped rows. The authors' code lets those attend to
   // tokens of their future then; their keys return when a later step ranks them higher, and its logits are its own.
   if (c.visual[0].first == 0) return;
   check_ranked_anew(c, decoder, Mode::mask_anew, "A.mask.cached", "masked_logits", verdict);
@@ -211,24 +215,17 @@ void check_masked_anew(const Case& c, const Decoder& decoder, Verdict& verdict) 
 void check_base(const Case& c, const Decoder& decoder, Verdict& verdict) {
   const Matrix golden = c.tensors.matrix("base.step_logits");
   const auto tokens = c.tensors.integers("base.tokens");
-  PrefillOptions options;
   const std::string last = "base.hidden." + std::to_string(decoder.shape().layers - 1);
-  options.on_hidden = [&](std::size_t layer, const Matrix& hidden) {
-    if (layer + 1 != decoder.shape().layers) return;
-    if (c.tensors.has(last)) verdict.near("base", hidden, c.tensors.matrix(last), value_tolerance);
-    Sequence unused;
-    c.near_rows(verdict, "base", decoder.logits(hidden, unused), "base.logits");
-  };
-  std::size_t t = 0;
   Sequence sequence;
-  Matrix prompt = c.prompt;
-  const auto ours = generate(decoder, prompt, 1, options, sequence);  // with the hook, on the prefill alone
+  const Matrix hidden = decoder.prefill(c.prompt, sequence);
+  if (c.tensors.has(last)) verdict.near("base", hidden, c.tensors.matrix(last), value_tolerance);
+  c.near_rows(verdict, "base", decoder.logits(hidden, sequence), "base.logits");
+  std::size_t t = 0;
   sequence = Sequence{};
-  const auto all = generate(decoder, prompt, tokens.size(), {}, sequence, [&](const Step& step) {
+  const auto ours = masked::generate(decoder, c.prompt, tokens.size(), {}, sequence, [&](const Step& step) {
     verdict.near("base", step.logits, row_of_matrix(golden, t++), value_tolerance);
-    return true;
   });
-  verdict.same("tokens", all, tokens);
+  verdict.same("tokens", ours, tokens);
 }
 
 bool check_file(const std::string& path) {

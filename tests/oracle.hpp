@@ -17,9 +17,16 @@
 
 namespace fastv {
 // What gtest shows of an Errc and of a Status.
-inline void PrintTo(Errc code, std::ostream* out) { *out << "Errc " << static_cast<int>(code); }
+inline void PrintTo(Errc code, std::ostream* out) {
+  constexpr const char* names[] = {
+      "ok",        "bad_setting", "bad_prompt", "bad_shape",        "bad_stride",    "null_data",   "too_small",
+      "bad_index", "bad_pages",   "bad_value",  "missing_evidence", "not_supported", "over_budget", "out_of_memory"};
+  const auto number = static_cast<std::size_t>(code);
+  *out << "Errc::" << (number < sizeof(names) / sizeof(names[0]) ? names[number] : "?");
+}
 inline void PrintTo(const Status& status, std::ostream* out) {
-  *out << "Errc " << static_cast<int>(status.code) << " (" << status.message().c_str() << ')';
+  PrintTo(status.code, out);
+  *out << " (" << status.message().c_str() << ')';
 }
 }  // namespace fastv
 
@@ -232,6 +239,83 @@ inline std::vector<std::size_t> quotas(const std::vector<std::size_t>& lengths, 
   const std::size_t left = count - std::accumulate(share.begin(), share.end(), std::size_t{0});
   for (std::size_t i = 0; i < left; ++i) ++share[order[i]];
   return share;
+}
+
+// ceil(tokens * (1 - ratio)) in whole numbers, for ratios of whole thousandths.
+inline std::size_t kept_up(std::size_t tokens, double ratio) {
+  const auto thousandths = static_cast<std::size_t>(1000 - ratio * 1000 + 0.5);
+  return (tokens * thousandths + 999) / 1000;
+}
+
+// One image: its spans put together.
+struct Image {
+  std::vector<std::size_t> positions;  // of its tokens, in the prompt
+  std::size_t original = 0;            // tokens before any stage
+  std::size_t columns = 0;
+  double ratio = -1;  // of its own, or -1
+
+  std::size_t tokens() const { return positions.size(); }
+};
+inline std::vector<Image> images_of(const std::vector<TokenSpan>& visual) {
+  std::vector<Image> images;
+  for (const TokenSpan& span : visual) {
+    if (!span.continues) {
+      images.emplace_back();
+      images.back().columns = span.columns;
+      images.back().ratio = span.filtering_ratio;
+    }
+    Image& image = images.back();
+    for (std::size_t i = 0; i < span.count; ++i) image.positions.push_back(span.first + i);
+    image.original += span.original == 0 ? span.count : span.original;
+  }
+  return images;
+}
+
+// What a prompt keeps, image by image; pooled: of all images together.
+struct Counts {
+  std::vector<std::size_t> least;  // of each image
+  std::vector<std::size_t> quota;  // of each image, Quota::per_image
+  std::size_t all = 0;             // of the prompt
+};
+inline std::size_t share_of(const fastv::Config& config, std::size_t tokens, std::size_t original, double ratio) {
+  const std::size_t base = config.ratio_of == fastv::RatioOf::original ? original : tokens;
+  return std::min(tokens, config.rounding == fastv::Rounding::up ? kept_up(base, ratio) : oracle::kept_of(base, ratio));
+}
+inline Counts counts_of(const fastv::Config& config, const std::vector<TokenSpan>& visual) {
+  Counts counts;
+  const std::vector<Image> images = images_of(visual);
+  std::size_t tokens = 0, original = 0, least = 0, shares = 0;
+  for (const Image& image : images) {
+    counts.least.push_back(std::min(config.min_per_image, image.tokens()));
+    const double ratio = image.ratio < 0 ? config.filtering_ratio : image.ratio;
+    counts.quota.push_back(std::max(counts.least.back(), share_of(config, image.tokens(), image.original, ratio)));
+    tokens += image.tokens();
+    original += image.original;
+    least += counts.least.back();
+    shares += counts.quota.back();
+  }
+  if (tokens == 0) return counts;
+  const bool by_count = config.keep_count != fastv::by_ratio;
+  if (by_count)
+    counts.all = config.keep_count;
+  else if (config.quota == fastv::Quota::pooled)
+    counts.all = std::max(least, share_of(config, tokens, original, config.filtering_ratio));
+  else
+    counts.all = shares;
+  if (least > counts.all) counts.least.assign(images.size(), 0);  // too few for every minimum: shared out without any
+  if (!by_count) return counts;
+  // In proportion to what the images have above their minima.
+  std::vector<std::size_t> rest;
+  std::size_t left = counts.all;
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    rest.push_back(images[i].tokens() - counts.least[i]);
+    left -= counts.least[i];
+  }
+  counts.quota = counts.least;
+  if (left == 0) return counts;
+  const std::vector<std::size_t> more = quotas(rest, left);
+  for (std::size_t i = 0; i < images.size(); ++i) counts.quota[i] += more[i];
+  return counts;
 }
 
 // A prompt with up to `most_spans` spans of visual tokens; at least one text token at its end.

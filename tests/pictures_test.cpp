@@ -5,10 +5,10 @@
 #include <filesystem>
 #include <fstream>
 
-#include "canvas.hpp"
+#include "common/canvas.hpp"
+#include "common/line_chart.hpp"
+#include "common/picture.hpp"
 #include "drawing.hpp"
-#include "line_chart.hpp"
-#include "picture.hpp"
 #include "vision.hpp"
 
 // Writes the kinds of files that save_png() does not.

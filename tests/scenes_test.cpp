@@ -61,11 +61,11 @@ constexpr double slack = 2 * 100.0 / 60;
 const std::map<std::string, double> unpruned = {
     {"colour", 95}, {"digit", 95}, {"place", 95}, {"count", 90}, {"list", 90}};
 
-TEST(Scenes, unpruned_model_answers_as_well_as_its_card_says) {
+TEST(Scenes, UnprunedModelAnswersAsWellAsItsCardSays) {
   for (const auto& [kind, share] : unpruned_accuracy()) EXPECT_GE(share, unpruned.at(kind) - slack) << kind;
 }
 
-TEST(Scenes, ranking_by_attention_beats_dropping_at_random) {
+TEST(Scenes, RankingByAttentionBeatsDroppingAtRandom) {
   fastv::Config attention;
   attention.filtering_layer = 1;  // where evaluate's table shows the widest gap
   attention.filtering_ratio = 0.9;
@@ -74,7 +74,7 @@ TEST(Scenes, ranking_by_attention_beats_dropping_at_random) {
   EXPECT_GT(mean(accuracy(Pruning(attention))), mean(accuracy(Pruning(random))));
 }
 
-TEST(Scenes, dropping_nothing_changes_no_answer) {
+TEST(Scenes, DroppingNothingChangesNoAnswer) {
   fastv::Config none;
   none.filtering_ratio = 0;
   EXPECT_EQ(unpruned_accuracy(), accuracy(Pruning(none)));

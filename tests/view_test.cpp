@@ -6,6 +6,7 @@
 #include <array>
 #include <type_traits>
 
+#include "fastv/fastv.hpp"
 #include "oracle.hpp"
 
 namespace {
@@ -53,6 +54,26 @@ TEST(Elements, FloatAndDoublePassThrough) {
   EXPECT_EQ(fastv::to_float(0.1f), 0.1f);
   EXPECT_EQ(fastv::to_float(0.1), 0.1);
   static_assert(std::is_same<decltype(fastv::to_float(0.1)), double>::value, "a double is not narrowed");
+}
+
+TEST(Float8, EveryValueEqualsTheDefinition) {
+  for (int bits = 0; bits < 256; ++bits) {
+    const int sign = bits >> 7;
+    const auto byte = static_cast<std::uint8_t>(bits);
+    // E5M2: the upper half of a half.
+    EXPECT_EQ(bits_of_float(fastv::to_float(fastv::fp8_e5m2{byte})),
+              bits_of_float(fastv::to_float(fastv::half{static_cast<std::uint16_t>(bits << 8)})));
+    // E4M3: 4 bits of exponent biased by 7, 3 of fraction; no infinity, and one NaN of each sign.
+    const float e4m3 = fastv::to_float(fastv::fp8_e4m3{byte});
+    if ((bits & 127) == 127) {
+      EXPECT_TRUE(oracle::is_nan(e4m3)) << bits;
+      continue;
+    }
+    const int exponent = (bits >> 3) & 15, fraction = bits & 7;
+    const double magnitude = exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+    EXPECT_EQ(bits_of_float(e4m3), bits_of_float(static_cast<float>(sign != 0 ? -magnitude : magnitude))) << bits;
+  }
+  EXPECT_EQ(fastv::to_float(fastv::fp8_e4m3{0x7e}), 448.0f);
 }
 
 TEST(Elements, StorageTypesHaveTheSizeOfTheirBits) {
@@ -162,28 +183,102 @@ TEST(Span, WalksItsElementsInOrder) {
 
 // ---- views with strides worked out --------------------------------------------------------------
 
-TEST(Views, ContiguousProbabilitiesAreHeadsRowsKeys) {
+TEST(Views, ContiguousProbabilitiesAreHeadsQueriesKeys) {
   const float data[24] = {};
   const auto view = fastv::probabilities(data, 2, 3, 4);
+  EXPECT_EQ(view.data, data);
+  EXPECT_EQ(view.heads, 2u);
+  EXPECT_EQ(view.queries, 3u);
+  EXPECT_EQ(view.keys, 4u);
   EXPECT_EQ(view.head_stride, 12);
-  EXPECT_EQ(view.row_stride, 4);
+  EXPECT_EQ(view.query_stride, 4);
   EXPECT_EQ(view.key_stride, 1);
+  EXPECT_EQ(fastv::probabilities(data, 2, 3, 4, 20).head_stride, 20);
 }
 
-TEST(Views, QueryKeyKnowsBothCacheLayouts) {
-  const float q[1] = {}, k[1] = {};
-  const auto token = fastv::query_key(q, 8, 3, k, 2, 10, 16, 0.25f, fastv::KvLayout::token_major);
-  EXPECT_EQ(token.query_head_stride, 16);
-  EXPECT_EQ(token.query_row_stride, 128);
-  EXPECT_EQ(token.key_head_stride, 16);
-  EXPECT_EQ(token.key_token_stride, 32);
-  EXPECT_TRUE(token.causal);
-  EXPECT_EQ(token.soft_cap, 0);
-  const auto head = fastv::query_key(q, 8, 3, k, 2, 10, 16, 0.25f, fastv::KvLayout::head_major);
-  EXPECT_EQ(head.key_head_stride, 160);
-  EXPECT_EQ(head.key_token_stride, 16);
-  const auto roomy = fastv::query_key(q, 8, 3, k, 2, 10, 16, 0.25f, fastv::KvLayout::head_major, 64);
-  EXPECT_EQ(roomy.key_head_stride, 1024);
+// What a view says, element by element: [heads, tokens, dim] of a buffer that was filled in the order of its shape.
+template <class View>
+const float* element(const View& view, std::size_t head, std::size_t token, std::size_t d) {
+  const auto at = [](std::size_t i, std::ptrdiff_t stride) { return static_cast<std::ptrdiff_t>(i) * stride; };
+  const auto& pages = view.pages;
+  const float* base = view.data;
+  if (pages.paged()) {
+    const std::size_t block = token / pages.block_tokens;
+    token %= pages.block_tokens;
+    base = pages.blocks.empty() ? base + at(pages.block_table[block], pages.block_stride) : pages.blocks[block];
+  }
+  const std::size_t chunk = pages.chunk == 0 ? view.dim : pages.chunk;
+  return base + at(head, view.head_stride) + at(token, view.token_stride) + at(d / chunk, pages.chunk_stride) +
+         static_cast<std::ptrdiff_t>(d % chunk);
+}
+
+constexpr std::size_t n = 6, dim = 4, h = 3;
+
+TEST(Views, HeadsReadEveryOrderOfMemory) {
+  static const float data[4096] = {};
+  const auto token_major = fastv::heads(data, fastv::TokenMajor{n, h, dim});
+  const auto packed = fastv::heads(data, fastv::TokenMajor{n, h, dim, 40});  // q, k and v in one row
+  const auto head_major = fastv::heads(data, fastv::HeadMajor{h, n, dim});
+  const auto roomy = fastv::heads(data, fastv::HeadMajor{h, n, dim, 10});
+  const auto shrunk =
+      fastv::heads(data, fastv::HeadMajor{h, n, dim, 2});  // less room than tokens: as many as there are
+  for (std::size_t head = 0; head < h; ++head)
+    for (std::size_t token = 0; token < n; ++token)
+      for (std::size_t d = 0; d < dim; ++d) {
+        EXPECT_EQ(element(token_major, head, token, d) - data,
+                  static_cast<std::ptrdiff_t>((token * h + head) * dim + d));
+        EXPECT_EQ(element(packed, head, token, d) - data, static_cast<std::ptrdiff_t>(token * 40 + head * dim + d));
+        EXPECT_EQ(element(head_major, head, token, d) - data,
+                  static_cast<std::ptrdiff_t>((head * n + token) * dim + d));
+        EXPECT_EQ(element(roomy, head, token, d) - data, static_cast<std::ptrdiff_t>((head * 10 + token) * dim + d));
+        EXPECT_EQ(element(shrunk, head, token, d), element(head_major, head, token, d));
+      }
+  for (const auto& view : {token_major, packed, head_major, roomy}) {
+    EXPECT_EQ(view.heads, h);
+    EXPECT_EQ(view.tokens, n);
+    EXPECT_EQ(view.dim, dim);
+    EXPECT_FALSE(view.pages.paged());
+  }
+}
+
+TEST(Views, PagesReadEveryOrderOfABlock) {
+  static const float data[4096] = {};
+  const fastv::Index table[] = {5, 0, 3};
+  const std::size_t size = 2, block = size * h * dim;
+  const float* const blocks[] = {data + 5 * block, data, data + 3 * block};
+  const auto token_major = fastv::heads(data, fastv::TokenMajor{size, h, dim}, table, n);
+  const auto head_major = fastv::heads(data, fastv::HeadMajor{h, size, dim}, table, n);
+  const auto chunked = fastv::heads(data, fastv::ChunkedHeadMajor{h, 2, size, 2}, table, n);  // vLLM's keys
+  const auto pointers = fastv::heads(fastv::Span<const float* const>(blocks), fastv::TokenMajor{size, h, dim}, n);
+  for (const auto& view : {token_major, head_major, chunked, pointers}) {
+    EXPECT_EQ(view.heads, h);
+    EXPECT_EQ(view.tokens, n);
+    EXPECT_EQ(view.dim, dim);
+    EXPECT_TRUE(view.pages.paged());
+  }
+  for (std::size_t head = 0; head < h; ++head)
+    for (std::size_t token = 0; token < n; ++token)
+      for (std::size_t d = 0; d < dim; ++d) {
+        const std::size_t base = table[token / size] * block, row = token % size;
+        const auto offset = [&](std::size_t i) { return static_cast<std::ptrdiff_t>(base + i); };
+        EXPECT_EQ(element(token_major, head, token, d) - data, offset((row * h + head) * dim + d));
+        EXPECT_EQ(element(head_major, head, token, d) - data, offset((head * size + row) * dim + d));
+        EXPECT_EQ(element(chunked, head, token, d) - data, offset(((head * 2 + d / 2) * size + row) * 2 + d % 2));
+        EXPECT_EQ(element(pointers, head, token, d), element(token_major, head, token, d));
+      }
+}
+
+TEST(Views, QueryKeyIsPlainCausalAttention) {
+  const float q[8] = {}, k[8] = {};
+  const auto evidence =
+      fastv::query_key(fastv::heads(q, fastv::TokenMajor{1, 2, 4}), fastv::heads(k, fastv::TokenMajor{2, 1, 4}), 0.25f);
+  EXPECT_EQ(evidence.query.data, q);
+  EXPECT_EQ(evidence.key.data, k);
+  EXPECT_EQ(evidence.scale, 0.25f);
+  EXPECT_TRUE(evidence.causal);
+  EXPECT_EQ(evidence.soft_cap, 0);
+  EXPECT_EQ(evidence.prompt_tokens(), 2u);
+  EXPECT_TRUE(evidence.check());
 }
 
 TEST(Views, RowHelpersCountBytes) {
@@ -194,22 +289,105 @@ TEST(Views, RowHelpersCountBytes) {
   EXPECT_EQ(hidden.row_bytes, 14u);
   EXPECT_EQ(hidden.row_stride, 14);
   EXPECT_EQ(hidden.planes, 1u);
+  EXPECT_FALSE(hidden.packed);
+  EXPECT_EQ(fastv::rows(data, 5, 7, 9).row_stride, 18) << "the stride counts elements";
+  EXPECT_EQ(fastv::rows(data, 5).row_bytes, 2u);
+  const fastv::Rows raw = fastv::rows(static_cast<void*>(data), 5, 7);
+  EXPECT_EQ(raw.row_bytes, 7u);
+  EXPECT_EQ(raw.row_stride, 7);
   const fastv::Rows axes = fastv::position_axes(data, 3, 9);
   EXPECT_EQ(axes.planes, 3u);
   EXPECT_EQ(axes.plane_stride, 18);
   EXPECT_EQ(axes.row_bytes, 2u);
+  EXPECT_TRUE(axes.packed);
 }
 
-TEST(Views, KvRowsMovesWholeTokensOrOneHeadAPlane) {
+TEST(Views, CachesMoveWholeTokensOrOneHeadAPlane) {
   unsigned char data[1] = {};
-  const fastv::Rows token = fastv::kv_rows(data, 10, 4, 34, fastv::KvLayout::token_major);
+  const fastv::Rows token = fastv::rows(data, fastv::TokenMajor{10, 4, 34});
+  EXPECT_EQ(token.count, 10u);
   EXPECT_EQ(token.planes, 1u);
   EXPECT_EQ(token.row_bytes, 136u);
-  const fastv::Rows head = fastv::kv_rows(data, 10, 4, 34, fastv::KvLayout::head_major, 32);
+  EXPECT_EQ(token.row_stride, 136);
+  EXPECT_EQ(fastv::rows(data, fastv::TokenMajor{10, 4, 34, 200}).row_stride, 200);
+  const fastv::Rows head = fastv::rows(data, fastv::HeadMajor{4, 10, 34, 32});
+  EXPECT_EQ(head.count, 10u);
   EXPECT_EQ(head.planes, 4u);
   EXPECT_EQ(head.row_bytes, 34u);
   EXPECT_EQ(head.row_stride, 34);
   EXPECT_EQ(head.plane_stride, 34 * 32);
+}
+
+TEST(Views, PagesOfACacheStepFromBlockToBlock) {
+  std::uint16_t data[1] = {};
+  fastv::Index table[] = {2, 0};
+  const fastv::KvPages token = fastv::pages(data, fastv::TokenMajor{16, 8, 64}, table, 20);
+  EXPECT_EQ(token.block_tokens, 16u);
+  EXPECT_EQ(token.count, 20u);
+  EXPECT_EQ(token.planes, 1u);
+  EXPECT_EQ(token.row_bytes, 8u * 64 * 2);
+  EXPECT_EQ(token.block_stride, 16 * 8 * 64 * 2);
+  const fastv::KvPages head = fastv::pages(data, fastv::HeadMajor{8, 16, 64}, table, 20);
+  EXPECT_EQ(head.planes, 8u);
+  EXPECT_EQ(head.row_bytes, 128u);
+  EXPECT_EQ(head.plane_stride, 16 * 128);
+  EXPECT_EQ(head.block_stride, 16 * 8 * 64 * 2);
+  const fastv::KvPages chunked = fastv::pages(data, fastv::ChunkedHeadMajor{8, 8, 16, 8}, table, 20);
+  EXPECT_EQ(chunked.planes, 64u);
+  EXPECT_EQ(chunked.row_bytes, 16u);
+  EXPECT_EQ(chunked.plane_stride, 256);
+  EXPECT_EQ(chunked.block_stride, 16 * 8 * 64 * 2);
+  void* const blocks[] = {data, data};
+  const fastv::KvPages pointers = fastv::pages<std::uint16_t>(blocks, fastv::HeadMajor{8, 16, 64}, 20);
+  EXPECT_EQ(pointers.blocks.data(), blocks);
+  EXPECT_EQ(pointers.plane_stride, 16 * 128);
+  EXPECT_TRUE(pointers.block_table.empty());
+}
+
+// A size that no memory holds becomes a stride that is refused, not one that overflowed into a small number.
+TEST(Views, ProductsOfSizesStayAtTheGreatest) {
+  constexpr std::size_t huge = static_cast<std::size_t>(-1), half = std::size_t{1} << 63;
+  using fastv::detail::product;
+  using fastv::detail::scaled;
+  constexpr std::size_t most = fastv::detail::greatest_size;
+  EXPECT_EQ(product(6, 7), 42u);
+  EXPECT_EQ(product(huge, 0), 0u);
+  EXPECT_EQ(product(huge, huge), most);
+  EXPECT_EQ(product(half, 2), most) << "0, if it wrapped around";
+  EXPECT_EQ(product(most, 1), most);
+  EXPECT_EQ(scaled(-6, 7), -42);
+  EXPECT_EQ(scaled(6, huge), static_cast<std::ptrdiff_t>(most));
+  EXPECT_EQ(scaled(-6, huge), -static_cast<std::ptrdiff_t>(most));
+  std::uint32_t data[4] = {};
+  EXPECT_EQ(fastv::rows(data, 4, huge / 4 + 2).row_bytes, most) << "4 bytes, if it wrapped around";
+  EXPECT_EQ(fastv::rows(data, fastv::TokenMajor{1, half, 2}).row_bytes, most);
+  const float floats[1] = {};
+  EXPECT_EQ(fastv::heads(floats, fastv::TokenMajor{1, half, 4}).token_stride, static_cast<std::ptrdiff_t>(most));
+  EXPECT_EQ(fastv::heads(floats, fastv::HeadMajor{1, half, 4}).head_stride, static_cast<std::ptrdiff_t>(most));
+}
+
+// ---- strides ------------------------------------------------------------------------------------
+
+TEST(Strides, NegativeOrOverlappingOnesAreRefusedInEveryAxisOrder) {
+  const float numbers[64] = {};
+  const auto code = [&](std::ptrdiff_t head, std::ptrdiff_t query, std::ptrdiff_t key) {
+    return fastv::Probabilities<float>{numbers, 3, 4, 5, head, query, key}.check().code;
+  };
+  using fastv::Errc;
+  EXPECT_TRUE(fastv::probabilities(numbers, 3, 4, 5).check());  // strides 20, 5, 1
+  EXPECT_EQ(code(1, 3, 12), Errc::ok) << "[5, 4, 3] in memory: heads innermost";
+  EXPECT_EQ(code(20, 1, 4), Errc::ok) << "column-major maps: rows innermost";
+  EXPECT_EQ(code(20, 1, 3), Errc::bad_stride) << "a key later is three rows on, but there are four";
+  EXPECT_EQ(code(20, 5, 0), Errc::bad_stride);
+  EXPECT_EQ(code(20, 5, -1), Errc::bad_stride);
+  EXPECT_EQ(code(19, 5, 1), Errc::bad_stride);
+  const fastv::Status status = fastv::Probabilities<float>{numbers, 3, 4, 5, 19, 5, 1}.check();
+  EXPECT_NE(
+      std::string(status.message().c_str()).find("head stride of probabilities is 19 but its entries reach over 20"),
+      std::string::npos)
+      << status.message().c_str();
+  EXPECT_TRUE((fastv::Probabilities<float>{numbers, 1, 1, 5, 0, 0, 1}.check()))
+      << "the stride of an axis of one is never used";
 }
 
 TEST(Version, IsStatedByThreeNumbers) {

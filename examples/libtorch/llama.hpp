@@ -9,11 +9,21 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 
+#include <cmath>
 #include <fastv/torch_device.hpp>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
-#include "evidence.hpp"
+#include "model.hpp"
 
 namespace libtorch {
+
+inline void require(const fastv::Status& status) {
+  if (!status) throw std::runtime_error(std::string("fastv: ") + status.message().c_str());
+}
 
 // How the pruner gets at the attention of layer K-1, and what the kept tokens are moved by.
 enum class Path {
@@ -172,7 +182,7 @@ struct LlamaImpl : torch::nn::Module {
     sequence.next_position = n;
     fastv::Pruner<float> pruner(prune == nullptr ? fastv::Config{} : prune->config);
     if (prune != nullptr)
-      reference::require(pruner.plan({static_cast<std::size_t>(n), sequence.layers.size(), prune->visual}).status);
+      require(pruner.plan({static_cast<std::size_t>(n), sequence.layers.size(), prune->visual}).status);
     Evidence evidence;
     for (std::size_t layer = 0; layer < sequence.layers.size(); ++layer) {
       hidden = run_layer(layer, hidden, positions, sequence, evidence);
@@ -217,13 +227,13 @@ struct LlamaImpl : torch::nn::Module {
       const fastv::Kept kept =
           by_map ? pruner.prune(fastv::probabilities(evidence.attention), prune.visual)
                  : pruner.prune(fastv::query_key(evidence.query, cache.keys, static_cast<float>(scale)), prune.visual);
-      reference::require(fastv::compact_rows(kept, hidden, 1));
-      reference::require(fastv::compact_rows(kept, positions, 0));
+      require(fastv::compact(kept, hidden, 1));
+      require(fastv::compact(kept, positions, 0));
       indices = *fastv::kept_tensor(kept, hidden);
     } else {
-      const auto kept = by_map ? fastv::prune_on_device(prune.config, evidence.attention, prune.visual)
-                               : fastv::prune_on_device(prune.config, evidence.query, cache.keys, scale, prune.visual);
-      reference::require(kept.status);
+      const auto kept = by_map ? fastv::device::prune(prune.config, evidence.attention, prune.visual)
+                               : fastv::device::prune(prune.config, evidence.query, cache.keys, scale, prune.visual);
+      require(kept.status);
       hidden = hidden.index_select(1, *kept);
       positions = positions.index_select(0, *kept);
       indices = *kept;
@@ -232,18 +242,5 @@ struct LlamaImpl : torch::nn::Module {
   }
 };
 TORCH_MODULE(Llama);
-
-inline torch::Tensor tensor_of(const reference::Matrix& matrix) {
-  return torch::from_blob(const_cast<float*>(matrix.data()), {matrix.rows(), matrix.cols()}).clone();
-}
-
-// A model with the weights of a safetensors file.
-inline Llama load_llama(const reference::DecoderConfig& config, const reference::Tensors& tensors) {
-  Llama llama(config);
-  for (auto& parameter : llama->named_parameters())
-    parameter.value().copy_(tensor_of(tensors.matrix(parameter.key())).view_as(parameter.value()));
-  llama->eval();
-  return llama;
-}
 
 }  // namespace libtorch

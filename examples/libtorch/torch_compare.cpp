@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-#include "../scenes/progress.hpp"
+#include "../common/progress.hpp"
 
 namespace {
 
@@ -90,8 +90,8 @@ template <class Evidence>
 void by_view(State& s, const Evidence& evidence) {
   static fastv::Pruner<float> pruner(config);
   const fastv::Kept kept = pruner.prune(evidence, visual);
-  require(fastv::compact_rows(kept, s.hidden, 1));
-  require(fastv::compact_rows(kept, s.positions, 1));
+  require(fastv::compact(kept, s.hidden, 1));
+  require(fastv::compact(kept, s.positions, 1));
   cut_mask(s);
 }
 void view_of_map(State& s) { by_view(s, fastv::probabilities(s.attention)); }
@@ -103,8 +103,8 @@ void by_indices(State& s, const fastv::Result<at::Tensor>& kept) {
   s.positions = s.positions.index_select(1, *kept);
   cut_mask(s);
 }
-void device_map(State& s) { by_indices(s, fastv::prune_on_device(config, s.attention, visual)); }
-void device_query_key(State& s) { by_indices(s, fastv::prune_on_device(config, s.query, s.key, scale, visual)); }
+void device_map(State& s) { by_indices(s, fastv::device::prune(config, s.attention, visual)); }
+void device_query_key(State& s) { by_indices(s, fastv::device::prune(config, s.query, s.key, scale, visual)); }
 
 // ---- comparison ---------------------------------------------------------------------------------
 

@@ -4,15 +4,30 @@
 #include <ATen/Parallel.h>
 
 #include <cstdio>
+#include <map>
 #include <set>
 
 #include "llama.hpp"
+#include "tensors.hpp"
 
 namespace {
 
 using namespace libtorch;
 
 constexpr double tolerance = 1e-4;
+
+torch::Tensor tensor_of(const reference::Matrix& matrix) {
+  return torch::from_blob(const_cast<float*>(matrix.data()), {matrix.rows(), matrix.cols()}).clone();
+}
+
+// A model with the weights of a golden file.
+Llama load_llama(const reference::DecoderConfig& config, const reference::Tensors& tensors) {
+  Llama llama(config);
+  for (auto& parameter : llama->named_parameters())
+    parameter.value().copy_(tensor_of(tensors.matrix(parameter.key())).view_as(parameter.value()));
+  llama->eval();
+  return llama;
+}
 
 struct Verdict {
   std::map<std::string, double> largest;  // difference of each kind

@@ -23,6 +23,10 @@ std::size_t rounded_up(std::size_t keys) { return (keys + key_step - 1) / key_st
 void require(const fastv::Status& status) {
   if (!status) throw std::invalid_argument(status.message().c_str());
 }
+ggml_tensor* required(const fastv::Result<ggml_tensor*>& tensor) {
+  require(tensor.status);
+  return *tensor;
+}
 
 }  // namespace
 
@@ -182,23 +186,28 @@ class Engine::Graph {
     return output(linear(norm(hidden, model.output_norm()), model.output(), model.output_bias()));
   }
 
-  // hidden and positions become those of the tokens that the stage keeps; adds what it scored by to `scores`.
-  ggml_tensor* prune(fastv::GraphPruner& pruner, ggml_tensor*& hidden, ggml_tensor*& positions, ggml_tensor*& scores) {
+  // What a stage of pruning leaves in the graph: which tokens stayed, and where they were ranked by scores, those and
+  // how many of them rank nothing.
+  struct Stage {
+    ggml_tensor *kept, *scores = nullptr, *counts = nullptr;
+  };
+  // hidden and positions become those of the tokens that the next stage keeps.
+  Stage prune(fastv::graph::Pruner& pruner, ggml_tensor*& hidden, ggml_tensor*& positions) {
     ggml_context* ctx = context();
     const Shape& s = engine_.model_.shape();
-    scores = nullptr;
-    if (pruner.config().selection == fastv::Selection::top_k) {
+    Stage stage{};
+    if (pruner.config(pruner.stage()).selection == fastv::Selection::top_k) {
       ggml_tensor* keys = evidence_.keys;
       // In F32, so that the ranking does not depend on how a backend multiplies its cache's type.
       if (keys->type != GGML_TYPE_F32) keys = ggml_cast(ctx, keys, GGML_TYPE_F32);
-      scores = output(fastv::graph_scores(ctx, evidence_.query, keys, s.attention_scale));
+      stage.scores = output(required(fastv::graph::scores(ctx, evidence_.query, keys, s.attention_scale)));
     }
-    ggml_tensor* kept = engine_.options_.prune_by == PruneBy::graph_exact ? pruner.select_exactly(ctx, scores)
-                                                                          : pruner.select(ctx, scores);
-    pruners_.push_back(&pruner);
-    hidden = fastv::graph_gather(ctx, hidden, kept);
-    positions = fastv::graph_gather_positions(ctx, positions, s.position_axes(), kept);
-    return output(kept);
+    stage.kept = output(required(pruner.select(ctx, stage.scores)));
+    if (const auto counts = pruner.counts(ctx)) stage.counts = output(*counts);
+    pruner_ = &pruner;
+    hidden = ggml_get_rows(ctx, hidden, stage.kept);
+    positions = required(fastv::graph::gather_positions(ctx, positions, s.position_axes(), stage.kept));
+    return stage;
   }
 
   void run(const Progress& progress = {}) {
@@ -208,10 +217,10 @@ class Engine::Graph {
     if (!ggml_backend_sched_alloc_graph(scheduler, graph_))
       throw std::runtime_error("there is no memory to run the prompt: use a shorter one, or smaller pieces");
     for (const Input& in : inputs_) ggml_backend_tensor_set(in.tensor, in.bytes.data(), 0, in.bytes.size());
-    for (const fastv::GraphPruner* pruner : pruners_)
-      pruner->set_inputs([](ggml_tensor* tensor, const void* data, std::size_t bytes) {
+    if (pruner_ != nullptr)
+      require(pruner_->set_inputs([](ggml_tensor* tensor, const void* data, std::size_t bytes) {
         ggml_backend_tensor_set(tensor, data, 0, bytes);
-      });
+      }));
     progress_ = progress;
     layers_total_ = 0;
     for (int i = 0; progress && i < ggml_graph_n_nodes(graph_); ++i)
@@ -298,34 +307,16 @@ class Engine::Graph {
   Evidence evidence_{};
   std::vector<Input> inputs_;
   std::vector<Mask> masks_;
-  std::vector<const fastv::GraphPruner*> pruners_;
+  const fastv::graph::Pruner* pruner_ = nullptr;
   Progress progress_;
   int layers_done_ = 0, layers_total_ = 0;
 };
 
 namespace {
 
-// Nodes of a prefill: about 40 a layer and piece, and those of pruning.
-std::size_t prefill_nodes(const Model& model, std::size_t tokens, std::size_t piece, std::size_t stages) {
-  return size(model.shape().layers) * 48 * ((tokens + piece - 1) / piece) + stages * 4096 + 256;
-}
-
-// The spans that a stage leaves, from shapes alone: each picture in one piece, its quota long.
-std::vector<fastv::TokenSpan> spans_left(const fastv::Config& config, const std::vector<fastv::TokenSpan>& visual) {
-  std::vector<fastv::Index> quotas(visual.size());
-  require(fastv::picture_quotas(config, visual, quotas));
-  std::vector<fastv::TokenSpan> left;
-  std::size_t lost = 0;
-  for (std::size_t i = 0; i < visual.size(); ++i) {
-    if (visual[i].continues || (config.quota == fastv::Quota::pooled && visual.size() > 1))
-      throw std::invalid_argument(
-          "which tokens the next stage finds depends on scores here: several stages inside one graph need a quota per "
-          "picture, and pictures in one piece; use PruneBy::between_graphs");
-    const std::size_t original = visual[i].original == 0 ? visual[i].count : visual[i].original;
-    if (quotas[i] > 0) left.push_back({visual[i].first - lost, quotas[i], 0, false, original});
-    lost += visual[i].count - quotas[i];
-  }
-  return left;
+// Nodes of a prefill, without those of pruning: about 40 a layer and piece.
+std::size_t prefill_nodes(const Model& model, std::size_t tokens, std::size_t piece) {
+  return size(model.shape().layers) * 48 * ((tokens + piece - 1) / piece) + 256;
 }
 
 }  // namespace
@@ -344,10 +335,7 @@ std::vector<float> Engine::embed(const std::vector<std::int32_t>& tokens) const 
 }
 
 fastv::Plan Engine::plan(const Prompt& prompt, const std::vector<fastv::Config>& schedule) const {
-  std::vector<fastv::TokenSpan> scratch(prompt.visual.size());
-  std::vector<fastv::Index> quotas(prompt.visual.size());
-  const auto plan =
-      fastv::make_plan(schedule, {prompt.tokens, size(model_.shape().layers), prompt.visual}, scratch, quotas);
+  const auto plan = fastv::make_plan(schedule, {prompt.tokens, size(model_.shape().layers), prompt.visual});
   require(plan.status);
   return *plan;
 }
@@ -358,21 +346,18 @@ Prefill Engine::prefill(const Prompt& prompt, const std::vector<fastv::Config>& 
     return prefill_between_graphs(prompt, schedule, cache, progress);
   const auto start = Clock::now();
   const Shape& s = model_.shape();
-  Graph graph(*this, &cache, prefill_nodes(model_, prompt.tokens, options_.piece, schedule.size()));
+  fastv::graph::Pruner pruner{fastv::Span<const fastv::Config>(schedule)};
+  require(pruner.begin({prompt.tokens, size(s.layers), prompt.visual}).status);
+  Graph graph(*this, &cache,
+              prefill_nodes(model_, prompt.tokens, options_.piece) + pruner.nodes() + 64 * schedule.size());
   ggml_tensor* hidden = graph.input(GGML_TYPE_F32, {s.hidden, whole(prompt.tokens)}, prompt.embeddings);
   ggml_tensor* positions = graph.input(GGML_TYPE_I32, {whole(prompt.positions.size())}, prompt.positions);
-  std::vector<fastv::GraphPruner> pruners;
-  for (const fastv::Config& config : schedule) pruners.emplace_back(config);
-  std::vector<ggml_tensor*> kept, scores;
-  std::vector<fastv::TokenSpan> visual = prompt.visual;
+  std::vector<Graph::Stage> stages;
   std::size_t begin = 0;
-  for (fastv::GraphPruner& pruner : pruners) {
-    hidden = graph.layers(begin, pruner.config().filtering_layer, hidden, positions);
-    begin = pruner.config().filtering_layer;
-    require(pruner.plan({size(hidden->ne[1]), size(s.layers), visual}).status);
-    scores.push_back(nullptr);
-    kept.push_back(graph.prune(pruner, hidden, positions, scores.back()));
-    if (kept.size() < schedule.size()) visual = spans_left(pruner.config(), visual);
+  for (const fastv::Config& config : schedule) {
+    hidden = graph.layers(begin, config.filtering_layer, hidden, positions);
+    begin = config.filtering_layer;
+    stages.push_back(graph.prune(pruner, hidden, positions));
   }
   hidden = graph.layers(begin, size(s.layers), hidden, positions);
   ggml_tensor* logits = graph.logits(hidden);
@@ -382,13 +367,14 @@ Prefill Engine::prefill(const Prompt& prompt, const std::vector<fastv::Config>& 
   result.logits = graph.read<float>(logits);
   result.kept.resize(prompt.tokens);
   std::iota(result.kept.begin(), result.kept.end(), fastv::Index{0});
-  for (std::size_t i = 0; i < kept.size(); ++i) {
-    require(pruners[i].status());
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Graph::Stage& stage = stages[i];
+    if (stage.counts != nullptr) require(pruner.selected(graph.read<float>(stage.counts), i).status);
     std::vector<fastv::Index> left;
-    for (const std::int32_t index : graph.read<std::int32_t>(kept[i]))
+    for (const std::int32_t index : graph.read<std::int32_t>(stage.kept))
       left.push_back(result.kept[static_cast<std::size_t>(index)]);
     result.kept = std::move(left);
-    result.scores.push_back(scores[i] == nullptr ? std::vector<float>{} : graph.read<float>(scores[i]));
+    result.scores.push_back(stage.scores == nullptr ? std::vector<float>{} : graph.read<float>(stage.scores));
   }
   cache.next_position_ = prompt.next_position;
   result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -411,7 +397,7 @@ Prefill Engine::prefill_between_graphs(const Prompt& prompt, const std::vector<f
   for (std::size_t stage = 0; stage <= schedule.size(); ++stage) {
     const std::size_t tokens = prompt_positions.size();
     const std::size_t end = stage < schedule.size() ? schedule[stage].filtering_layer : size(s.layers);
-    Graph graph(*this, &cache, prefill_nodes(model_, tokens, options_.piece, 1));
+    Graph graph(*this, &cache, prefill_nodes(model_, tokens, options_.piece));
     ggml_tensor* x = graph.input(GGML_TYPE_F32, {s.hidden, whole(tokens)}, hidden);
     ggml_tensor* ids = graph.input(GGML_TYPE_I32, {whole(positions.size())}, positions);
     ggml_tensor* out = graph.layers(begin, end, x, ids);
@@ -444,7 +430,8 @@ Prefill Engine::prefill_between_graphs(const Prompt& prompt, const std::vector<f
       ggml_tensor host_query = *query, host_keys = *keys;  // the same shapes, in host memory
       host_query.data = query_data.data();
       host_keys.data = key_data.data();
-      kept = fastv::prune(pruner, &host_query, &host_keys, s.attention_scale, visual);
+      host_query.buffer = host_keys.buffer = nullptr;
+      kept = pruner.prune(fastv::query_key(&host_query, &host_keys, s.attention_scale), visual);
       require(kept.status);
     }
     std::vector<float> scores(pruner.scores().empty() ? 0 : tokens);
@@ -454,14 +441,11 @@ Prefill Engine::prefill_between_graphs(const Prompt& prompt, const std::vector<f
     result.scores.push_back(std::move(scores));
     require(fastv::compact(kept, fastv::rows(hidden.data(), tokens, size(s.hidden))));
     require(fastv::compact(kept, fastv::position_axes(positions.data(), axes, tokens)));
-    require(fastv::compact(kept, fastv::Span<fastv::Index>(prompt_positions)));
-    const auto left = fastv::remaining(kept.indices, std::vector<fastv::TokenSpan>(visual), visual);
+    require(fastv::compact(kept, prompt_positions));
+    const auto left = fastv::next_spans(kept, visual, visual);
     require(left.status);
     visual.resize(*left);
     hidden.resize(kept.size() * size(s.hidden));
-    // The axes lie `tokens` apart still: close the gaps.
-    for (std::size_t axis = 1; axis < axes; ++axis)
-      std::copy_n(positions.begin() + whole(axis * tokens), kept.size(), positions.begin() + whole(axis * kept.size()));
     positions.resize(axes * kept.size());
     prompt_positions.resize(kept.size());
     begin = end;

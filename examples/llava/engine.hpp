@@ -21,10 +21,9 @@ struct Prompt {
   std::size_t tokens = 0;  // n
 };
 
-// How pruning is done; the kept tokens are the same but for ties.
+// How pruning is done; the kept tokens are the same.
 enum class PruneBy {
   graph,          // nodes of the one graph of the whole prefill (default)
-  graph_exact,    // the same, with the core's own select() as a node
   between_graphs  // two graphs, and fastv::Pruner on host memory between them
 };
 

@@ -2,7 +2,7 @@
 #include <chrono>
 #include <cstdio>
 
-#include "../scenes/progress.hpp"
+#include "../common/progress.hpp"
 #include "report.hpp"
 
 namespace {

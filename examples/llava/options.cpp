@@ -3,7 +3,7 @@
 #include <functional>
 #include <map>
 
-#include "../command_line.hpp"
+#include "../common/command_line.hpp"
 
 namespace llava {
 
@@ -47,8 +47,8 @@ const char* usage() {
          "  --fastv-score RULE    last: by the last prompt token's attention (default); window: the same, shared out\n"
          "                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; random;\n"
          "                        uniform: an even grid alone\n"
-         "  --fastv-by WAY        graph: inside the graph, on whichever device it runs on (default); exact: the same\n"
-         "                        with the core's rule for ties; host: between two graphs\n"
+         "  --fastv-by WAY        graph: inside the graph, on whichever device it runs on (default); host: between\n"
+         "                        two graphs\n"
          "  --no-fastv            keep every token\n"
          "\n"
          "  --compare             run unpruned and pruned, and print both side by side\n"
@@ -100,8 +100,8 @@ Options read_options(int count, char** arguments) {
        }},
       {"--fastv-by",
        [&](const std::string& o, const std::string& v) {
-         options.engine.prune_by = one_of<PruneBy>(
-             o, v, {{"graph", PruneBy::graph}, {"exact", PruneBy::graph_exact}, {"host", PruneBy::between_graphs}});
+         options.engine.prune_by =
+             one_of<PruneBy>(o, v, {{"graph", PruneBy::graph}, {"host", PruneBy::between_graphs}});
        }},
       {"--overlay", store(options.overlay)},
       {"--json", store(options.json)},
@@ -143,7 +143,7 @@ Options read_options(int count, char** arguments) {
   if (options.compare && !prune) refuse("--compare needs something to compare with: leave --no-fastv out");
   if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
   if (prune) {
-    if (const fastv::Status status = check(fastv); !status) refuse(status.message().c_str());
+    if (const fastv::Status status = validate(fastv); !status) refuse(status.message().c_str());
     options.schedule = {fastv};
   } else {
     options.schedule.clear();

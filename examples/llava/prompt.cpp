@@ -4,8 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "../common/picture.hpp"
 #include "../reference/tensors.hpp"
-#include "../scenes/picture.hpp"
 
 namespace llava {
 

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "../scenes/canvas.hpp"
+#include "../common/canvas.hpp"
 
 namespace llava {
 

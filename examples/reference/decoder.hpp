@@ -1,40 +1,23 @@
 // The reference decoder: a LLaMA-family transformer on Eigen that prunes in its own layer loop, with fastv's public
-// API and nothing else. RMSNorm, rotate-half RoPE, grouped-query attention, optional QKV bias (Qwen), SwiGLU, a KV
-// cache with a length per layer, greedy decoding. It is written to be read and to be right; it is the slow oracle of
-// the tests.
+// API and nothing else: see prefill(). RMSNorm, rotate-half RoPE, grouped-query attention, optional QKV bias (Qwen),
+// SwiGLU, a KV cache with a length per layer, greedy decoding. It is written to be read and to be right.
 //
 // Shapes: n prompt tokens, m kept tokens, t tokens of this call, d hidden width, H query heads, G KV heads, c head
 // dimension. One row per token.
 #pragma once
 
-#include <functional>
 #include <limits>
 
 #include "evidence.hpp"
 
 namespace reference {
 
-enum class Mode {
-  once,         // drop tokens after layer K of the prefill, and decode on the shorter cache
-  mask,         // run every token through every layer, but hide the dropped ones' keys from layer K on: the slow oracle
-  mask_anew,    // mask, and every decoding step hides what its own ranking drops: re-ranking over a full cache
-  prefill_anew  // no cache: every decoding step runs the whole sequence again and prunes it by the newest token's row
-};
-
-// What to prune, and what to look at on the way. Every field may stay as it is: no pruning, no looking.
-struct PrefillOptions {
-  std::vector<fastv::Pruner<float>*> stages = {};  // filtering layers ascending
-  std::vector<fastv::TokenSpan> visual = {};       // positions within this prompt
-  Mode mode = Mode::once;
-  EvidenceKind evidence = EvidenceKind::query_key;
-  // Chunked prefill: rows run at a time, 0 for all. The layers below each stage run for every chunk before the stage.
-  Eigen::Index chunk = 0;
-  // Called after each layer with its output [t, d], before any pruning.
-  std::function<void(std::size_t layer, const Matrix& hidden)> on_hidden = {};
-  // Called with each layer's attention probabilities [H, t, keys].
-  std::function<void(std::size_t layer, const fastv::Probabilities<float>&)> on_attention = {};
-  // Called after each stage with what its pruner kept.
-  std::function<void(const fastv::Kept&)> on_kept = {};
+// How a prompt is pruned, and what of it stays.
+struct Pruning {
+  fastv::Pruner<float> pruner;
+  std::vector<fastv::TokenSpan> visual;             // positions within this prompt
+  EvidenceKind evidence = EvidenceKind::query_key;  // what it scores by
+  fastv::Kept kept = {};                            // of the last prefill
 };
 
 class Decoder {
@@ -69,6 +52,7 @@ class Decoder {
     }
   }
 
+  const DecoderConfig& config() const { return config_; }
   const fastv::ModelShape& shape() const { return config_.shape; }
 
   // [t] token ids -> [t, d]
@@ -83,107 +67,58 @@ class Decoder {
     return out;
   }
 
-  // Runs a prompt [n, d] behind what the sequence already holds (a new one, or earlier turns). Returns the last layer's
-  // output: [m, d] once pruned, [n, d] else.
-  Matrix prefill(Matrix hidden, Sequence& sequence, const PrefillOptions& options = {}) const {
-    sequence.layers.resize(layers_.size());
-    std::vector<std::int64_t> positions(static_cast<std::size_t>(hidden.rows()));
-    std::iota(positions.begin(), positions.end(), sequence.next_position);
-    sequence.next_position += hidden.rows();
-    check_plan(options, hidden);
+  // Runs a prompt [n, d] behind what the sequence already holds (a new one, or earlier turns), and prunes it after layer
+  // K. Returns the last layer's output [m, d].
+  Matrix prefill(Matrix hidden, Sequence& sequence, Pruning& pruning) const {
+    auto& [pruner, visual, evidence, stayed] = pruning;
+    std::vector<std::int64_t> positions = next_positions(hidden.rows(), sequence);
+    require(pruner.plan({positions.size(), layers_.size(), visual}).status);
 
-    std::vector<fastv::TokenSpan> visual = options.visual;
+    const auto shorten = [&](const fastv::Kept& kept) {
+      require(fastv::compact(kept, hidden));
+      require(fastv::compact(kept, positions));
+      positions.resize(kept.size());
+      return kept;
+    };
     LayerRun run;
-    for (std::size_t begin = 0; begin < layers_.size();) {
-      std::size_t end = layers_.size();  // of the layers that run before the next stage
-      for (fastv::Pruner<float>* pruner : options.stages) {
-        if (pruner->due(begin)) {  // `begin` layers have run
-          const fastv::Kept kept = prune_by(options.evidence, *pruner, visual, config_, run, hidden,
-                                            begin == 0 ? nullptr : &sequence.layers[begin - 1]);
-          if (options.on_kept) options.on_kept(kept);
-          if (options.mode == Mode::mask || options.mode == Mode::mask_anew) {
-            hide_dropped(kept, hidden.rows(), begin, sequence);
-          } else {
-            require(fastv::compact_rows(kept, hidden));
-            require(fastv::compact(kept, fastv::Span<std::int64_t>(positions)));
-            positions.resize(kept.size());
-            const auto left = fastv::remaining(kept.indices, std::vector<fastv::TokenSpan>(visual), visual);
-            require(left.status);
-            visual.resize(*left);
-          }
-        }
-        if (pruner->config().filtering_layer > begin) end = (std::min)(end, pruner->config().filtering_layer);
-      }
-      run_layers(begin, end, hidden, positions, sequence, options, run);
-      begin = end;
+    run.keep_map = evidence == EvidenceKind::probabilities;
+    if (pruner.due(0)) stayed = shorten(pruner.prune(fastv::NoEvidence{positions.size()}, visual));
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+      run_layer(layer, hidden, positions, sequence, run);
+      if (pruner.due(layer + 1))
+        stayed = shorten(prune_by(evidence, pruner, visual, config_, run, hidden, sequence.layers[layer]));
     }
     return hidden;
   }
 
-  // Feeds one token; returns the logits [1, vocabulary] of the next. options: those of the prefill, for
-  // Mode::mask_anew.
-  RowVector decode(int token, Sequence& sequence, const PrefillOptions& options = {}) const {
-    Matrix hidden = embed({token});
-    const std::vector<std::int64_t> positions{sequence.next_position++};
+  // The same without pruning: [n, d].
+  Matrix prefill(Matrix hidden, Sequence& sequence) const {
+    const std::vector<std::int64_t> positions = next_positions(hidden.rows(), sequence);
     LayerRun run;
-    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-      for (fastv::Pruner<float>* pruner : options.stages)
-        if (options.mode == Mode::mask_anew && pruner->due(layer)) rank_anew(*pruner, options, layer, sequence, run);
-      run_layer(layer, hidden, positions, sequence, run);
-    }
-    return logits(hidden, sequence);
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) run_layer(layer, hidden, positions, sequence, run);
+    return hidden;
   }
+
+  // Feeds one token; returns the logits [1, vocabulary] of the next.
+  RowVector decode(int token, Sequence& sequence) const { return logits(prefill(embed({token}), sequence), sequence); }
 
   // Final norm and output head: hidden states [t, d] -> [t, vocabulary].
   Matrix logits(const Matrix& hidden, Sequence& sequence) const {
     return multiply(rms_norm(hidden, final_norm_, config_.rms_norm_eps), head_, sequence);
   }
 
- private:
-  struct Layer {
-    Matrix attention_norm, ffn_norm;          // [1, d]
-    Matrix query, key, value, output;         // [H c, d], [G c, d], [G c, d], [d, H c]
-    Matrix gate, up, down;                    // [f, d], [f, d], [d, f]
-    Matrix query_bias, key_bias, value_bias;  // [1, H c], [1, G c], [1, G c]; zero where the model has none
-  };
+  // ---- for loops of other shapes: chunks, several stages, masks ---------------------------------
 
-  // The settings against this model and this prompt, before anything runs.
-  void check_plan(const PrefillOptions& options, const Matrix& hidden) const {
-    std::vector<fastv::Config> schedule;
-    for (const fastv::Pruner<float>* pruner : options.stages) schedule.push_back(pruner->config());
-    std::vector<fastv::TokenSpan> scratch(options.visual.size());
-    std::vector<fastv::Index> quotas(options.visual.size());
-    require(fastv::make_plan(schedule, {static_cast<std::size_t>(hidden.rows()), layers_.size(), options.visual},
-                             scratch, quotas)
-                .status);
+  // Position ids of a sequence's next rows.
+  std::vector<std::int64_t> next_positions(Eigen::Index rows, Sequence& sequence) const {
+    sequence.layers.resize(layers_.size());
+    std::vector<std::int64_t> positions(static_cast<std::size_t>(rows));
+    std::iota(positions.begin(), positions.end(), sequence.next_position);
+    sequence.next_position += rows;
+    return positions;
   }
 
-  // Layers begin .. end - 1 on every row of hidden, a chunk of rows after the other.
-  void run_layers(std::size_t begin, std::size_t end, Matrix& hidden, const std::vector<std::int64_t>& positions,
-                  Sequence& sequence, const PrefillOptions& options, LayerRun& run) const {
-    const Eigen::Index chunk = options.chunk == 0 ? hidden.rows() : options.chunk;
-    for (Eigen::Index first = 0; first < hidden.rows(); first += chunk) {
-      const Eigen::Index rows = (std::min)(chunk, hidden.rows() - first);
-      Matrix part = hidden.middleRows(first, rows);  // [t, d]
-      const std::vector<std::int64_t> part_positions(positions.begin() + first, positions.begin() + first + rows);
-      for (std::size_t layer = begin; layer < end; ++layer) {
-        run.keep_map = options.on_attention || (layer + 1 == end && options.evidence == EvidenceKind::probabilities);
-        run_layer(layer, part, part_positions, sequence, run);
-        if (options.on_attention)
-          options.on_attention(layer, map_view(config_, run, rows, sequence.layers[layer].length));
-        if (options.on_hidden) options.on_hidden(layer, part);
-      }
-      hidden.middleRows(first, rows) = part;
-    }
-  }
-
-  // x w^T, counted.
-  template <class X, class W>
-  static Matrix multiply(const X& x, const W& w, Sequence& sequence) {
-    sequence.macs += static_cast<std::uint64_t>(x.rows() * x.cols() * w.rows());
-    return linear(x, w);
-  }
-
+  // One layer on rows [t, d], in place; their keys and values go behind those of the sequence.
   void run_layer(std::size_t index, Matrix& hidden, const std::vector<std::int64_t>& positions, Sequence& sequence,
                  LayerRun& run) const {
     const Layer& w = layers_[index];
@@ -201,6 +136,21 @@ class Decoder {
     x = rms_norm(hidden, w.ffn_norm, config_.rms_norm_eps);
     const Matrix gated = silu(multiply(x, w.gate, sequence)).cwiseProduct(multiply(x, w.up, sequence));  // [t, f]
     hidden += multiply(gated, w.down, sequence);
+  }
+
+ private:
+  struct Layer {
+    Matrix attention_norm, ffn_norm;          // [1, d]
+    Matrix query, key, value, output;         // [H c, d], [G c, d], [G c, d], [d, H c]
+    Matrix gate, up, down;                    // [f, d], [f, d], [d, f]
+    Matrix query_bias, key_bias, value_bias;  // [1, H c], [1, G c], [1, G c]; zero where the model has none
+  };
+
+  // x w^T, counted.
+  template <class X, class W>
+  static Matrix multiply(const X& x, const W& w, Sequence& sequence) {
+    sequence.macs += static_cast<std::uint64_t>(x.rows() * x.cols() * w.rows());
+    return linear(x, w);
   }
 
   static void append(Sequence::LayerCache& cache, const Matrix& key, const Matrix& value) {
@@ -237,34 +187,6 @@ class Decoder {
     return out;
   }
 
-  // Ranks the visual tokens by the newest token's row in layer - 1, and hides the dropped ones from it in `layer` and
-  // those behind. For sequences of one prompt.
-  void rank_anew(fastv::Pruner<float>& pruner, const PrefillOptions& options, std::size_t layer, Sequence& sequence,
-                 const LayerRun& run) const {
-    const auto keys = static_cast<std::size_t>(sequence.layers[layer - 1].length);
-    const auto evidence = fastv::query_key(run.query, sequence.layers[layer - 1].keys, keys, config_.shape.heads,
-                                           config_.shape.kv_heads, scale_of(config_));
-    const fastv::Kept kept = require(pruner.prune(evidence, options.visual));
-    if (options.on_kept) options.on_kept(kept);
-    RowVector mask(static_cast<Eigen::Index>(keys));
-    require(fastv::keep_bias(kept.indices, keys, {mask.data(), keys}, -std::numeric_limits<float>::infinity()));
-    for (; layer < layers_.size(); ++layer) sequence.layers[layer].mask = mask;
-  }
-
-  // Layers from `layer` on do not see the dropped ones of this prompt's `rows` keys.
-  static void hide_dropped(const fastv::Kept& kept, Eigen::Index rows, std::size_t layer, Sequence& sequence) {
-    for (; layer < sequence.layers.size(); ++layer) {
-      Sequence::LayerCache& cache = sequence.layers[layer];
-      // A stage behind the first finds this prompt's mask in place; the layer itself has not run yet.
-      const Eigen::Index past = cache.length;
-      RowVector mask = RowVector::Zero(past + rows);
-      mask.head((std::min)(past, cache.mask.cols())) = cache.mask.head((std::min)(past, cache.mask.cols()));
-      mask.tail(rows).setConstant(-std::numeric_limits<float>::infinity());
-      for (const fastv::Index index : kept) mask[past + index] = 0;
-      cache.mask = mask;
-    }
-  }
-
   DecoderConfig config_;
   Matrix embeddings_, final_norm_, head_;
   std::vector<Layer> layers_;
@@ -276,33 +198,14 @@ inline int argmax(const RowVector& logits) {
   return static_cast<int>(best);
 }
 
-// One step of greedy decoding: the logits [1, vocabulary] behind the token, and the sequence before it is fed.
-struct Step {
-  int token;
-  const RowVector& logits;
-  const Sequence& sequence;
-};
-
-// Greedy decoding of a prompt [n, d], up to `steps` tokens or the first for which on_step returns false.
-inline std::vector<int> generate(const Decoder& decoder, Matrix prompt, std::size_t steps,
-                                 const PrefillOptions& options, Sequence& sequence,
-                                 const std::function<bool(const Step&)>& on_step = {}) {
+// Greedy decoding behind a prefill, whose last row of logits is given: up to `steps` tokens, or to the token `end`.
+inline std::vector<int> generate(const Decoder& decoder, RowVector logits, std::size_t steps, Sequence& sequence,
+                                 int end = -1) {
   std::vector<int> tokens;
-  Matrix hidden = decoder.prefill(prompt, sequence, options);
-  RowVector logits = decoder.logits(hidden.bottomRows(1), sequence);
   while (tokens.size() < steps) {
     tokens.push_back(argmax(logits));
-    if (on_step && !on_step({tokens.back(), logits, sequence})) break;
-    if (tokens.size() == steps) break;
-    if (options.mode == Mode::prefill_anew) {
-      sequence = Sequence{};
-      prompt.conservativeResize(prompt.rows() + 1, prompt.cols());
-      prompt.bottomRows(1) = decoder.embed({tokens.back()});
-      hidden = decoder.prefill(prompt, sequence, options);
-      logits = decoder.logits(hidden.bottomRows(1), sequence);
-    } else {
-      logits = decoder.decode(tokens.back(), sequence, options);
-    }
+    if (tokens.back() == end || tokens.size() == steps) break;
+    logits = decoder.decode(tokens.back(), sequence);
   }
   return tokens;
 }

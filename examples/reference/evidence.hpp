@@ -6,72 +6,30 @@
 #include <fastv/fastv.hpp>
 #include <numeric>
 
+#include "model.hpp"
 #include "ops.hpp"
 
 namespace reference {
-
-struct DecoderConfig {
-  fastv::ModelShape shape;
-  float rms_norm_eps = 1e-6f;
-  float rope_theta = 10000;
-};
-
-// The fields of a Hugging Face config.json (of its text_config, in a LLaVA).
-inline DecoderConfig decoder_config(const nlohmann::json& json) {
-  const auto positive = [&](const char* field) {
-    const std::int64_t value = whole_number(json, field);
-    if (value <= 0 || value > (1 << 24))
-      throw std::runtime_error(std::string("config: ") + field + " is " + std::to_string(value) +
-                               ", which is no size of a decoder");
-    return static_cast<std::size_t>(value);
-  };
-  const auto optional = [&](const char* field, std::size_t otherwise) {
-    return json.contains(field) && !json[field].is_null() ? positive(field) : otherwise;
-  };
-  DecoderConfig config;
-  fastv::ModelShape& s = config.shape;
-  s = {positive("num_hidden_layers"),
-       positive("hidden_size"),
-       positive("num_attention_heads"),
-       0,
-       0,
-       positive("intermediate_size"),
-       3,
-       positive("vocab_size")};
-  s.kv_heads = optional("num_key_value_heads", s.heads);
-  s.head_dim = optional("head_dim", s.hidden / s.heads);
-  if (s.heads % s.kv_heads != 0 || s.head_dim == 0 || s.head_dim % 2 != 0)
-    throw std::runtime_error("config: " + std::to_string(s.heads) + " heads of dimension " +
-                             std::to_string(s.head_dim) + " with " + std::to_string(s.kv_heads) +
-                             " KV heads: heads must be a multiple of KV heads, and the dimension even");
-  if (json.value("hidden_act", "silu") != "silu")
-    throw std::runtime_error("config: hidden_act is " + json["hidden_act"].dump() + " but only \"silu\" is known");
-  if (json.contains("rope_scaling") && !json["rope_scaling"].is_null())
-    throw std::runtime_error("config: rope_scaling is set but not supported");
-  config.rms_norm_eps = json.value("rms_norm_eps", 1e-6f);
-  config.rope_theta = json.value("rope_theta", 10000.0f);
-  return config;
-}
 
 // One sequence: its KV cache, and where it stands.
 struct Sequence {
   struct LayerCache {
     Matrix keys, values;      // [capacity, G c], the first `length` rows in use
     Eigen::Index length = 0;  // layers below K: n + t; layers from K on: m + t
-    RowVector mask;           // mask mode: -infinity for keys this layer does not see, 0 for the others; may be shorter
+    RowVector mask;           // -infinity for keys this layer does not see, 0 for the others; may be shorter, or empty
   };
   std::vector<LayerCache> layers;
   std::int64_t next_position = 0;  // position id of the next token, the same in every layer
   std::uint64_t macs = 0;          // multiply-adds spent so far
 };
 
-// What a stage scores by; see fastv/scorers.hpp.
+// What a stage scores by; see fastv/evidence.hpp and fastv/remedies.hpp.
 enum class EvidenceKind {
   query_key,       // the last rows' queries and the keys in the cache (default)
   probabilities,   // the attention map
   rope_free,       // queries and keys with their rotation undone
   value_weighted,  // probabilities times the length of the value
-  text_raters,     // the mean over those text rows behind the pictures that are relevant to them
+  text_raters,     // the mean over those text rows behind the images that are relevant to them
   keys_only        // the keys' lengths: no query at all
 };
 
@@ -94,6 +52,7 @@ inline float scale_of(const DecoderConfig& config) {
   return 1.0f / std::sqrt(static_cast<float>(config.shape.head_dim));
 }
 
+// The map of a layer that ran on t rows and has `keys` keys in its cache.
 inline fastv::Probabilities<float> map_view(const DecoderConfig& config, const LayerRun& run, Eigen::Index t,
                                             Eigen::Index keys) {
   return fastv::probabilities(run.map.data(), config.shape.heads, static_cast<std::size_t>(t),
@@ -103,30 +62,26 @@ inline fastv::Probabilities<float> map_view(const DecoderConfig& config, const L
 // RoPE-free: queries and keys with their rotation undone. For a sequence without gaps in its position ids below this
 // layer, as prefill() gives them: key j stands at position j.
 inline fastv::Kept prune_rope_free(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& rotated,
-                                   const std::vector<fastv::TokenSpan>& visual, const DecoderConfig& config,
-                                   const LayerRun& run) {
-  const std::size_t c = config.shape.head_dim, heads = config.shape.heads, rows = rotated.rows;
+                                   const std::vector<fastv::TokenSpan>& visual, const DecoderConfig& config) {
+  const fastv::Heads<float>&query = rotated.query, &key = rotated.key;
+  const std::size_t c = key.dim;
   std::vector<float> frequencies(c / 2);
   for (std::size_t i = 0; i < c / 2; ++i)
     frequencies[i] = 1.0f / std::pow(config.rope_theta, static_cast<float>(2 * i) / static_cast<float>(c));
-  std::vector<fastv::Index> positions(rotated.keys);
+  std::vector<fastv::Index> positions(key.tokens);
   std::iota(positions.begin(), positions.end(), fastv::Index{0});
-  std::vector<float> keys(rotated.kv_heads * rotated.keys * c), queries(heads * rows * c);
-  require(fastv::unrotate(fastv::keys_of(rotated), fastv::Rope{frequencies, positions}, fastv::Span<float>(keys)));
-  const fastv::Span<const fastv::Index> last(positions.data() + (rotated.keys - rows), rows);
-  require(fastv::unrotate(fastv::head_vectors(run.query.data(), heads, rows, c, fastv::KvLayout::token_major),
-                          fastv::Rope{frequencies, last}, fastv::Span<float>(queries)));
+  const fastv::Span<const fastv::Index> last(positions.data() + (key.tokens - query.tokens), query.tokens);
+
+  std::vector<float> keys(key.heads * key.tokens * c), queries(query.heads * query.tokens * c);
+  require(fastv::unrotate(key, fastv::Rope{frequencies, positions}, keys));
+  require(fastv::unrotate(query, fastv::Rope{frequencies, last}, queries));
   fastv::QueryKey<float> evidence = rotated;
-  evidence.query = queries.data();  // [H, rows, c]
-  evidence.query_head_stride = static_cast<std::ptrdiff_t>(rows * c);
-  evidence.query_row_stride = static_cast<std::ptrdiff_t>(c);
-  evidence.key = keys.data();  // [G, keys, c]
-  evidence.key_head_stride = static_cast<std::ptrdiff_t>(rotated.keys * c);
-  evidence.key_token_stride = static_cast<std::ptrdiff_t>(c);
+  evidence.query = fastv::heads(queries.data(), fastv::HeadMajor{query.heads, query.tokens, c});
+  evidence.key = fastv::heads(keys.data(), fastv::HeadMajor{key.heads, key.tokens, c});
   return require(pruner.prune(evidence, visual));
 }
 
-// Text raters: the rows behind the last picture whose hidden states are relevant to the pictures.
+// Text raters: the rows behind the last image whose hidden states are relevant to the images.
 inline fastv::Kept prune_by_raters(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& evidence,
                                    const std::vector<fastv::TokenSpan>& visual, const Matrix& hidden) {
   if (visual.empty()) return require(pruner.prune(evidence, visual));
@@ -142,43 +97,40 @@ inline fastv::Kept prune_by_raters(fastv::Pruner<float>& pruner, const fastv::Qu
   config.score_rows = fastv::ScoreRows::listed;
   config.listed_rows = rows;
   std::vector<float> scores(fastv::visual_tokens(visual)), scratch(fastv::score_scratch(evidence));
-  require(fastv::score<float>(config, evidence, visual, fastv::Span<float>(scores), fastv::Span<float>(scratch)));
+  require(fastv::score<float>(config, evidence, visual, scores, scratch));
   return require(pruner.prune(fastv::Scores<float>{scores, tokens}, visual));
 }
 
-// Prunes by the layer that has just run and its cache (null before the first layer). hidden: that layer's output on
-// this prompt's tokens [n, d]; the cache may hold earlier turns in front of them.
+// Prunes by the layer that has just run and its cache. hidden: that layer's output on this prompt's tokens [n, d]; the
+// cache may hold earlier turns in front of them.
 inline fastv::Kept prune_by(EvidenceKind kind, fastv::Pruner<float>& pruner,
                             const std::vector<fastv::TokenSpan>& visual, const DecoderConfig& config,
-                            const LayerRun& run, const Matrix& hidden, const Sequence::LayerCache* cache) {
-  const auto tokens = static_cast<std::size_t>(hidden.rows());
-  if (cache == nullptr) return require(pruner.prune(fastv::NoEvidence{tokens}, visual));
-  const std::size_t past = static_cast<std::size_t>(cache->length) - tokens;
+                            const LayerRun& run, const Matrix& hidden, const Sequence::LayerCache& cache) {
+  const auto tokens = static_cast<std::size_t>(hidden.rows()), keys = static_cast<std::size_t>(cache.length);
+  const std::size_t past = keys - tokens;
   if (kind == EvidenceKind::probabilities) {
-    auto evidence = map_view(config, run, run.query.rows(), cache->length);
+    auto evidence = map_view(config, run, run.query.rows(), cache.length);
     evidence.past = past;
     return require(pruner.prune(evidence, visual));
   }
 
-  auto evidence = fastv::query_key(run.query, cache->keys, past + tokens, config.shape.heads, config.shape.kv_heads,
-                                   scale_of(config));
+  auto evidence = fastv::query_key(fastv::heads(run.query, config.shape.heads),
+                                   fastv::heads(cache.keys, config.shape.kv_heads, keys), scale_of(config));
   evidence.past = past;
-  RowVector mask = RowVector::Zero(cache->mask.cols() > 0 ? cache->length : 0);  // of an earlier stage in mask mode
-  mask.head(cache->mask.cols()) = cache->mask;
-  evidence.bias = {mask.data(), static_cast<std::size_t>(mask.size())};
+  RowVector mask = RowVector::Zero(cache.mask.cols() > 0 ? cache.length : 0);
+  mask.head(cache.mask.cols()) = cache.mask;
+  evidence.bias = mask;
   std::vector<float> norms;
   switch (kind) {
     case EvidenceKind::query_key:
     case EvidenceKind::probabilities: break;
-    case EvidenceKind::rope_free: return prune_rope_free(pruner, evidence, visual, config, run);
+    case EvidenceKind::rope_free: return prune_rope_free(pruner, evidence, visual, config);
     case EvidenceKind::text_raters: return prune_by_raters(pruner, evidence, visual, hidden);
-    case EvidenceKind::keys_only:
-      return require(pruner.prune(fastv::KeysOnly<float>{fastv::keys_of(evidence), past}, visual));
+    case EvidenceKind::keys_only: return require(pruner.prune(fastv::KeysOnly{evidence.key, past}, visual));
     case EvidenceKind::value_weighted: {
       norms.resize(config.shape.kv_heads * fastv::visual_tokens(visual));
-      fastv::HeadVectors<float> values = fastv::keys_of(evidence);
-      values.data = cache->values.data();
-      require(fastv::value_norms(values, visual, fastv::Span<float>(norms), past));
+      const auto values = fastv::heads(cache.values, config.shape.kv_heads, keys);
+      require(fastv::value_norms(values, visual, norms, past));
       evidence.value_norms = norms;
       break;
     }

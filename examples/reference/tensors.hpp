@@ -17,14 +17,6 @@ namespace reference {
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using RowVector = Eigen::RowVectorXf;
 
-// The whole number `field` of a JSON object. nlohmann's own conversion takes 1e99 too, which is undefined.
-inline std::int64_t whole_number(const nlohmann::json& json, const char* field) {
-  const nlohmann::json& value = json.at(field);
-  if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() >> 63 != 0))
-    throw std::runtime_error(std::string(field) + " is " + value.dump() + " but must be a whole number");
-  return value.get<std::int64_t>();
-}
-
 class Tensors {
  public:
   explicit Tensors(const std::string& path) : path_(path) {

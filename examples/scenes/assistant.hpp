@@ -8,17 +8,17 @@
 #include <chrono>
 #include <optional>
 
+#include "../common/picture.hpp"
 #include "../reference/decoder.hpp"
-#include "picture.hpp"
 #include "vision.hpp"
 #include "words.hpp"
 
 namespace scenes {
 
-// What the decoder reads: text, picture, text.
+// What the decoder reads: text, image, text.
 struct Prompt {
   Matrix embeddings;        // [n, D]
-  fastv::TokenSpan visual;  // where the picture's tokens stand
+  fastv::TokenSpan visual;  // where the image's tokens stand
 
   std::size_t tokens() const { return static_cast<std::size_t>(embeddings.rows()); }
 };
@@ -82,52 +82,45 @@ class Assistant {
   Answer answer(const Prompt& prompt, const std::optional<Pruning>& pruning = {}, std::size_t max_words = 16) const {
     Answer answer;
     answer.plan = pruning ? require(plan(prompt, pruning->config)) : whole_plan(prompt);
-    std::optional<fastv::Pruner<float>> pruner;
-    if (pruning) pruner.emplace(pruning->config);
-    reference::PrefillOptions options = pruned_by(pruner, pruning, prompt);
-    if (!pruning) {
+    std::optional<reference::Pruning> pruned = pruned_by(pruning, prompt);
+    reference::Sequence sequence;
+    const reference::RowVector logits = first_logits(prompt, pruned, sequence);
+    if (pruned) {
+      answer.kept = patches(pruned->kept, prompt.visual);
+      const auto scores = pruned->pruner.scores();
+      answer.scores.assign(scores.begin(), scores.end());
+    } else {
       for (std::size_t i = 0; i < prompt.visual.count; ++i) answer.kept.push_back(static_cast<fastv::Index>(i));
     }
-    options.on_kept = [&](const fastv::Kept& kept) { answer.kept = patches(kept, prompt.visual); };
-
-    reference::Sequence sequence;
-    std::vector<int> words =
-        reference::generate(decoder_, prompt.embeddings, max_words, options, sequence,
-                            [&](const reference::Step& step) { return step.token != vocabulary_.end(); });
+    std::vector<int> words = reference::generate(decoder_, logits, max_words, sequence, vocabulary_.end());
     if (!words.empty() && words.back() == vocabulary_.end()) words.pop_back();
     answer.text = vocabulary_.decode(words);
-    if (pruner) answer.scores.assign(pruner->scores().begin(), pruner->scores().end());
     return answer;
   }
 
   // Attention of the last prompt token, mean over heads, without pruning: [layers, n]. Each row sums to 1.
   Matrix attention(const Prompt& prompt) const {
-    Matrix rows(static_cast<Eigen::Index>(shape().layers), prompt.embeddings.rows());
-    reference::PrefillOptions options;
-    options.on_attention = [&](std::size_t layer, const fastv::Probabilities<float>& map) {
-      auto row = rows.row(static_cast<Eigen::Index>(layer));
-      row.setZero();
-      const auto last = static_cast<std::ptrdiff_t>(map.rows) - 1;
-      for (std::size_t head = 0; head < map.heads; ++head)
-        row += Eigen::Map<const reference::RowVector>(
-            map.data + static_cast<std::ptrdiff_t>(head) * map.head_stride + last * map.row_stride,
-            static_cast<Eigen::Index>(map.keys));
-      row /= static_cast<float>(map.heads);
-    };
+    Matrix rows = Matrix::Zero(static_cast<Eigen::Index>(shape().layers), prompt.embeddings.rows());
+    Matrix hidden = prompt.embeddings;
     reference::Sequence sequence;
-    decoder_.prefill(prompt.embeddings, sequence, options);
+    const std::vector<std::int64_t> positions = decoder_.next_positions(hidden.rows(), sequence);
+    reference::LayerRun run;
+    run.keep_map = true;
+    const auto heads = static_cast<Eigen::Index>(shape().heads);
+    for (Eigen::Index layer = 0; layer < rows.rows(); ++layer) {
+      decoder_.run_layer(static_cast<std::size_t>(layer), hidden, positions, sequence, run);
+      for (Eigen::Index head = 1; head <= heads; ++head)  // the last row of each
+        rows.row(layer) += run.map.row(head * hidden.rows() - 1) / static_cast<float>(heads);
+    }
     return rows;
   }
 
   // From the prompt's embeddings to the first word, once: seconds.
   double prefill_seconds(const Prompt& prompt, const std::optional<Pruning>& pruning = {}) const {
-    std::optional<fastv::Pruner<float>> pruner;
-    if (pruning) pruner.emplace(pruning->config);
-    const reference::PrefillOptions options = pruned_by(pruner, pruning, prompt);
+    std::optional<reference::Pruning> pruned = pruned_by(pruning, prompt);
     reference::Sequence sequence;
     const auto start = std::chrono::steady_clock::now();
-    const Matrix hidden = decoder_.prefill(prompt.embeddings, sequence, options);
-    const Matrix logits = decoder_.logits(hidden.bottomRows(1), sequence);
+    const Matrix logits = first_logits(prompt, pruned, sequence);
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     if (!logits.allFinite()) throw std::runtime_error("the model's logits are not finite");
     return time.count();
@@ -167,14 +160,17 @@ class Assistant {
     return *plan;
   }
 
-  static reference::PrefillOptions pruned_by(std::optional<fastv::Pruner<float>>& pruner,
-                                             const std::optional<Pruning>& pruning, const Prompt& prompt) {
-    reference::PrefillOptions options;
-    options.visual = {prompt.visual};
-    if (!pruner) return options;
-    options.stages = {&*pruner};
-    options.evidence = pruning->evidence;
-    return options;
+  static std::optional<reference::Pruning> pruned_by(const std::optional<Pruning>& pruning, const Prompt& prompt) {
+    if (!pruning) return {};
+    return reference::Pruning{fastv::Pruner<float>(pruning->config), {prompt.visual}, pruning->evidence};
+  }
+
+  // Prefill: the logits [1, vocabulary] of the first word.
+  Matrix first_logits(const Prompt& prompt, std::optional<reference::Pruning>& pruned,
+                      reference::Sequence& sequence) const {
+    const Matrix hidden =
+        pruned ? decoder_.prefill(prompt.embeddings, sequence, *pruned) : decoder_.prefill(prompt.embeddings, sequence);
+    return decoder_.logits(hidden.bottomRows(1), sequence);
   }
 
   // Positions in the prompt -> patches of the picture.

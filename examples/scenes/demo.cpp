@@ -3,7 +3,7 @@
 // scenes_demo [PICTURE] [QUESTION] [options]; see --help.
 #include <cstdio>
 
-#include "../command_line.hpp"
+#include "../common/command_line.hpp"
 #include "assistant.hpp"
 #include "drawing.hpp"
 

@@ -2,7 +2,7 @@
 // the picture at all (the paper's figures 1, 3 and 5 for one picture).
 #pragma once
 
-#include "canvas.hpp"
+#include "../common/canvas.hpp"
 
 namespace scenes {
 

@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "../common/line_chart.hpp"
+#include "../common/progress.hpp"
 #include "assistant.hpp"
-#include "line_chart.hpp"
-#include "progress.hpp"
 #include "scene.hpp"
 
 namespace {

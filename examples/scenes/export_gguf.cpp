@@ -1,7 +1,7 @@
 // export_gguf: writes the scenes model as a pair of GGUF files, for llama.cpp. --help says how.
 #include <cstdio>
 
-#include "../command_line.hpp"
+#include "../common/command_line.hpp"
 #include "gguf_model.hpp"
 
 namespace {

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "picture.hpp"
+#include "../common/picture.hpp"
 #include "scene.hpp"
 
 int main(int argc, char** argv) {

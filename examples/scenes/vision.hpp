@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../reference/model.hpp"
 #include "../reference/ops.hpp"
 
 namespace scenes {

@@ -110,8 +110,9 @@ int main() {
   std::vector<fastv::Request> requests;
   for (std::size_t i = 0; i < sequences; ++i) requests.push_back({fastv::Config{}, visual, i * tokens, tokens});
   const auto evidence_of = [&](std::size_t i) {
-    return fastv::query_key(query.data() + i * heads * dim, heads, 1, key.data() + i * tokens * heads * dim, heads,
-                            tokens, dim, 0.0884f, fastv::KvLayout::token_major);
+    return fastv::query_key(fastv::heads(query.data() + i * heads * dim, fastv::TokenMajor{1, heads, dim}),
+                            fastv::heads(key.data() + i * tokens * heads * dim, fastv::TokenMajor{tokens, heads, dim}),
+                            0.0884f);
   };
 
   fastv::BatchPruner<> pruner;

@@ -43,13 +43,12 @@ std::vector<fastv::Index> indices(const fastv::Kept& kept) {
 // Heads sharded: each rank scores its heads, one all-reduce of a float per visual token adds them up.
 std::vector<fastv::Index> by_heads(const Model& model, std::size_t rank, std::size_t ranks) {
   const std::size_t own_heads = heads / ranks, own_kv = kv_heads / ranks;
-  auto evidence = fastv::query_key(model.query.data() + rank * own_heads * dim, own_heads, 1,
-                                   model.key.data() + rank * own_kv * tokens * dim, own_kv, tokens, dim, scale,
-                                   fastv::KvLayout::head_major);
+  auto evidence = fastv::query_key(
+      fastv::heads(model.query.data() + rank * own_heads * dim, fastv::TokenMajor{1, own_heads, dim}),
+      fastv::heads(model.key.data() + rank * own_kv * tokens * dim, fastv::HeadMajor{own_kv, tokens, dim}), scale);
   evidence.heads_total = heads;
   std::vector<float> scores(visual_count), scratch(fastv::score_scratch(evidence));
-  const fastv::Status status =
-      fastv::score<float>(fastv::Config{}, evidence, visual, fastv::Span<float>(scores), fastv::Span<float>(scratch));
+  const fastv::Status status = fastv::score<float>(fastv::Config{}, evidence, visual, scores, scratch);
   if (!status) fail("score", status);
   MPI_Allreduce(MPI_IN_PLACE, scores.data(), static_cast<int>(scores.size()), MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
   fastv::Pruner<> pruner;
@@ -66,23 +65,20 @@ std::vector<fastv::Index> by_keys(const Model& model, std::size_t rank, std::siz
   const std::size_t begin = cut(rank), own = visual_before(rank + 1) - visual_before(rank);
   const fastv::TokenSpan here{visual[0].first > begin ? visual[0].first - begin : 0, own};
 
-  fastv::HeadVectors<float> keys =
-      fastv::head_vectors(model.key.data(), kv_heads, tokens, dim, fastv::KvLayout::head_major);
-  keys.data += begin * dim;
-  keys.tokens = cut(rank + 1) - begin;
-  const auto evidence = fastv::query_key(model.query.data(), heads, 1, keys, scale);
+  const auto evidence = fastv::query_key(
+      fastv::heads(model.query.data(), fastv::TokenMajor{1, heads, dim}),
+      fastv::heads(model.key.data() + begin * dim, fastv::HeadMajor{kv_heads, cut(rank + 1) - begin, dim, tokens}),
+      scale);
   std::vector<fastv::SoftmaxPart> parts(ranks * heads);
   std::vector<float> numerators(heads * own), scratch(fastv::score_scratch(evidence)), scores(own);
   fastv::Status status = fastv::score_shard(
       evidence, own > 0 ? fastv::Span<const fastv::TokenSpan>(&here, 1) : fastv::Span<const fastv::TokenSpan>(),
-      fastv::Span<fastv::SoftmaxPart>(parts.data() + rank * heads, heads), fastv::Span<float>(numerators),
-      fastv::Span<float>(scratch));
+      {parts.data() + rank * heads, heads}, numerators, scratch);
   if (!status) fail("score_shard", status);
   static_assert(sizeof(fastv::SoftmaxPart) == 2 * sizeof(float), "parts travel as floats");
   MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, parts.data(), static_cast<int>(2 * heads), MPI_FLOAT,
                 MPI_COMM_WORLD);
-  status = fastv::merge_shards(fastv::Span<const fastv::SoftmaxPart>(parts), ranks, rank,
-                               fastv::Span<const float>(numerators), fastv::Span<float>(scores));
+  status = fastv::merge_shards<float>(parts, ranks, rank, numerators, scores);
   if (!status) fail("merge_shards", status);
 
   std::vector<float> all(visual_count);
@@ -112,10 +108,10 @@ int main(int argc, char** argv) {
   }
   const Model model = make_model();
   fastv::Pruner<> alone;
-  const std::vector<fastv::Index> expected =
-      indices(alone.prune(fastv::query_key(model.query.data(), heads, 1, model.key.data(), kv_heads, tokens, dim, scale,
-                                           fastv::KvLayout::head_major),
-                          visual));
+  const std::vector<fastv::Index> expected = indices(
+      alone.prune(fastv::query_key(fastv::heads(model.query.data(), fastv::TokenMajor{1, heads, dim}),
+                                   fastv::heads(model.key.data(), fastv::HeadMajor{kv_heads, tokens, dim}), scale),
+                  visual));
   const auto r = static_cast<std::size_t>(rank), n = static_cast<std::size_t>(ranks);
   int wrong[2] = {by_heads(model, r, n) != expected ? 1 : 0, by_keys(model, r, n) != expected ? 1 : 0};
   MPI_Allreduce(MPI_IN_PLACE, wrong, 2, MPI_INT, MPI_SUM, MPI_COMM_WORLD);

@@ -2,11 +2,12 @@
 // half precision and block-quantised caches need no special case.
 #pragma once
 
-#include "detail/begin.hpp"
+#include "config.hpp"
 #include "detail/prefetch.hpp"
 #include "detail/strides.hpp"
 #include "kept.hpp"
-#include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -130,6 +131,7 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
     detail::move_rows(kept.indices, rows, rows);
     return {};
   }
+  if (kept.indices.empty() || rows.row_bytes == 0) return {};  // however many planes there are
   Rows from = rows, to = rows;
   from.planes = to.planes = 1;
   for (std::size_t plane = 0; plane < rows.planes; ++plane) {  // one by one: a plane may end where the next one begins
@@ -143,16 +145,27 @@ inline Status compact(const KeptRows& kept, const Rows& rows) noexcept {
 // A std::vector, Span or array of one number per prompt token: position ids, token ids, segment ids. Its size stays.
 template <class Values, class = typename detail::IfContainer<Values>::type>
 Status compact(const KeptRows& kept, Values&& values) noexcept {
-  static_assert(!detail::has_grid<Values>,
-                "a matrix is compacted by the adaptor of its library: include "
-                "<fastv/eigen.hpp>, or hand over fastv::rows(data, count, width)");
   using Value = typename detail::Pointee<decltype(values.data())>::type;
-  static_assert(detail::is_value<Value>,
-                "compact() moves rows: hand over one fastv::Rows at a time, and pages by fastv::compact_pages()");
-  return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
+  constexpr bool grid = detail::has_grid<Values>, one_by_one = detail::is_value<Value> && !detail::is_const<Value>;
+  static_assert(!grid,
+                "a matrix is compacted by the adaptor of its library: include <fastv/eigen.hpp>, or hand over "
+                "fastv::rows(data, count, width)");
+  static_assert(grid || one_by_one,
+                "compact() takes one number per token, or rows: hand over one fastv::Rows at a time, and pages to "
+                "fastv::compact_pages()");
+  if constexpr (!grid && one_by_one)
+    return compact(kept, fastv::rows(values.data(), static_cast<std::size_t>(values.size())));
+  else
+    return {};
+}
+template <class Value, std::size_t N>
+Status compact(const KeptRows& kept, Value (&values)[N]) noexcept {
+  return compact(kept, Span<Value>(values));
 }
 template <class = void>
-Status compact(detail::Anything, detail::Unknown) noexcept;
+Status compact(const KeptRows& kept, detail::UnknownRows rows) noexcept;
+template <class = void>
+Status compact(detail::UnknownKept kept, const Rows& rows) noexcept;
 
 // Copies the kept rows of `from` to the front of `to`, which must not overlap it. O(bytes kept).
 inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noexcept {
@@ -170,6 +183,10 @@ inline Status gather(const KeptRows& kept, const Rows& from, const Rows& to) noe
   detail::move_rows(kept.indices, from, to);
   return {};
 }
+template <class = void>
+Status gather(const KeptRows& kept, detail::UnknownRows from, detail::Anything to = 0) noexcept;
+template <class = void>
+Status gather(detail::UnknownKept kept, const Rows& from, const Rows& to) noexcept;
 
 // A mask over the whole prompt on both axes, rows(mask, n, n): keeps the kept rows and of each the kept columns, in place.
 // The rows stay as far apart as they were. O(kept^2).
@@ -184,6 +201,8 @@ inline Status compact_mask(const KeptRows& kept, const Rows& mask) noexcept {
   const Rows columns{mask.data, n, bytes, static_cast<std::ptrdiff_t>(bytes), kept.indices.size(), mask.row_stride};
   return compact(kept, columns);
 }
+template <class = void>
+Status compact_mask(const KeptRows& kept, detail::UnknownRows mask) noexcept;
 
 // ---- indices, for what the engine moves itself ---------------------------------------------------
 
@@ -213,6 +232,7 @@ inline Result<std::size_t> kept_visual_numbers(const KeptRows& kept, Span<const 
   if (!kept.status) return {0, kept.status};
   if (Status status = detail::check_indices(kept.indices, max_tokens); !status) return {0, status};
   if (Status status = validate(visual, max_tokens); !status) return {0, status};
+  if (Status status = detail::expect_room(numbers, numbers.size(), "the list of numbers"); !status) return {0, status};
   std::size_t written = 0, numbered = 0, k = 0;
   for (const TokenSpan& span : visual) {
     while (k < kept.indices.size() && kept.indices[k] < span.first) ++k;
@@ -245,6 +265,7 @@ T next_position(Span<const T> positions) noexcept {
 inline Status keep_bias(const KeptRows& kept, Span<float> bias, float hidden) noexcept {
   if (Status status = detail::expect_known(kept); !status) return status;
   if (Status status = detail::expect_room(bias, kept.prompt_tokens, "the bias row"); !status) return status;
+  if (!bias.empty() && bias.data() == nullptr) return detail::fail_null("the bias row");  // with a prompt of 0 tokens
   for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = i < kept.prompt_tokens ? hidden : 0.0f;
   for (const Index index : kept.indices) bias[index] = 0;
   return {};
@@ -255,6 +276,7 @@ inline Status keep_bitmap(const KeptRows& kept, Span<std::uint32_t> bitmap) noex
   if (Status status = detail::expect_known(kept); !status) return status;
   const std::size_t tokens = kept.prompt_tokens;
   if (Status status = detail::expect_room(bitmap, detail::blocks_for(tokens, 32), "the bitmap"); !status) return status;
+  if (!bitmap.empty() && bitmap.data() == nullptr) return detail::fail_null("the bitmap");
   for (std::uint32_t& word : bitmap) word = ~std::uint32_t{0};
   std::size_t next = 0;
   for (std::size_t i = 0; i < tokens; ++i) {

@@ -1,8 +1,9 @@
 // fastv: many sequences at once, each with its own settings, lengths and images.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "pruner.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -26,12 +27,12 @@ struct [[nodiscard]] KeptBatch {
   Status status;               // of the batch as a whole
 
   // True where the batch as a whole is right; see failed and sequences for its sequences.
-  explicit operator bool() const noexcept { return static_cast<bool>(status); }
+  FASTV_INLINE explicit operator bool() const noexcept { return static_cast<bool>(status); }
   // For the verbs, on packed tensors.
   FASTV_INLINE operator KeptRows() const noexcept { return {indices, KeptRows::unknown, status}; }
-  Errc code() const noexcept { return status.code; }                          // of status
+  FASTV_INLINE Errc code() const noexcept { return status.code; }             // of status
   FASTV_INLINE Message message() const noexcept { return status.message(); }  // of status
-  std::size_t size() const noexcept { return indices.size(); }                // rows that stay
+  FASTV_INLINE std::size_t size() const noexcept { return indices.size(); }   // rows that stay
   // What one sequence keeps, as positions within it, for its own tensors and pages. Of one that failed: every token.
   FASTV_INLINE KeptRows sequence(std::size_t i) const noexcept {
     return {sequences[i].indices, sequences[i].prompt_tokens};
@@ -57,10 +58,36 @@ class BatchPruner {
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
+    using Evidence = decltype(evidence_of(std::size_t{0}));
     static_assert(
-        detail::is_evidence<decltype(evidence_of(std::size_t{0}))>,
+        detail::is_evidence<Evidence>,
         "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of "
         "yours with prompt_tokens() and score(), of sequence i: see evidence.hpp");
+    if constexpr (detail::is_evidence<Evidence>)
+      return prune_checked(requests, evidence_of, parallel_for);
+    else
+      return {};
+  }
+
+  // The scores behind the last prune() of one sequence; empty where it was not scored, after a failure and before the first
+  // prune().
+  Span<const Score> scores(std::size_t i) const noexcept {
+    if (i >= places_.used().size() || !places_[i].scored) return {};
+    const Span<Score> part = scores_.part(places_[i].visual, places_[i].images.tokens);
+    return {part.data(), part.size()};
+  }
+
+ private:
+  // Where a sequence's part of each buffer begins.
+  struct Place {
+    std::size_t visual = 0, marks = 0, scratch = 0, kept = 0;
+    bool scored = false;
+    detail::Images images = {};
+  };
+
+  template <class EvidenceOf, class ParallelFor>
+  KeptBatch prune_checked(Span<const Request> requests, const EvidenceOf& evidence_of,
+                          const ParallelFor& parallel_for) noexcept {
     const std::size_t n = requests.size();
     places_.use(0);
     if (Status status = detail::expect_room(requests, n, "the requests"); !status) return failure(status);
@@ -113,22 +140,6 @@ class BatchPruner {
     parallel_for(n, [&](std::size_t i) { prune_sequence(requests[i], i, evidence_of); });
     return gather_up(requests);
   }
-
-  // The scores behind the last prune() of one sequence; empty where it was not scored, after a failure and before the first
-  // prune().
-  Span<const Score> scores(std::size_t i) const noexcept {
-    if (i >= places_.used().size() || !places_[i].scored) return {};
-    const Span<Score> part = scores_.part(places_[i].visual, places_[i].images.tokens);
-    return {part.data(), part.size()};
-  }
-
- private:
-  // Where a sequence's part of each buffer begins.
-  struct Place {
-    std::size_t visual = 0, marks = 0, scratch = 0, kept = 0;
-    bool scored = false;
-    detail::Images images = {};
-  };
 
   static KeptBatch failure(const Status& status) noexcept { return {{}, {}, {}, 0, status}; }
 

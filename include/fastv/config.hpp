@@ -1,8 +1,9 @@
 // fastv: the user's settings, and the one place where they are validated.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -181,7 +182,9 @@ inline Status validate(const Config& config, Span<const TokenSpan> visual, std::
   const bool windows = config.selection == Selection::top_k && config.window_rows != 0;
   for (std::size_t i = 0; i < visual.size(); ++i) {
     if (visual[i].continues) continue;
-    if (windows && visual[i].columns == 0 && visual[i].count > 0)
+    std::size_t count = visual[i].count;
+    for (std::size_t j = i + 1; j < visual.size() && visual[j].continues; ++j) count += visual[j].count;
+    if (windows && visual[i].columns == 0 && count > 0)
       return fail(Errc::bad_prompt,
                   "windows are asked for but the grid of visual span {} is unknown: set its columns "
                   "(an earlier stage leaves no grid)",

@@ -11,8 +11,9 @@
 //   *_flops   the same in floating-point operations, 2 per multiply-add, in double and so without that limit.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -88,13 +89,19 @@ constexpr Number layer_cost(const ModelShape& shape, std::size_t tokens, std::si
   const Number ffn = n(shape.ffn_matrices) * d * n(shape.intermediate);
   return n(tokens) * (projections + attention + ffn);
 }
+// Plan::kv_length(), which stays at the largest number rather than wrapping around.
+inline std::size_t keys_after(const Plan& plan, std::size_t layer, std::size_t generated) noexcept {
+  const std::size_t keys = plan.kv_length(layer);
+  return generated < static_cast<std::size_t>(-1) - keys ? keys + generated : static_cast<std::size_t>(-1);
+}
 // Decoding steps: 0 for the prefill, else the step's number from 1.
+constexpr std::size_t step_of(std::size_t generated) noexcept { return generated + (generated + 1 != 0 ? 1u : 0u); }
 template <class Number>
 Number model_cost(const ModelShape& shape, const Plan& plan, std::size_t step) noexcept {
   Number total = counted(Number{}, shape.hidden) * counted(Number{}, shape.vocabulary);
   for (std::size_t layer = 0; layer < shape.layers; ++layer) {
     const std::size_t tokens = step == 0 ? plan.tokens_in_layer(layer) : 1;
-    total = total + layer_cost<Number>(shape, tokens, plan.kv_length(layer, step));
+    total = total + layer_cost<Number>(shape, tokens, keys_after(plan, layer, step));
   }
   return total;
 }
@@ -117,7 +124,7 @@ inline std::uint64_t prefill_macs(const ModelShape& shape, const Plan& plan) noe
 
 // Multiply-adds of decoding step `generated` (from 0), in which one token attends to the cache and to itself. O(layers).
 inline std::uint64_t decode_macs(const ModelShape& shape, const Plan& plan, std::size_t generated) noexcept {
-  return detail::model_cost<detail::Capped>(shape, plan, generated + 1).value;
+  return detail::model_cost<detail::Capped>(shape, plan, detail::step_of(generated)).value;
 }
 
 // prefill_macs() and decode_macs() in floating-point operations, 2 per multiply-add. O(layers).
@@ -125,7 +132,7 @@ inline double prefill_flops(const ModelShape& shape, const Plan& plan) noexcept 
   return 2.0 * detail::model_cost<double>(shape, plan, 0);
 }
 inline double decode_flops(const ModelShape& shape, const Plan& plan, std::size_t generated) noexcept {
-  return 2.0 * detail::model_cost<double>(shape, plan, generated + 1);
+  return 2.0 * detail::model_cost<double>(shape, plan, detail::step_of(generated));
 }
 
 // Bytes of the K and V caches of all layers after prefill and `generated` decoding steps, earlier turns included.
@@ -134,7 +141,7 @@ inline std::uint64_t kv_bytes(const ModelShape& shape, const Plan& plan, std::si
                               std::size_t generated = 0) noexcept {
   detail::Capped tokens{0};
   for (std::size_t layer = 0; layer < shape.layers; ++layer)
-    tokens = tokens + detail::Capped{plan.kv_length(layer, generated)};
+    tokens = tokens + detail::Capped{detail::keys_after(plan, layer, generated)};
   return (tokens * detail::Capped{2} * detail::Capped{shape.kv_heads} * detail::Capped{shape.head_dim} *
           detail::Capped{element_bytes})
       .value;
@@ -184,8 +191,8 @@ inline double layer_seconds(Span<const LayerTime> times, std::size_t tokens) noe
 inline double cost_under(const ModelShape& shape, const Plan& plan, const Budget& budget) noexcept {
   switch (budget.of) {
     case Budget::Of::flops_ratio: {
-      Plan whole = plan;
-      whole.stages = 0;
+      Plan whole = plan;  // over the same keys of earlier turns, group by group
+      for (Plan::Stage& stage : whole.stage) stage.kept_visual = plan.visual;
       return model_cost<double>(shape, plan, 0) / model_cost<double>(shape, whole, 0);
     }
     case Budget::Of::flops: return prefill_flops(shape, plan);
@@ -239,6 +246,16 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
   Config config = settings;
   config.filtering_layer = first_layer;
   config.keep_count = 0;
+  const auto ranks = [&](std::size_t layer) {  // whether layer - 1 has full attention, where it needs any
+    Config there = config;
+    there.filtering_layer = layer;
+    return static_cast<bool>(detail::expect_full_attention(there, prompt));
+  };
+  for (std::size_t layer = first_layer; layer < prompt.layers; ++layer) {
+    if (!ranks(layer)) continue;
+    config.filtering_layer = first_layer = layer;
+    break;
+  }
   Result<Plan> plan = make_plan(config, prompt);
   if (!plan) return {{}, plan.status};
   const auto cost = [&](std::size_t layer, std::size_t keep) {
@@ -260,11 +277,8 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
       high = middle - 1;
   }
   config.keep_count = low;
-  for (std::size_t layer = first_layer + 1; layer < prompt.layers && cost(layer, low) <= budget.limit; ++layer) {
-    Config later = config;
-    later.filtering_layer = layer;
-    if (detail::expect_full_attention(later, prompt)) config.filtering_layer = layer;
-  }
+  for (std::size_t layer = first_layer + 1; layer < prompt.layers && cost(layer, low) <= budget.limit; ++layer)
+    if (ranks(layer)) config.filtering_layer = layer;
   if (plan->visual > 0) config.filtering_ratio = 1.0 - static_cast<double>(low) / static_cast<double>(plan->visual);
   return {config, {}};
 }

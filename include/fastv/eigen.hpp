@@ -5,6 +5,7 @@
 #include <Eigen/Core>
 
 #include "apply.hpp"
+
 #include "detail/begin.hpp"
 
 namespace fastv {

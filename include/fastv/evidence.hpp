@@ -14,8 +14,9 @@
 // score(Span<const TokenSpan> visual, Span<Score> scores): settings that ask for rows are then refused for it.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -105,6 +106,16 @@ template <class = void>
 Probabilities<float> probabilities(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0,
                                    detail::Anything = 0) noexcept;
 
+namespace detail {
+template <class Load, class = void>
+inline constexpr bool loads_keys = false;
+template <class Load>
+inline constexpr bool loads_keys<Load, decltype(static_cast<void>(made<const Load&>()(
+                                           std::size_t{0}, std::size_t{0}, static_cast<float*>(nullptr))))> = true;
+template <class Keys>
+inline constexpr bool is_keys = is_heads<Keys>;
+}  // namespace detail
+
 // Keys (or values) that only the engine can read: quantised, cyclic, scattered. load(kv_head, token, out) writes the dim
 // floats of one vector; it is called from parallel_for's threads. Scoring takes 8 keys at a time from it.
 template <class Load>
@@ -112,9 +123,16 @@ struct LoadedKeys {
   std::size_t heads, tokens, dim;  // KV heads, keys at hand, elements of a vector
   Load load;                       // void(std::size_t kv_head, std::size_t token, float* out), noexcept
 };
+namespace detail {
+template <class Load>
+inline constexpr bool is_keys<LoadedKeys<Load>> = true;
+}  // namespace detail
 // The same from a lambda: loaded_keys(8, n, 128, [&](std::size_t kv_head, std::size_t token, float* out) { ... }).
 template <class Load>
 FASTV_INLINE LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens, std::size_t dim, Load load) noexcept {
+  static_assert(detail::loads_keys<Load>,
+                "loaded_keys() takes a function that writes one vector: void(std::size_t kv_head, std::size_t token, "
+                "float* out), callable where it is const");
   return {heads, tokens, dim, load};
 }
 
@@ -184,6 +202,8 @@ QueryKey<float> query_key(detail::Unknown, detail::Anything = 0, detail::Anythin
 // for KV Cache Compression", EMNLP 2024).
 template <class Keys>
 struct KeysOnly {
+  static_assert(detail::is_keys<Keys>,
+                "KeysOnly holds the keys as a view: fastv::heads(k, shape), an adaptor's heads(), or loaded_keys()");
   Keys keys;             // of layer K-1, [kv heads, keys, dim]
   std::size_t past = 0;  // keys of earlier turns
 
@@ -335,8 +355,24 @@ inline constexpr bool scores_by_spans<Evidence, decltype(static_cast<void>(made<
                                                     made<Span<const TokenSpan>>(), made<Span<float>>())))> = true;
 
 template <class Evidence>
-inline constexpr bool is_evidence = has_prompt_tokens<Evidence> &&
-                                    (scores_by_rows<Evidence> || scores_by_spans<Evidence>);
+inline constexpr bool is_whole = true;
+template <class Keys>
+inline constexpr bool is_whole<KeysOnly<Keys>> = is_keys<Keys>;
+template <class Evidence>
+inline constexpr bool has_score = scores_by_rows<Evidence> || scores_by_spans<Evidence>;
+template <class Evidence>
+inline constexpr bool is_evidence = is_whole<Evidence>&& has_prompt_tokens<Evidence>&& has_score<Evidence>;
+template <class Evidence>
+constexpr bool expect_evidence() noexcept {
+  static_assert(has_prompt_tokens<Evidence>,
+                "evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
+                "prompt_tokens() and score(), see evidence.hpp: make one of your tensors by fastv::probabilities() or "
+                "fastv::query_key()");
+  static_assert(!has_prompt_tokens<Evidence> || has_score<Evidence>,
+                "this evidence has prompt_tokens() but no score() const that can be called as score(const Scoring&, "
+                "Span<float>, const ParallelFor&) or score(Span<const TokenSpan>, Span<float>): see evidence.hpp");
+  return is_evidence<Evidence>;
+}
 
 template <class Evidence, class = void>
 inline constexpr bool has_check = false;

@@ -1,8 +1,9 @@
 // fastv: what prune() returns, and what every verb takes.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "status.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -30,17 +31,28 @@ struct [[nodiscard]] Kept {
   std::size_t zero_scores = 0;    // visual scores that were 0: tokens that received no attention at all
   Status status;                  // why nothing is kept, where something is wrong
 
-  explicit operator bool() const noexcept { return static_cast<bool>(status); }  // true where pruning succeeded
+  // True where pruning succeeded.
+  FASTV_INLINE explicit operator bool() const noexcept { return static_cast<bool>(status); }
   FASTV_INLINE operator KeptRows() const noexcept { return {indices, prompt_tokens, status}; }  // for the verbs
-  Errc code() const noexcept { return status.code; }                                            // of status
+  FASTV_INLINE Errc code() const noexcept { return status.code; }                               // of status
   FASTV_INLINE Message message() const noexcept { return status.message(); }                    // of status
-  std::size_t size() const noexcept { return indices.size(); }                                  // m, tokens that stay
-  std::size_t dropped() const noexcept { return prompt_tokens - indices.size(); }               // n - m
-  const Index* begin() const noexcept { return indices.begin(); }  // the indices as a range
-  const Index* end() const noexcept { return indices.end(); }      // the indices as a range
+  FASTV_INLINE std::size_t size() const noexcept { return indices.size(); }                     // m, tokens that stay
+  FASTV_INLINE std::size_t dropped() const noexcept { return prompt_tokens - indices.size(); }  // n - m
+  FASTV_INLINE const Index* begin() const noexcept { return indices.begin(); }  // the indices as a range
+  FASTV_INLINE const Index* end() const noexcept { return indices.end(); }      // the indices as a range
 };
 
 namespace detail {
+
+// In place of what is kept.
+struct UnknownKept {
+  template <class T>
+  FASTV_INLINE constexpr UnknownKept(const T&) noexcept {
+    static_assert(!is_same<T, T>,
+                  "what is kept is what prune() returned, or a list of fastv::Index (32 bits, unsigned), ascending");
+  }
+};
+
 inline namespace FASTV_KIND {
 
 inline Status check_indices(Span<const Index> kept, std::size_t count) noexcept {

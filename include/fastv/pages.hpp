@@ -16,6 +16,7 @@
 #pragma once
 
 #include "apply.hpp"
+
 #include "detail/begin.hpp"
 
 namespace fastv {
@@ -100,7 +101,7 @@ inline Status check_pages(const KvPages& pages, bool written) noexcept {
 
 inline void move_page_row(const KvPages& to, unsigned char* to_block, std::size_t to_row, const KvPages& from,
                           unsigned char* from_block, std::size_t from_row) noexcept {
-  if (to_block == from_block && to_row == from_row) return;
+  if ((to_block == from_block && to_row == from_row) || from.row_bytes == 0) return;
   for (std::size_t plane = 0; plane < from.planes; ++plane)
     std::memmove(page_row(to, to_block, plane, to_row), page_row(from, from_block, plane, from_row), from.row_bytes);
 }

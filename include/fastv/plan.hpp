@@ -2,10 +2,11 @@
 #pragma once
 
 #include "config.hpp"
-#include "detail/begin.hpp"
 #include "detail/buffer.hpp"
 #include "detail/rank.hpp"
 #include "kept.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

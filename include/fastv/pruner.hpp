@@ -2,9 +2,10 @@
 #pragma once
 
 #include "apply.hpp"
-#include "detail/begin.hpp"
 #include "remedies.hpp"
 #include "select.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -60,7 +61,7 @@ inline namespace FASTV_KIND {
 // Score is the type scores are summed in: float (default) or double. Scratch memory is sized by reserve(), or by the first
 // prune() of that size; after that nothing is allocated. One Pruner per sequence or per thread. Every member is noexcept;
 // what can go wrong is in the result. A schedule of several stages is a Pruner per stage; next_spans() gives the second its
-// spans. A Pruner belongs to the instruction sets its translation unit is compiled for (detail/kind.hpp).
+// spans. A Pruner belongs to the instruction sets its translation unit is compiled for (detail/begin.hpp).
 template <class Score = float>
 class Pruner {
  public:
@@ -106,11 +107,31 @@ class Pruner {
   // Complexity: that of the evidence's score(), and O(tokens).
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
-    static_assert(
-        detail::is_evidence<Evidence>,
-        "prune() takes fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
-        "prompt_tokens() and score(): see evidence.hpp; make one of your tensors by fastv::probabilities() or "
-        "fastv::query_key()");
+    if constexpr (detail::expect_evidence<Evidence>())
+      return prune_checked(evidence, visual, parallel_for);
+    else
+      return {};
+  }
+
+  // Evidence as an adaptor hands it over: one that it could not make passes its status on.
+  template <class Evidence, class ParallelFor = Serial>
+  Kept prune(const Result<Evidence>& evidence, Span<const TokenSpan> visual,
+             const ParallelFor& parallel_for = {}) noexcept {
+    if (evidence) return prune(*evidence, visual, parallel_for);
+    scores_.use(0);
+    return failed(evidence.status);
+  }
+
+  // The scores behind the last prune(), one per visual token, in the order of for_each_visual(); empty after a rule that
+  // looks at none and after a failure. See score() for scores that are tiny.
+  Span<const Score> scores() const noexcept {
+    const Span<Score> used = scores_.used();
+    return {used.data(), used.size()};
+  }
+
+ private:
+  template <class Evidence, class ParallelFor>
+  Kept prune_checked(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for) noexcept {
     scores_.use(0);
     const std::size_t tokens = evidence.prompt_tokens();
     // Shapes first: spans cannot be judged by a wrong one, and it could request an absurd allocation.
@@ -136,23 +157,6 @@ class Pruner {
     return {{kept.data(), length}, tokens, selected->nan_scores, selected->zero_scores, {}};
   }
 
-  // Evidence as an adaptor hands it over: one that it could not make passes its status on.
-  template <class Evidence, class ParallelFor = Serial>
-  Kept prune(const Result<Evidence>& evidence, Span<const TokenSpan> visual,
-             const ParallelFor& parallel_for = {}) noexcept {
-    if (evidence) return prune(*evidence, visual, parallel_for);
-    scores_.use(0);
-    return failed(evidence.status);
-  }
-
-  // The scores behind the last prune(), one per visual token, in the order of for_each_visual(); empty after a rule that
-  // looks at none and after a failure. See score() for scores that are tiny.
-  Span<const Score> scores() const noexcept {
-    const Span<Score> used = scores_.used();
-    return {used.data(), used.size()};
-  }
-
- private:
   static Kept failed(const Status& status) noexcept { return {{}, 0, 0, 0, status}; }
 
   Status reserve_for(std::size_t visual, std::size_t kept, std::size_t marks, std::size_t scratch) noexcept {

@@ -11,8 +11,9 @@
 //   query-free       KeysOnly as the evidence
 #pragma once
 
-#include "detail/begin.hpp"
 #include "score.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -10,82 +10,15 @@
 // heads_total, and the sum of all ranks' scores is the score.
 #pragma once
 
-#include "detail/begin.hpp"
-#include "detail/qk.hpp"
+#include "detail/attention.hpp"
 #include "evidence.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
 namespace detail {
 inline namespace FASTV_KIND {
-
-// ---- what both kinds of attention have in common ------------------------------------------------
-
-// First number of a row's keys at hand that it sees, and one past the last.
-struct Range {
-  std::size_t first, end;
-};
-
-template <class Evidence>
-Status check_tokens(const Evidence& evidence, std::size_t heads, std::size_t queries, std::size_t keys) noexcept {
-  if (heads == 0) return fail(Errc::bad_shape, "the attention has 0 heads: state at least 1");
-  if (heads > max_tokens) return fail(Errc::bad_shape, "the attention has {} heads, more than any model", heads);
-  if (queries == 0)
-    return fail(Errc::bad_shape, "the attention has 0 query rows: hand over at least the last prompt token's");
-  if (keys == 0) return fail(Errc::bad_shape, "the attention has 0 keys: hand over those of the prompt");
-  if (keys > max_tokens || evidence.first_key > max_tokens - keys)
-    return fail(Errc::bad_shape, "the attention has {} keys behind {} others, but at most {} tokens are supported",
-                keys, evidence.first_key, max_tokens);
-  if (evidence.past >= evidence.first_key + keys)
-    return fail(Errc::bad_shape,
-                "past is {} but the attention is over {} tokens: it counts the keys of earlier turns, "
-                "without the prompt's",
-                evidence.past, evidence.first_key + keys);
-  if (queries > evidence.prompt_tokens())
-    return fail(Errc::bad_shape,
-                "the attention has {} query rows but the prompt has {} tokens: the rows are the last "
-                "positions of the prompt, and the extents are given in the order of memory",
-                queries, evidence.prompt_tokens());
-  if (evidence.heads_total != 0 && evidence.heads_total < heads)
-    return fail(Errc::bad_shape, "the attention has {} heads but heads_total is {}: it counts the heads of all ranks",
-                heads, evidence.heads_total);
-  return {};
-}
-
-// norms: [kv_heads, visual tokens] or empty; kv_heads 0: any number that divides heads. Returns the KV heads.
-inline Result<std::size_t> check_norms(Span<const float> norms, std::size_t heads, std::size_t kv_heads,
-                                       std::size_t visual) noexcept {
-  if (norms.empty() || visual == 0) return {0, {}};
-  if (norms.data() == nullptr) return {0, fail_null("value_norms")};
-  const std::size_t given = norms.size() / visual;
-  if (norms.size() % visual != 0 || (kv_heads != 0 && given != kv_heads) || heads % given != 0)
-    return {0, fail(Errc::bad_shape,
-                    "{} value norms were given for {} visual tokens and {} heads: give one per KV head "
-                    "and visual token",
-                    norms.size(), visual, kv_heads != 0 ? kv_heads : heads)};
-  return {given, {}};
-}
-
-// The average divides by this.
-template <class Evidence>
-double averaged(const Evidence& evidence, std::size_t heads, const QueryRows& rows) noexcept {
-  const std::size_t all = evidence.heads_total == 0 ? heads : evidence.heads_total;
-  return static_cast<double>(all) * static_cast<double>(rows.size());
-}
-
-// out[i] += weight * p[i] * norm[i]; a token that receives nothing has its norm left unread, since it may be hidden.
-template <class Sum, class T>
-void add_weighted(Sum* out, const T* p, std::ptrdiff_t stride, const float* norm, std::size_t count,
-                  Sum weight) noexcept {
-  if (norm == nullptr && stride == 1) return add_to(out, p, count, weight);
-  for (std::size_t i = 0; i < count; ++i) {
-    const Sum value = static_cast<Sum>(to_float(p[static_cast<std::ptrdiff_t>(i) * stride]));
-    if (norm == nullptr)
-      out[i] += weight * value;
-    else if (!is_zero(value))
-      out[i] += weight * value * static_cast<Sum>(norm[i]);
-  }
-}
 
 // ---- probabilities ------------------------------------------------------------------------------
 
@@ -110,23 +43,29 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
 
   const std::size_t first_row = evidence.prompt_tokens() - evidence.queries;
   const double share = 1 / averaged(evidence, evidence.heads, rows);
-  // n tokens from `key` on, numbered from `number` on: out += the sum over heads and rows.
-  const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n) {
+  // n tokens from `key` on, numbered from `number` on: out += terms first .. last - 1 of the sum over heads and rows.
+  const auto sum = [&](auto* out, std::size_t number, std::size_t key, std::size_t n, std::size_t first,
+                       std::size_t last) {
     using Sum = typename Pointee<decltype(out)>::type;
-    for (std::size_t head = 0; head < evidence.heads; ++head) {
+    std::size_t head = first / rows.size(), r = first % rows.size();
+    for (std::size_t term = first; term < last; ++term) {
       const float* norm =
           *kv_heads == 0 ? nullptr : evidence.value_norms.data() + head / (evidence.heads / *kv_heads) * count + number;
-      for (std::size_t r = 0; r < rows.size(); ++r)
-        add_weighted(out,
-                     evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
-                         static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
-                         static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
-                     evidence.key_stride, norm, n, Sum{1});
+      add_weighted(out,
+                   evidence.data + static_cast<std::ptrdiff_t>(head) * evidence.head_stride +
+                       static_cast<std::ptrdiff_t>(rows[r] - first_row) * evidence.query_stride +
+                       static_cast<std::ptrdiff_t>(key) * evidence.key_stride,
+                   evidence.key_stride, norm, n, Sum{1});
+      if (++r == rows.size()) {
+        r = 0;
+        ++head;
+      }
     }
   };
-  // Few terms are summed in Score where they are wanted; many would lose digits in float, so they go through doubles.
-  constexpr std::size_t block = 256, few = 64;
-  const bool through_doubles = sizeof(Score) < sizeof(double) && evidence.heads * rows.size() > few;
+  // Few terms are summed in Score. Of many, floats would lose digits: then doubles sum up the sums of a few.
+  constexpr std::size_t block = 1024, few = 64;
+  const std::size_t terms = evidence.heads * rows.size();
+  const bool through_doubles = sizeof(Score) < sizeof(double) && terms > few;
   in_pieces(count, parallel_for, [&](std::size_t begin, std::size_t end) {
     for_each_stretch(scoring.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
       Score* out = scores.data() + number;
@@ -138,302 +77,25 @@ Status score_probabilities(const Probabilities<T>& evidence, const Scoring& scor
                                                                    : n;
       const std::size_t key = token + skipped - evidence.first_key;
       if (!through_doubles) {
-        if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped);
+        if (skipped < n) sum(out + skipped, number + skipped, key, n - skipped, 0, terms);
         for (std::size_t i = 0; i < n; ++i) out[i] *= static_cast<Score>(share);
         return;
       }
       for (std::size_t i = skipped; i < n; i += block) {
-        double sums[block] = {};
         const std::size_t some = n - i < block ? n - i : block;
-        sum(static_cast<double*>(sums), number + i, key + (i - skipped), some);
+        double sums[block];
+        float part[block];
+        for (std::size_t j = 0; j < some; ++j) sums[j] = 0;
+        for (std::size_t term = 0; term < terms; term += few) {
+          for (std::size_t j = 0; j < some; ++j) part[j] = 0;
+          sum(static_cast<float*>(part), number + i, key + (i - skipped), some, term,
+              terms - term < few ? terms : term + few);
+          for (std::size_t j = 0; j < some; ++j) sums[j] += static_cast<double>(part[j]);
+        }
         for (std::size_t j = 0; j < some; ++j) out[i + j] = static_cast<Score>(sums[j] * share);
       }
     });
   });
-  return {};
-}
-
-// ---- queries and keys ---------------------------------------------------------------------------
-
-template <class Q, class Keys>
-Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
-  const std::size_t heads = evidence.query.heads, kv_heads = evidence.key.heads, keys = evidence.key.tokens;
-  if (Status status = check_heads(evidence.query, "query"); !status) return status;
-  if (Status status = check_heads(evidence.key, "key"); !status) return status;
-  if (evidence.query.dim != evidence.key.dim)
-    return fail(Errc::bad_shape,
-                "the head dimension of query is {} but that of key is {}: hand over the same layer's, "
-                "with their extents in the order of memory",
-                evidence.query.dim, evidence.key.dim);
-  if (heads % kv_heads != 0)
-    return fail(Errc::bad_shape,
-                "query has {} heads, which key's {} KV heads do not divide: check the extents and their "
-                "order",
-                heads, kv_heads);
-  if (Status status = check_tokens(evidence, heads, evidence.query.tokens, keys); !status) return status;
-  if (is_nan(evidence.scale) || is_infinite(evidence.scale) || !(evidence.scale > 0))
-    return fail(Errc::bad_setting, "scale is {} but must be positive and finite, such as 1 / sqrt(head dimension)",
-                static_cast<double>(evidence.scale));
-  if (is_nan(evidence.soft_cap) || is_infinite(evidence.soft_cap) || !(evidence.soft_cap >= 0))
-    return fail(Errc::bad_setting, "soft_cap is {} but must be positive and finite, or 0 for none",
-                static_cast<double>(evidence.soft_cap));
-  const auto one_each = [](Span<const float> values, std::size_t wanted, const char* name, const char* of) {
-    if (values.empty()) return Status{};
-    if (values.size() != wanted)
-      return fail(Errc::bad_shape, "{} has {} entries for {} {}: give one each, or none", name, values.size(), wanted,
-                  of);
-    return values.data() == nullptr ? fail_null(name) : Status{};
-  };
-  if (Status status = one_each(evidence.bias, keys, "the bias row", "keys"); !status) return status;
-  if (Status status = one_each(evidence.sinks, heads, "sinks", "query heads"); !status) return status;
-  if (Status status = one_each(evidence.alibi, heads, "alibi", "query heads"); !status) return status;
-  const Heads<float>& scales = evidence.key_scales;
-  if (scales.data != nullptr || scales.pages.paged()) {
-    if (Status status = check_heads(scales, "key_scales"); !status) return status;
-    if (scales.heads != kv_heads || scales.tokens != keys || scales.dim != 1)
-      return fail(Errc::bad_shape,
-                  "key_scales is [{}, {}, {}] but needs one scale per KV head and key, {} of each head", scales.heads,
-                  scales.tokens, scales.dim, keys);
-  }
-  if (!evidence.visible.empty()) {
-    if (evidence.visible.data() == nullptr) return fail_null("visible");
-    if (evidence.visible.size() != evidence.query.tokens)
-      return fail(Errc::bad_shape, "visible has {} entries for {} query rows: give one each, or none",
-                  evidence.visible.size(), evidence.query.tokens);
-    for (std::size_t r = 0; r < evidence.visible.size(); ++r)
-      if (evidence.visible[r] > evidence.first_key + keys)
-        return fail(Errc::bad_shape, "query row {} sees {} tokens but the sequence has {}", r, evidence.visible[r],
-                    evidence.first_key + keys);
-  }
-  return {};
-}
-
-// Where the evidence has several rows, room for doubles that sum them: one per visual token, of which there may be more
-// than keys at hand.
-template <class Q, class Keys>
-std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
-  const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-  const std::size_t sums = evidence.query.tokens > 1 ? 2 * evidence.prompt_tokens() + 1 : 0;
-  return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
-}
-
-// The keys at hand that query row r (at prompt position `row`) sees.
-template <class Q, class Keys>
-Range seen_by(const QueryKey<Q, Keys>& evidence, std::size_t r, std::size_t row) noexcept {
-  const std::size_t own = evidence.past + row + 1, all = evidence.first_key + evidence.key.tokens;
-  std::size_t end = evidence.causal ? own : all;
-  if (!evidence.visible.empty()) end = evidence.visible[r];
-  const std::size_t first = evidence.window != 0 && own > evidence.window ? own - evidence.window : 0;
-  const auto at_hand = [&](std::size_t token) { return token > evidence.first_key ? token - evidence.first_key : 0; };
-  const std::size_t last = at_hand(end), begin = at_hand(first);
-  return {begin < last ? begin : last, last};
-}
-
-// Everything between q.k and the softmax, on one head's logits of keys [first, end). row: position in the sequence.
-template <class Q, class Keys>
-void finish_logits(const QueryKey<Q, Keys>& evidence, std::size_t head, Range seen, std::size_t row,
-                   float* logits) noexcept {
-  if (evidence.key_scales.data != nullptr || evidence.key_scales.pages.paged()) {
-    const std::size_t kv_head = head / (evidence.query.heads / evidence.key.heads);
-    for (std::size_t key = seen.first; key < seen.end; ++key)
-      logits[key] *=
-          token_at(evidence.key_scales, key)[static_cast<std::ptrdiff_t>(kv_head) * evidence.key_scales.head_stride];
-  }
-  if (evidence.soft_cap > 0) {
-    const float inverse = 1.0f / evidence.soft_cap;
-    for (std::size_t key = seen.first; key < seen.end; ++key)
-      if (!is_nan(logits[key])) logits[key] = evidence.soft_cap * tanh_of(logits[key] * inverse);
-  }
-  if (!evidence.alibi.empty()) {
-    const float slope = evidence.alibi[head];
-    for (std::size_t key = seen.first; key < seen.end; ++key)
-      logits[key] -= slope * (static_cast<float>(row) - static_cast<float>(evidence.first_key + key));
-  }
-  if (!evidence.bias.empty())
-    for (std::size_t key = seen.first; key < seen.end; ++key)
-      logits[key] = hides(evidence.bias[key]) ? minus_infinity<float>() : logits[key] + evidence.bias[key];
-}
-
-// One head's logits of keys [first, end) -> exp(logit - greatest) in place; the greatest, sink included, and the sum, sink
-// included. greatest: NaN where a logit is NaN or +infinity, -infinity where no key is seen.
-struct Softmax {
-  float greatest, sum;
-};
-template <bool Keep>
-Softmax softmax_parts(float* logits, Range seen, Span<const float> sinks, std::size_t head) noexcept {
-  const std::size_t count = seen.end - seen.first;
-  float most = count == 0 ? minus_infinity<float>() : greatest(logits + seen.first, count);
-  if (is_nan(most)) return {most, most};
-  if (!sinks.empty()) {
-    const float sink = sinks[head];
-    if (is_nan(sink)) return {sink, sink};
-    if (!hides(sink) && (hides(most) || sink > most)) most = sink;
-  }
-  if (is_infinite(most)) {
-    if (Keep)
-      for (std::size_t key = seen.first; key < seen.end; ++key) logits[key] = 0;
-    return {most, 0};
-  }
-  float sum = count == 0 ? 0 : exponentials<Keep>(logits + seen.first, count, most);
-  if (!sinks.empty() && !hides(sinks[head])) sum += exp_of_negative(sinks[head] - most);
-  return {most, sum};
-}
-
-template <class Score, class Q, class Keys, class ParallelFor>
-class QueryKeyScorer {
- public:
-  QueryKeyScorer(const QueryKey<Q, Keys>& evidence, const Scoring& scoring, std::size_t count,
-                 const ParallelFor& parallel_for) noexcept
-      : evidence_(evidence), scoring_(scoring), parallel_for_(parallel_for), count_(count) {
-    const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-    logits_ = scoring.scratch.data();
-    factors_ = logits_ + heads * keys;
-    peaks_ = factors_ + heads;
-    query_ = peaks_ + 2 * heads;
-    tiles_ = query_ + query_floats<Keys>(heads, dim);
-    sums_ = tiles_ + pieces(keys) * tile_floats(dim);
-    share_ = 1 / averaged(evidence, heads, scoring.queries);
-  }
-
-  void run(Span<Score> scores) noexcept {
-    accumulate(scores, 0);
-    // Where every visual token receives next to nothing (a sink takes it all), floats run out of range and their order is
-    // lost: then all are brought into range by one factor. Not those of one rank's heads: ranks would differ in it.
-    if (evidence_.heads_total > evidence_.query.heads) return;
-    Score highest = 0;
-    for (std::size_t i = 0; i < count_; ++i)
-      if (is_nan(scores[i])) return;
-    for (std::size_t i = 0; i < count_; ++i) highest = scores[i] > highest ? scores[i] : highest;
-    if (highest >= Score(1e-12)) return;
-    const float shift = highest_exponent();
-    if (!hides(shift) && !is_nan(shift) && shift < 0) accumulate(scores, shift);
-  }
-
- private:
-  static constexpr bool sums_apart = sizeof(Score) < sizeof(double);
-
-  // Logits of one row. Calls use(head, logits).
-  template <class Use>
-  void for_each_head(std::size_t r, Range seen, Use use) noexcept {
-    const std::size_t heads = evidence_.query.heads, keys = evidence_.key.tokens, dim = evidence_.key.dim;
-    load_query<Keys>(evidence_.query, r, evidence_.scale, query_);
-    in_pieces(seen.end - seen.first, parallel_for_, [&](std::size_t begin, std::size_t end) {
-      product_with_keys(evidence_.key, heads, seen.first + begin, seen.first + end, query_,
-                        logits_ + seen.first + begin, keys, tiles_ + begin / keys_per_piece * tile_floats(dim));
-    });
-    parallel_for_(heads, [&](std::size_t head) {
-      float* row = logits_ + head * keys;
-      finish_logits(evidence_, head, seen, evidence_.past + position_of(r), row);
-      use(head, row);
-    });
-  }
-  std::size_t position_of(std::size_t r) const noexcept {
-    return evidence_.prompt_tokens() - evidence_.query.tokens + r;
-  }
-  // Calls use(number, key, n) for each stretch of visual tokens begin .. end - 1 that a row sees.
-  template <class Use>
-  void for_each_seen(Range seen, std::size_t begin, std::size_t end, Use use) const noexcept {
-    for_each_stretch(scoring_.visual, begin, end, [&](std::size_t number, std::size_t position, std::size_t n) {
-      const std::size_t from = evidence_.past + position, base = evidence_.first_key;
-      const std::size_t low = base + seen.first > from ? base + seen.first : from;
-      const std::size_t high = base + seen.end < from + n ? base + seen.end : from + n;
-      if (low < high) use(number + (low - from), low - base, high - low);
-    });
-  }
-
-  // shift 0: the scores. Below 0: the scores times exp(-shift).
-  void accumulate(Span<Score> scores, float shift) noexcept {
-    const QueryRows& rows = scoring_.queries;
-    for (std::size_t i = 0; i < count_; ++i) scores[i] = 0;
-    if (sums_apart && rows.size() > 1 && evidence_.query.tokens > 1) {
-      double* sums = aligned_sums();
-      for (std::size_t i = 0; i < count_; ++i) sums[i] = 0;
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], sums, shift);
-      for (std::size_t i = 0; i < count_; ++i) scores[i] = static_cast<Score>(sums[i]);
-    } else {
-      for (std::size_t i = 0; i < rows.size(); ++i) add_row(rows[i], scores.data(), shift);
-    }
-  }
-  double* aligned_sums() const noexcept {
-    float* at = sums_;
-    while (reinterpret_cast<std::uintptr_t>(at) % alignof(double) != 0) ++at;
-    return reinterpret_cast<double*>(at);
-  }
-
-  template <class Sum>
-  void add_row(std::size_t position, Sum* sums, float shift) noexcept {
-    const std::size_t r = position - position_of(0), keys = evidence_.key.tokens;
-    const std::size_t group = evidence_.query.heads / evidence_.key.heads;
-    const Range seen = seen_by(evidence_, r, position);
-    for_each_head(r, seen, [&](std::size_t head, float* row) {
-      Softmax parts{};
-      if (shift < 0) {
-        parts = softmax_parts<false>(row, seen, evidence_.sinks, head);
-        const float most = parts.greatest + shift;
-        if (!is_nan(most) && !is_infinite(most))
-          for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
-            for (std::size_t i = key; i < key + n; ++i) row[i] = row[i] < most ? exp_of_negative(row[i] - most) : 1.0f;
-          });
-      } else {
-        parts = softmax_parts<true>(row, seen, evidence_.sinks, head);
-      }
-      factors_[head] = is_nan(parts.greatest) ? parts.greatest : parts.sum > 0 ? 1.0f / parts.sum : 0.0f;
-    });
-    in_pieces(count_, parallel_for_, [&](std::size_t begin, std::size_t end) {
-      for_each_seen(seen, begin, end, [&](std::size_t number, std::size_t key, std::size_t n) {
-        for (std::size_t head = 0; head < evidence_.query.heads; ++head) {
-          if (is_zero(factors_[head])) continue;
-          const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
-          const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN whatever the norm
-          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
-          add_weighted(sums + number, logits_ + head * keys + key, 1, norm, n, weight);
-        }
-      });
-    });
-  }
-
-  // The greatest exponent log p of any visual token, over heads and rows, but for the sum of the softmax.
-  float highest_exponent() noexcept {
-    const QueryRows& rows = scoring_.queries;
-    const std::size_t heads = evidence_.query.heads;
-    for (std::size_t head = 0; head < heads; ++head) peaks_[head] = minus_infinity<float>();
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const std::size_t r = rows[i] - position_of(0);
-      const Range seen = seen_by(evidence_, r, rows[i]);
-      for_each_head(r, seen, [&](std::size_t head, float* row) {
-        const Softmax parts = softmax_parts<false>(row, seen, evidence_.sinks, head);
-        if (is_nan(parts.greatest) || is_infinite(parts.greatest)) return;
-        for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
-          const float peak = greatest(row + key, n);
-          if (hides(peak)) return;
-          const float exponent = peak - parts.greatest;
-          if (hides(peaks_[head]) || exponent > peaks_[head]) peaks_[head] = exponent;
-        });
-      });
-    }
-    float most = minus_infinity<float>();
-    for (std::size_t head = 0; head < heads; ++head)
-      if (!hides(peaks_[head]) && (hides(most) || peaks_[head] > most)) most = peaks_[head];
-    return most;
-  }
-
-  const QueryKey<Q, Keys>& evidence_;
-  const Scoring& scoring_;
-  const ParallelFor& parallel_for_;
-  std::size_t count_;
-  double share_;
-  float *logits_, *factors_, *peaks_, *query_, *tiles_, *sums_;  // [heads, keys], [heads], [heads], ...
-};
-
-template <class Score, class Q, class Keys, class ParallelFor>
-Status score_query_key(const QueryKey<Q, Keys>& evidence, const Scoring& scoring, Span<Score> scores,
-                       const ParallelFor& parallel_for) noexcept {
-  const std::size_t count = visual_tokens(scoring.visual);
-  const Result<std::size_t> norms = check_norms(evidence.value_norms, evidence.query.heads, evidence.key.heads, count);
-  if (!norms) return norms.status;
-  if (Status status = expect_room(scoring.scratch, query_key_scratch(evidence), "scratch"); !status) return status;
-  if (Status status = scoring.queries.expect_covered(evidence.query.tokens, scoring.visual); !status) return status;
-  QueryKeyScorer<Score, Q, Keys, ParallelFor>(evidence, scoring, count, parallel_for).run(scores);
   return {};
 }
 
@@ -558,17 +220,17 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  static_assert(
-      detail::is_evidence<Evidence>,
-      "score() takes fastv::Probabilities, QueryKey, KeysOnly, Scores or a type of yours with prompt_tokens() "
-      "and score(): see evidence.hpp");
-  if (Status status = validate(config); !status) return status;
-  const std::size_t tokens = evidence.prompt_tokens();
-  if (Status status = detail::check_evidence(evidence); !status) return status;
-  if (Status status = validate(visual, tokens); !status) return status;
-  if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
-  return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
-                          parallel_for);
+  if constexpr (detail::expect_evidence<Evidence>()) {
+    if (Status status = validate(config); !status) return status;
+    const std::size_t tokens = evidence.prompt_tokens();
+    if (Status status = detail::check_evidence(evidence); !status) return status;
+    if (Status status = validate(visual, tokens); !status) return status;
+    if (Status status = detail::expect_room(scores, visual_tokens(visual), "scores"); !status) return status;
+    return detail::score_by(evidence, Scoring{visual, {config.score_rows, config.listed_rows, tokens}, scratch}, scores,
+                            parallel_for);
+  } else {
+    return {};
+  }
 }
 
 }  // namespace FASTV_KIND

@@ -4,8 +4,10 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
-#include "detail/begin.hpp"
+#include "detail/strides.hpp"
 #include "plan.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -134,26 +136,39 @@ inline std::size_t even_share(const Config& config, std::size_t count) noexcept 
 
 // Windows of an image's grid, row by row; those at the right and bottom edge may be smaller.
 struct Windows {
+  // One of them: its rows and columns of the grid.
+  struct Window {
+    std::size_t top, bottom, left, right;
+    std::size_t columns;  // of the grid
+    std::size_t size() const noexcept { return (bottom - top) * (right - left); }
+    // Calls take(i) for each of its tokens, in order.
+    template <class Take>
+    void visit(Take take) const noexcept {
+      for (std::size_t row = top; row < bottom; ++row)
+        for (std::size_t column = left; column < right; ++column) take(row * columns + column);
+    }
+  };
+
   std::size_t rows, columns;  // of the grid
   std::size_t window_rows, window_columns;
-  std::size_t down, across;  // windows
 
   Windows(const Config& config, std::size_t n, std::size_t grid_columns) noexcept
       : rows(n / grid_columns),
         columns(grid_columns),
         window_rows(config.window_rows < rows ? config.window_rows : rows),
-        window_columns(config.window_columns < columns ? config.window_columns : columns),
-        down((rows - 1) / window_rows + 1),
-        across((columns - 1) / window_columns + 1) {}
-  std::size_t count() const noexcept { return down * across; }
-  // Calls take(i) for each token of window w, in order.
-  template <class Take>
-  void visit(std::size_t w, Take take) const noexcept {
-    const std::size_t top = w / across * window_rows, left = w % across * window_columns;
-    const std::size_t bottom = window_rows < rows - top ? top + window_rows : rows;
-    const std::size_t right = window_columns < columns - left ? left + window_columns : columns;
-    for (std::size_t row = top; row < bottom; ++row)
-      for (std::size_t column = left; column < right; ++column) take(row * columns + column);
+        window_columns(config.window_columns < columns ? config.window_columns : columns) {}
+  std::size_t count() const noexcept { return ((rows - 1) / window_rows + 1) * ((columns - 1) / window_columns + 1); }
+  // Calls use(number, window) for each.
+  template <class Use>
+  void for_each(Use use) const noexcept {
+    std::size_t number = 0;
+    for (std::size_t top = 0; top < rows; top += window_rows) {
+      const std::size_t bottom = window_rows < rows - top ? top + window_rows : rows;
+      for (std::size_t left = 0; left < columns; left += window_columns) {
+        const std::size_t right = window_columns < columns - left ? left + window_columns : columns;
+        use(number++, Window{top, bottom, left, right, columns});
+      }
+    }
   }
 };
 
@@ -177,29 +192,30 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
   }
   const Windows windows(config, n, columns);
   const std::size_t number = windows.count();
-  const auto taken = [&](std::size_t w) {
+  const auto taken = [&](const Windows::Window& window) {
     std::size_t sum = 0;
-    if (even > 0) windows.visit(w, [&](std::size_t i) { sum += marks[i] == chosen<Mark> ? 1u : 0u; });
+    if (even > 0) window.visit([&](std::size_t i) { sum += marks[i] == chosen<Mark> ? 1u : 0u; });
     return sum;
   };
-  for (std::size_t w = 0; w < number; ++w) {
-    std::size_t size = 0;
-    windows.visit(w, [&](std::size_t) { ++size; });
-    scratch[w] = static_cast<Mark>(size - taken(w));
-  }
+  windows.for_each([&](std::size_t w, const Windows::Window& window) {
+    scratch[w] = static_cast<Mark>(window.size() - taken(window));
+  });
   apportion(count - even, Span<Mark>(scratch, number), Span<Mark>(scratch + number, number));
-  for (std::size_t w = 0; w < number; ++w)
-    each(static_cast<std::size_t>(scratch[w]) + taken(w), [&](auto take) { windows.visit(w, take); });
+  windows.for_each([&](std::size_t w, const Windows::Window& window) {
+    each(static_cast<std::size_t>(scratch[w]) + taken(window), [&](auto take) { window.visit(take); });
+  });
 }
 
 // The highest scores of one image: marks are their order keys.
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
                    Mark* scratch) noexcept {
+  const std::size_t rows = config.window_rows;  // their product with the columns may not fit
+  const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (config.window_rows != 0 && config.window_rows * config.window_columns <= few_tokens) {
+    if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
       size = 0;
@@ -225,6 +241,23 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// Scores of which none ranks a token above another.
+inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
+                           std::size_t zero_scores) noexcept {
+  const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
+  if (total > 0 && nan_scores == total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are NaN: check what layer {} and the tensors handed over "
+                "hold",
+                total, layer);
+  if (zero_scores == total && images.keep > 0 && images.keep < total)
+    return fail(Errc::bad_value,
+                "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
+                "images (sliding window, bias, mask)?",
+                total, layer);
+  return {};
+}
+
 // Settings and spans have been validated and the images counted; kept and scratch have room.
 template <class Score>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
@@ -235,30 +268,25 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
   Mark* marks = scratch;
   Mark* rest = marks + total;
   Selected selected;
-  for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
   if (config.selection == Selection::top_k) {
-    std::size_t infinite = 0;
+    constexpr Mark zero_key = FloatBits<Score>::sign;
+    Mark infinite = 0, nan = 0, zero = 0;  // as wide as a score, so that the loop vectorises
     for (std::size_t i = 0; i < total; ++i) {
+      const Mark key = order_key(scores[i]);
       infinite += is_infinite(scores[i]) ? 1u : 0u;
-      selected.nan_scores += is_nan(scores[i]) ? 1u : 0u;
-      selected.zero_scores += is_zero(scores[i]) ? 1u : 0u;
-      marks[i] = order_key(scores[i]);
+      nan += key == 0 ? 1u : 0u;
+      zero += key == zero_key ? 1u : 0u;
+      marks[i] = key;
     }
+    selected.nan_scores = static_cast<std::size_t>(nan);
+    selected.zero_scores = static_cast<std::size_t>(zero);
     for (std::size_t i = 0; infinite > 0; ++i)
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
-    if (total > 0 && selected.nan_scores == total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                   "hold",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
-    if (selected.zero_scores == total && images.keep > 0 && images.keep < total)
-      return {{},
-              fail(Errc::bad_value,
-                   "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
-                   "images (sliding window, bias, mask)?",
-                   total, config.filtering_layer == 0 ? 0 : config.filtering_layer - 1)};
+    if (Status status = check_counts(config, images, selected.nan_scores, selected.zero_scores); !status)
+      return {{}, status};
+  } else {
+    for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
   }
 
   Random random(config.seed);
@@ -276,7 +304,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        if (const std::size_t even = even_share(config, images.keep); even > 0) mark_uniform(marks, total, 0, even);
+        // The even grid takes no more than the minima leave, or some image would get less than its own.
+        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
@@ -300,7 +330,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     rest = after;
     std::size_t image_number = 0, numbered = 0;
     for_each_image(visual, [&](const Image& image) {
-      if (image.tokens > 0) choose(numbered, image.tokens, image.columns, quotas[image_number]);
+      if (image.tokens > 0)
+        choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(quotas[image_number]));
       ++image_number;
       numbered += image.tokens;
     });
@@ -351,7 +382,9 @@ Result<Selected> select(const Config& config, Span<const Score> scores, Span<con
       return {{},
               fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(),
                    images->tokens)};
-    if (images->tokens > 0 && scores.data() == nullptr) return {{}, detail::fail_null("scores")};
+    if (images->tokens > 0) {
+      if (Status status = detail::check_data(scores.data(), "scores"); !status) return {{}, status};
+    }
   }
   return detail::select_validated<Score>(config, scores, visual, tokens, *images, kept.data(), scratch.data());
 }

@@ -3,8 +3,9 @@
 // score_shard() on each rank, an exchange of one SoftmaxPart per head, then merge_shards() on each rank.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "score.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 

@@ -3,8 +3,9 @@
 
 #include <cstdio>
 
-#include "detail/begin.hpp"
 #include "view.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
@@ -28,8 +29,8 @@ enum class Errc : unsigned char {
 
 // One sentence, ready to print.
 struct Message {
-  char text[320];  // the sentence, ended by a zero
-  const char* c_str() const noexcept { return text; }
+  char text[320];                                                   // the sentence, ended by a zero
+  FASTV_INLINE const char* c_str() const noexcept { return text; }  // the sentence
 };
 
 namespace detail {
@@ -43,20 +44,20 @@ struct Part {
     double real;
     const char* word;
   };
-  constexpr Part() noexcept {}
-  constexpr Part(double value) noexcept : kind(Kind::real), real(value) {}
-  constexpr Part(const char* value) noexcept : kind(Kind::word), word(value) {}
+  FASTV_INLINE constexpr Part() noexcept {}
+  FASTV_INLINE constexpr Part(double value) noexcept : kind(Kind::real), real(value) {}
+  FASTV_INLINE constexpr Part(const char* value) noexcept : kind(Kind::word), word(value) {}
   template <class Whole, class = decltype(Whole{} % 2)>
-  constexpr Part(Whole value) noexcept : kind(Kind::whole), whole(capped(value)) {}
+  FASTV_INLINE constexpr Part(Whole value) noexcept : kind(Kind::whole), whole(capped(value)) {}
 
  private:
   template <class Whole>
-  static constexpr long long capped(Whole value) noexcept {
+  FASTV_INLINE static constexpr long long capped(Whole value) noexcept {
     constexpr auto most = static_cast<unsigned long long>(0x7fffffffffffffffull);
-    if constexpr (static_cast<Whole>(-1) > Whole{0})
+    if constexpr (static_cast<Whole>(-1) > Whole{0} && sizeof(Whole) >= sizeof(long long))
       return static_cast<long long>(value > most ? most : value);
     else
-      return value;
+      return static_cast<long long>(value);
   }
 };
 

@@ -1,14 +1,21 @@
-// fastv: scoring and selection as ATen operations on the tensors' own device, for GPUs. LibTorch 1.13 or newer.
+// fastv for LibTorch, on the device: scores and selection as ATen operations where the tensors are, for GPUs. LibTorch
+// 1.13 or newer.
 //
-// The same counts, ties and order as the core, and no value ever comes back to the host: the number of kept tokens
-// depends on shapes only, so that every operation can be queued behind the layer that has just run.
+//   auto kept = fastv::device::prune(config, q, k, scale, visual);  // int64 [m], ascending, on the device of k
+//   if (!kept) return std::puts(kept.message().c_str()), 1;
+//   hidden = hidden.index_select(1, *kept);                         // [1, n, width] -> [1, m, width]
 //
-//   auto kept = fastv::prune_on_device(config, attention, visual);     // int64 [m], ascending, on attention's device
-//   hidden = hidden.index_select(1, *kept);                            // [1, n, width] -> [1, m, width]
+// The same counts, ties and order as in the core. No value comes back to the host: how many tokens stay depends on
+// shapes alone, so that every operation can be queued behind the layer that has just run. Hence what only values can
+// tell is not reported here: where all scores are 0, or all NaN, the earliest tokens stay, as many as planned. NaN is
+// the lowest.
 //
-// Of equal scores the earlier token stays. NaN ranks lowest, together with -infinity; what only the values can tell
-// (NaN everywhere, infinite scores) is not reported here, since that would have to wait for the device.
+// Settings that need more than an order of scores (other selections, windows, an even share) are refused: a Pruner has
+// them.
 #pragma once
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 
 #include <limits>
 #include <vector>
@@ -16,209 +23,335 @@
 #include "fastv.hpp"
 #include "torch.hpp"
 
+#include "detail/begin.hpp"
+
 namespace fastv {
 
 namespace detail {
+inline namespace FASTV_KIND {
 
 inline std::int64_t extent(std::size_t size) noexcept { return static_cast<std::int64_t>(size); }
-
-// Rules that need more than a sort of scores. Those that look at no score need no device either.
-inline Status check_device_rule(const Config& config) noexcept {
-  if (Status status = check(config); !status) return status;
-  if (config.selection != Selection::top_k) return fail(Errc::device_rule, "Config::selection");
-  if (config.uniform_share != 0) return fail(Errc::device_rule, "Config::uniform_share");
-  if (config.window_rows != 0) return fail(Errc::device_rule, "Config::window_rows");
-  return {};
+inline at::ScalarType at_least_float(at::ScalarType type) noexcept {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
 }
-
-// [heads, rows, width] without the batch of 1, in float (or double, where it is that).
+// [a, b, c], without the batch of 1.
 inline at::Tensor without_batch(const at::Tensor& tensor) {
   return tensor.dim() == 4 ? tensor.detach().squeeze(0) : tensor.detach();
 }
-inline at::Tensor widened(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? tensor : tensor.to(at::kFloat);
+inline at::Tensor joined(const std::vector<at::Tensor>& pieces) {
+  return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
+}
+// 0, 1, ... on the device of `like`.
+inline at::Tensor counting(std::size_t count, const at::Tensor& like) {
+  return at::arange(extent(count), like.options().dtype(at::kLong));
+}
+// Whole numbers of the host. CUDA copies pageable memory before it returns, so the host need not wait there.
+template <class NumberAt>
+at::Tensor upload(std::size_t count, const at::Tensor& like, NumberAt number_at) {
+  const at::Tensor numbers = like.new_empty({extent(count)}, at::TensorOptions(at::kCPU).dtype(at::kLong));
+  auto* out = static_cast<std::int64_t*>(numbers.data_ptr());
+  for (std::size_t i = 0; i < count; ++i) out[i] = extent(number_at(i));
+  return numbers.to(like.device(), at::kLong, /*non_blocking=*/like.is_cuda());
 }
 
-inline Status check_floats(const at::Tensor& tensor) noexcept {
-  const at::ScalarType type = tensor.scalar_type();
-  const bool known = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-  return known ? Status{} : fail(Errc::tensor_type, c10::toString(type));
-}
-
-// Whole numbers on `like`'s device. CUDA copies pageable memory before it returns, so the host need not wait there.
-inline at::Tensor upload(const RowSet& rows, const at::Tensor& like) {
-  const at::Tensor values = like.new_empty({extent(rows.size())}, at::TensorOptions(at::kCPU).dtype(at::kLong));
-  auto* out = static_cast<std::int64_t*>(values.data_ptr());
-  for (std::size_t i = 0; i < rows.size(); ++i) out[i] = extent(rows[i]);
-  return values.to(like.device(), at::kLong, /*non_blocking=*/like.is_cuda());
-}
-
-inline bool is_last(const RowSet& rows, std::size_t tokens) noexcept {
-  return rows.size() == 1 && rows[0] == tokens - 1;
-}
-
-// The rows to rank by, of [heads, rows, width] whose rows are the prompt's last.
-inline at::Tensor rows_of(const RowSet& rows, const at::Tensor& tensor, std::size_t tokens) {
-  const std::int64_t given = tensor.size(1);
-  if (is_last(rows, tokens)) return tensor.narrow(1, given - 1, 1);
-  std::size_t own = 0;  // rows that stand at their own position: all of them, for ScoreRows::all
-  while (own < rows.size() && rows[own] == own) ++own;
-  if (own == tokens && rows.size() == tokens) return tensor;
-  return tensor.index_select(1, upload(rows, tensor).sub(extent(tokens) - given));
-}
-
-// Mean over heads and rows of attention [heads, rows, keys], visual columns only: [visual tokens].
-inline at::Tensor visual_mean(const at::Tensor& attention, Span<const TokenSpan> visual) {
-  const at::ScalarType type = attention.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor scores = attention.new_empty({extent(visual_tokens(visual))}, attention.options().dtype(type));
-  std::int64_t numbered = 0;
-  for (const TokenSpan& span : visual) {
-    const std::int64_t count = extent(span.count);
-    scores.narrow(0, numbered, count)
-        .copy_(widened(attention.narrow(2, extent(span.first), count)).mean(at::IntArrayRef({0, 1})));
-    numbered += count;
+// Calls use(is_visual, first, count) for each stretch of text or visual tokens, in order. Spans side by side are one.
+template <class Use>
+void for_each_piece(Span<const TokenSpan> visual, std::size_t tokens, Use use) {
+  std::size_t position = 0;
+  for (std::size_t s = 0; s < visual.size();) {
+    const std::size_t first = visual[s].first;
+    std::size_t end = first;
+    for (; s < visual.size() && visual[s].first == end; ++s) end += visual[s].count;
+    if (end == first) continue;  // of an image that earlier stages emptied
+    if (position < first) use(false, position, first - position);
+    use(true, first, end - first);
+    position = end;
   }
-  return scores;
+  if (position < tokens) use(false, position, tokens - position);
 }
 
-// Scores by the rows that the settings ask for. attention_of(rows): attention [heads, rows, keys] of a set of rows.
-template <class AttentionOf>
-Result<at::Tensor> scores_by(const Config& config, std::size_t tokens, std::size_t rows, Span<const TokenSpan> visual,
-                             AttentionOf attention_of) {
-  if (Status status = check(config); !status) return {{}, status};
-  if (Status status = check(visual, tokens); !status) return {{}, status};
-  const RowSet ranked(config.score_rows, config.listed_rows, tokens);
-  if (Status status = ranked.check_covered(rows); !status) return {{}, status};
-  const at::Tensor scores = visual_mean(attention_of(ranked), visual);
-  if (config.prior_rows.empty()) return {scores, {}};
-  const RowSet prior(ScoreRows::listed, config.prior_rows, tokens);  // as prior_corrected() in scorers.hpp
-  if (Status status = prior.check_covered(rows); !status) return {{}, status};
-  const at::Tensor other = visual_mean(attention_of(prior), visual);
-  const at::Tensor p = scores.div(scores.sum()), q = other.div(other.sum());
-  return {p.mul(p.add(1e-6).div(q.add(1e-6)).log()), {}};
-}
+// ---- evidence -----------------------------------------------------------------------------------
 
-}  // namespace detail
+// Attention, or queries and keys, of a prompt of n = tokens tokens behind `past` keys of earlier turns.
+struct DeviceEvidence {
+  at::Tensor attention;   // [heads, queries, past + n]; undefined where there are queries and keys:
+  at::Tensor query, key;  // [heads, queries, dim], [kv heads, past + n, dim]
+  double scale = 1;
+  std::size_t queries = 0, tokens = 0, past = 0;
+};
 
-// ---- scoring ------------------------------------------------------------------------------------
+// Shapes are checked by the core, on views that are never read.
+inline constexpr float unread = 0;
 
-// Scores [visual tokens] in float (double, where the tensors are that), from attention probabilities [heads, rows,
-// keys] or [1, heads, rows, keys] of the prompt. The formula is that of score.hpp.
-inline Result<at::Tensor> device_scores(const Config& config, const at::Tensor& attention,
-                                        Span<const TokenSpan> visual) {
-  const auto axes = detail::three_axes(attention, "attention");
+inline Result<DeviceEvidence> device_evidence(const at::Tensor& attention, std::size_t past) {
+  const Result<Axes> axes = three_axes(attention, "attention", map_shape);
   if (!axes) return {{}, axes.status};
-  if (Status status = detail::check_floats(attention); !status) return {{}, status};
-  const std::size_t rows = axes->size[1], tokens = axes->size[2];
-  if (Status status = detail::check_shape("attention", axes->size[0], rows, tokens, 0, 0); !status) return {{}, status};
-  const at::Tensor map = detail::without_batch(attention);
-  return detail::scores_by(config, tokens, rows, visual,
-                           [&](const detail::RowSet& set) { return detail::rows_of(set, map, tokens); });
+  Probabilities<float> shape = fastv::probabilities(&unread, axes->size[0], axes->size[1], axes->size[2]);
+  shape.past = past;
+  if (Status status = shape.check(); !status) return {{}, status};
+  return {{without_batch(attention), {}, {}, 1, axes->size[1], shape.prompt_tokens(), past}, {}};
 }
-
-// The same from queries [heads, rows, dim] and keys [kv heads, tokens, dim] after RoPE, or [1, ...]: one product and a
-// softmax of each row to rank by. ScoreRows::all makes a map [heads, tokens, tokens]. A model with a soft-cap or a bias
-// hands over the probabilities of its last row instead.
-inline Result<at::Tensor> device_scores(const Config& config, const at::Tensor& query, const at::Tensor& key,
-                                        double scale, Span<const TokenSpan> visual) {
-  const auto q = detail::three_axes(query, "query"), k = detail::three_axes(key, "key");
+inline Result<DeviceEvidence> device_evidence(const at::Tensor& query, const at::Tensor& key, double scale,
+                                              std::size_t past) {
+  const Result<Axes> q = three_axes(query, "query", heads_shape), k = three_axes(key, "key", heads_shape);
   if (!q) return {{}, q.status};
   if (!k) return {{}, k.status};
-  if (Status status = detail::check_floats(query); !status) return {{}, status};
-  if (Status status = detail::check_floats(key); !status) return {{}, status};
-  const std::size_t heads = q->size[0], kv_heads = k->size[0], rows = q->size[1], tokens = k->size[1];
-  if (Status status = detail::check_shape("query", heads, rows, tokens, 0, 0); !status) return {{}, status};
-  if (kv_heads == 0) return {{}, detail::fail(Errc::no_heads, "key")};
-  if (heads % kv_heads != 0)
-    return {{}, detail::fail(Errc::heads_not_divisible, "", detail::number(heads), detail::number(kv_heads))};
-  if (q->size[2] != k->size[2])
-    return {{}, detail::fail(Errc::head_dims_differ, "", detail::number(q->size[2]), detail::number(k->size[2]))};
-  if (q->size[2] == 0) return {{}, detail::fail(Errc::no_dim, "key")};
-  if (detail::is_nan(scale) || detail::is_infinite(scale) || !(scale > 0))
-    return {{}, detail::fail_real(Errc::bad_scale, scale)};
+  if (query.device() != key.device())
+    return {
+        {},
+        fail(Errc::not_supported, "query is on {} but key on {}: bring both to one device",
+             c10::toString(query.options().computeDispatchKey()), c10::toString(key.options().computeDispatchKey()))};
+  QueryKey<float> shape =
+      fastv::query_key(fastv::heads(&unread, HeadMajor{q->size[0], q->size[1], q->size[2]}),
+                       fastv::heads(&unread, HeadMajor{k->size[0], k->size[1], k->size[2]}), static_cast<float>(scale));
+  shape.past = past;
+  if (Status status = shape.check(); !status) return {{}, status};
+  return {{{}, without_batch(query), without_batch(key), scale, q->size[1], shape.prompt_tokens(), past}, {}};
+}
 
-  const at::Tensor queries = detail::without_batch(query), keys = detail::widened(detail::without_batch(key));
-  return detail::scores_by(config, tokens, rows, visual, [&](const detail::RowSet& set) {
-    using detail::extent;
-    const at::Tensor ranked = detail::widened(detail::rows_of(set, queries, tokens));  // [heads, R, dim]
-    // Query head h reads KV head h / (heads / kv_heads): a KV head's queries are neighbours.
-    const at::Tensor logits = ranked.reshape({extent(kv_heads), -1, extent(q->size[2])})
-                                  .matmul(keys.transpose(1, 2))
-                                  .mul(scale)
-                                  .view({extent(heads), -1, extent(tokens)});
-    if (!detail::is_last(set, tokens)) {
-      const at::Tensor row = detail::upload(set, logits).unsqueeze(1);  // [R, 1]
-      const at::Tensor column = row.new_ones({extent(tokens)}).cumsum(0).sub(1);
-      logits.masked_fill_(column.gt(row), -std::numeric_limits<double>::infinity());
-    }
-    return logits.softmax(-1);
+// The wanted rows of [heads, queries, width], whose rows are the prompt's last.
+inline at::Tensor rows_of(const QueryRows& rows, const at::Tensor& tensor) {
+  const std::int64_t queries = tensor.size(1);
+  if (rows.which == ScoreRows::last) return tensor.narrow(1, queries - 1, 1);
+  if (rows.which == ScoreRows::all) return tensor;
+  const std::size_t first = rows.tokens - static_cast<std::size_t>(queries);
+  return tensor.index_select(1, upload(rows.size(), tensor, [&](std::size_t i) { return rows[i] - first; }));
+}
+
+// Attention [heads, rows, past + n] of the wanted rows.
+inline at::Tensor attention_of(const DeviceEvidence& evidence, const QueryRows& rows) {
+  if (evidence.attention.defined()) return rows_of(rows, evidence.attention);
+  const at::Tensor& key = evidence.key;
+  const std::int64_t heads = evidence.query.size(0), keys = key.size(1);
+  // Not every operation knows half precision on the CPU; on a GPU the sums are floats anyway, and logits are rounded as
+  // where attention is not fused.
+  const at::ScalarType type = key.is_cpu() ? at_least_float(key.scalar_type()) : key.scalar_type();
+  // Query head h reads KV head h / (heads / kv heads): a KV head's queries are neighbours. Scaled ahead of the product,
+  // which might overflow otherwise.
+  const at::Tensor query = rows_of(rows, evidence.query).to(type).mul(evidence.scale);
+  const at::Tensor logits =
+      query.reshape({key.size(0), -1, key.size(2)}).bmm(key.to(type).transpose(1, 2)).view({heads, -1, keys});
+  if (rows.which != ScoreRows::last) {
+    const at::Tensor column = counting(static_cast<std::size_t>(keys), key);
+    const at::Tensor row = rows.which == ScoreRows::all
+                               ? column.narrow(0, extent(evidence.past), extent(rows.tokens))
+                               : upload(rows.size(), key, [&](std::size_t i) { return evidence.past + rows[i]; });
+    logits.masked_fill_(column.gt(row.unsqueeze(1)), -std::numeric_limits<double>::infinity());
+  }
+  return logits.softmax(-1, at_least_float(type));
+}
+
+// ---- scores -------------------------------------------------------------------------------------
+
+inline QueryRows ranking_rows(const Config& config, std::size_t tokens) noexcept {
+  return {config.score_rows, config.listed_rows, tokens};
+}
+inline QueryRows prior_rows(const Config& config, std::size_t tokens) noexcept {
+  return {ScoreRows::listed, config.prior_rows, tokens};
+}
+inline Status expect_rows(const Config& config, const DeviceEvidence& evidence, Span<const TokenSpan> visual) noexcept {
+  Status status = ranking_rows(config, evidence.tokens).expect_covered(evidence.queries, visual);
+  if (status && !config.prior_rows.empty())
+    status = prior_rows(config, evidence.tokens).expect_covered(evidence.queries, visual);
+  return status;
+}
+
+// Mean over heads and rows of the attention that visual tokens receive: [visual tokens], at least one.
+inline at::Tensor visual_mean(const DeviceEvidence& evidence, const QueryRows& rows, Span<const TokenSpan> visual) {
+  const TokenSpan& last = visual[visual.size() - 1];
+  const std::size_t begin = visual[0].first, end = last.first + last.count;
+  const at::Tensor attention = attention_of(evidence, rows);
+  const at::Tensor mean = attention.narrow(2, extent(evidence.past + begin), extent(end - begin))
+                              .mean(at::IntArrayRef({0, 1}), false, at_least_float(attention.scalar_type()));
+  std::vector<at::Tensor> pieces;
+  for_each_piece(visual, end, [&](bool is_visual, std::size_t first, std::size_t count) {
+    if (is_visual) pieces.push_back(mean.narrow(0, extent(first - begin), extent(count)));
   });
+  return joined(pieces);
+}
+
+// By settings, spans and evidence that have been validated.
+inline at::Tensor scores_of(const Config& config, const DeviceEvidence& evidence, Span<const TokenSpan> visual) {
+  const at::Tensor scores = visual_mean(evidence, ranking_rows(config, evidence.tokens), visual);
+  if (config.prior_rows.empty()) return scores;
+  const at::Tensor prior = visual_mean(evidence, prior_rows(config, evidence.tokens), visual);
+  const at::Tensor p = scores.div(scores.sum()), q = prior.div(prior.sum());  // as in correct_by_prior()
+  return p.add(1e-6).div_(q.add_(1e-6)).log_().mul_(p);
+}
+
+inline Result<at::Tensor> device_scores(const Config& config, const Result<DeviceEvidence>& evidence,
+                                        Span<const TokenSpan> visual) {
+  if (!evidence) return {{}, evidence.status};
+  if (Status status = validate(config); !status) return {{}, status};
+  if (Status status = validate(visual, evidence->tokens); !status) return {{}, status};
+  if (Status status = expect_rows(config, *evidence, visual); !status) return {{}, status};
+  if (visual_tokens(visual) > 0) return {scores_of(config, *evidence, visual), {}};
+  const at::Tensor& like = evidence->attention.defined() ? evidence->attention : evidence->key;
+  return {like.new_empty({0}, like.options().dtype(at_least_float(like.scalar_type()))), {}};
 }
 
 // ---- selection ----------------------------------------------------------------------------------
 
-// Kept indices [m] as int64, ascending positions in the whole prompt, on the device of scores [visual tokens]. For
-// Selection::top_k without windows or an even share; quotas, counts and minima as in select().
-inline Result<at::Tensor> select_on_device(const Config& config, const at::Tensor& scores, Span<const TokenSpan> visual,
-                                           std::size_t tokens) {
-  using detail::extent;
-  using detail::number;
-  if (Status status = detail::check_device_rule(config); !status) return {{}, status};
-  if (Status status = check(visual, tokens); !status) return {{}, status};
-  if (Status status = detail::check_tensor(scores, "scores"); !status) return {{}, status};
-  if (scores.dim() != 1) return {{}, detail::fail(Errc::tensor_dims, "scores", scores.dim(), 1)};
-  if (Status status = detail::check_floats(scores); !status) return {{}, status};
-  const std::size_t total = visual_tokens(visual);
-  if (scores.size(0) != extent(total)) return {{}, detail::fail(Errc::scores_size, "", scores.size(0), number(total))};
-  const Result<std::size_t> keep = kept_visual(config, visual);
-  if (!keep) return {{}, keep.status};
+inline Status expect_device_rule(const Config& config) noexcept {
+  if (config.selection != Selection::top_k)
+    return fail(Errc::not_supported,
+                "selection is {}, which needs no device: use a Pruner with NoEvidence, and kept_tensor()",
+                config.selection == Selection::random ? "random" : "uniform");
+  if (config.uniform_share != 0)
+    return fail(Errc::not_supported, "uniform_share is {} but fastv::device has no even grid: use 0, or a Pruner",
+                config.uniform_share);
+  if (config.window_rows != 0)
+    return fail(Errc::not_supported, "windows are {} x {} but fastv::device has none: use 0 x 0, or a Pruner",
+                config.window_rows, config.window_columns);
+  return {};
+}
 
-  // The highest of each picture are marked: a sort puts them first.
-  const at::Tensor values = scores.detach();
-  const at::Tensor ranks = values.masked_fill(values.ne(values), -std::numeric_limits<double>::infinity());  // NaN
-  const at::Tensor marks = ranks.new_zeros({extent(total)}, ranks.options().dtype(at::kByte));
-  const auto mark = [&](std::size_t first, std::size_t count, std::size_t kept) {
-    const at::Tensor order = std::get<1>(ranks.narrow(0, extent(first), extent(count)).sort(/*stable=*/true, 0, true));
-    marks.narrow(0, extent(first), extent(count)).scatter_(0, order.narrow(0, 0, extent(kept)), 1);
-  };
-  if (config.quota == Quota::pooled) {
-    mark(0, total, *keep);
-  } else {
-    std::vector<Index> quotas(visual.size());
-    if (Status status = picture_quotas(config, visual, quotas); !status) return {{}, status};
-    std::size_t picture = 0, first = 0;
-    detail::for_each_picture(visual, [&](const detail::Picture& p) {
-      mark(first, p.tokens, quotas[picture++]);
-      first += p.tokens;
+// Numbers of the entries by ascending key; of equal ones the earlier first, NaN last.
+inline at::Tensor ascending(const at::Tensor& keys) {
+  return std::get<1>(keys.sort(/*stable=*/true, /*dim=*/0, /*descending=*/false));
+}
+// Visual numbers in some order -> image by image, those of each in that order.
+inline at::Tensor by_image(const at::Tensor& order, Span<const TokenSpan> visual) {
+  std::vector<std::size_t> image_of;
+  std::size_t number = 0;
+  for_each_image(visual, [&](const Image& image) { image_of.insert(image_of.end(), image.tokens, number++); });
+  const at::Tensor images = upload(image_of.size(), order, [&](std::size_t i) { return image_of[i]; });
+  return order.gather(0, ascending(images.gather(0, order)));
+}
+// Of an order image by image: entries begin_of(image) to the end_of(image)-th of each.
+template <class BeginOf, class EndOf>
+at::Tensor parts_of(const at::Tensor& order, Span<const TokenSpan> visual, BeginOf begin_of, EndOf end_of) {
+  std::vector<at::Tensor> parts;
+  std::size_t first = 0;
+  for_each_image(visual, [&](const Image& image) {
+    const std::size_t begin = begin_of(image), end = end_of(image);
+    parts.push_back(order.narrow(0, extent(first + begin), extent(end - begin)));
+    first += image.tokens;
+  });
+  return joined(parts);
+}
+
+// Visual numbers of the tokens that go. A fixed number of operations, however many images there are.
+inline at::Tensor dropped_numbers(const Config& config, const at::Tensor& scores, Span<const TokenSpan> visual,
+                                  const Images& images) {
+  const at::Tensor keys = scores.detach().neg();
+  at::Tensor order = ascending(keys);  // the highest score first
+  if (config.quota == Quota::per_image && images.count > 1) {
+    std::vector<Index> quotas(2 * images.count);
+    quotas_of(config, visual, images, Span<Index>(quotas.data(), images.count),
+              Span<Index>(quotas.data() + images.count, images.count));
+    std::size_t number = 0;
+    const auto quota_of = [&](const Image&) { return std::size_t{quotas[number++]}; };
+    return parts_of(by_image(order, visual), visual, quota_of, [](const Image& image) { return image.tokens; });
+  }
+  if (config.quota == Quota::pooled && minima_hold(config, images)) {
+    // Every image's own best go ahead of the pool.
+    const at::Tensor best = parts_of(
+        by_image(order, visual), visual, [](const Image&) { return std::size_t{0}; },
+        [&](const Image& image) { return minimum_of(config, image); });
+    order = ascending(keys.scatter_(0, best, -std::numeric_limits<double>::infinity()));
+  }
+  return order.narrow(0, extent(images.keep), extent(images.tokens - images.keep));
+}
+
+// Kept indices, by settings, spans and scores that have been validated.
+inline at::Tensor kept_of(const Config& config, const at::Tensor& scores, Span<const TokenSpan> visual,
+                          std::size_t tokens, const Images& images) {
+  if (images.keep == images.tokens) return counting(tokens, scores);
+  const at::Tensor dropped = dropped_numbers(config, scores, visual, images);
+  std::size_t runs = 0, first_of_run = 0;
+  for_each_piece(visual, tokens, [&](bool is_visual, std::size_t first, std::size_t) {
+    runs += is_visual ? 1u : 0u;
+    first_of_run = is_visual ? first : first_of_run;
+  });
+  // 1 for each token that stays, 0 for each that goes. Several runs of visual tokens are marked side by side, ahead of
+  // the text, and then put in their places.
+  const std::size_t at = runs == 1 ? first_of_run : 0;
+  at::Tensor stays = scores.new_ones({extent(tokens)}, scores.options().dtype(at::kByte));
+  stays.narrow(0, extent(at), extent(images.tokens)).scatter_(0, dropped, 0);
+  if (runs > 1) {
+    std::vector<at::Tensor> pieces;
+    std::size_t next_visual = 0, next_text = images.tokens;
+    for_each_piece(visual, tokens, [&](bool is_visual, std::size_t, std::size_t count) {
+      std::size_t& next = is_visual ? next_visual : next_text;
+      pieces.push_back(stays.narrow(0, extent(next), extent(count)));
+      next += count;
     });
+    stays = joined(pieces);
   }
-
-  // 1 for each token that stays. A stable sort puts their positions first, in order.
-  const at::Tensor stays = marks.new_ones({extent(tokens)});
-  std::int64_t numbered = 0;
-  for (const TokenSpan& span : visual) {
-    const std::int64_t count = extent(span.count);
-    stays.narrow(0, extent(span.first), count).copy_(marks.narrow(0, numbered, count));
-    numbered += count;
-  }
-  const at::Tensor order = std::get<1>(stays.sort(/*stable=*/true, 0, /*descending=*/true));
-  return {order.narrow(0, 0, extent(tokens - total + *keep)), {}};
+  // Descending and stable: those that stay first, in order.
+  const at::Tensor order = std::get<1>(stays.sort(/*stable=*/true, /*dim=*/0, /*descending=*/true));
+  return order.narrow(0, 0, extent(tokens - images.tokens + images.keep));
 }
 
-// Both. The kept indices [m] are ready for index_select() along the tokens of hidden states and position ids.
-inline Result<at::Tensor> prune_on_device(const Config& config, const at::Tensor& attention,
-                                          Span<const TokenSpan> visual) {
-  if (Status status = detail::check_device_rule(config); !status) return {{}, status};
-  const Result<at::Tensor> scores = device_scores(config, attention, visual);
-  if (!scores) return scores;
-  return select_on_device(config, *scores, visual, static_cast<std::size_t>(attention.size(-1)));
+inline Result<at::Tensor> device_prune(const Config& config, const Result<DeviceEvidence>& evidence,
+                                       Span<const TokenSpan> visual) {
+  if (!evidence) return {{}, evidence.status};
+  if (Status status = validate(config, visual, evidence->tokens); !status) return {{}, status};
+  if (Status status = expect_device_rule(config); !status) return {{}, status};
+  const Result<Images> images = count_images(config, visual);
+  if (!images) return {{}, images.status};
+  const at::Tensor& like = evidence->attention.defined() ? evidence->attention : evidence->key;
+  if (images->tokens == 0) return {counting(evidence->tokens, like), {}};
+  if (Status status = expect_rows(config, *evidence, visual); !status) return {{}, status};
+  if (images->keep == images->tokens) return {counting(evidence->tokens, like), {}};
+  return {kept_of(config, scores_of(config, *evidence, visual), visual, evidence->tokens, *images), {}};
 }
-inline Result<at::Tensor> prune_on_device(const Config& config, const at::Tensor& query, const at::Tensor& key,
-                                          double scale, Span<const TokenSpan> visual) {
-  if (Status status = detail::check_device_rule(config); !status) return {{}, status};
-  const Result<at::Tensor> scores = device_scores(config, query, key, scale, visual);
-  if (!scores) return scores;
-  return select_on_device(config, *scores, visual, static_cast<std::size_t>(key.size(-2)));
+
+}  // namespace FASTV_KIND
+}  // namespace detail
+
+namespace device {
+inline namespace FASTV_KIND {
+
+// Scores [visual tokens] in Float (Double, where the tensors are that), from attention probabilities [heads, queries,
+// past + n] or [1, heads, queries, past + n]. The formula is that of score.hpp.
+inline Result<at::Tensor> scores(const Config& config, const at::Tensor& attention, Span<const TokenSpan> visual,
+                                 std::size_t past = 0) {
+  return detail::device_scores(config, detail::device_evidence(attention, past), visual);
 }
+
+// The same from queries [heads, queries, dim] and keys [kv heads, past + n, dim] after RoPE, or [1, ...] of either: one
+// product and a softmax of each row to rank by, which for ScoreRows::all is a map [heads, n, n]. On a GPU the product
+// is in the keys' own type, to which logits are rounded, without a copy of the keys. A model with a soft-cap, a bias or
+// sinks hands over its probabilities.
+inline Result<at::Tensor> scores(const Config& config, const at::Tensor& query, const at::Tensor& key, double scale,
+                                 Span<const TokenSpan> visual, std::size_t past = 0) {
+  return detail::device_scores(config, detail::device_evidence(query, key, scale, past), visual);
+}
+
+// Kept indices [m] as int64, ascending positions in the whole prompt, on the device of scores [visual tokens]. For
+// Selection::top_k without windows or an even share; quotas, counts and minima as in fastv::select().
+inline Result<at::Tensor> select(const Config& config, const at::Tensor& scores, Span<const TokenSpan> visual,
+                                 std::size_t tokens) {
+  if (Status status = validate(config, visual, tokens); !status) return {{}, status};
+  if (Status status = detail::expect_device_rule(config); !status) return {{}, status};
+  const Result<detail::Images> images = detail::count_images(config, visual);
+  if (!images) return {{}, images.status};
+  if (Status status = detail::expect_dense(scores, "scores"); !status) return {{}, status};
+  if (Status status = detail::expect_dims(scores, 1, "scores", "[visual tokens]"); !status) return {{}, status};
+  if (Status status = detail::expect_floats(scores, "scores"); !status) return {{}, status};
+  if (scores.size(0) != detail::extent(images->tokens))
+    return {{},
+            fail(Errc::bad_shape, "{} scores were given for {} visual tokens: give one each", scores.size(0),
+                 images->tokens)};
+  return {detail::kept_of(config, scores, visual, tokens, *images), {}};
+}
+
+// Both: indices for index_select() along the tokens of hidden states and position ids.
+inline Result<at::Tensor> prune(const Config& config, const at::Tensor& attention, Span<const TokenSpan> visual,
+                                std::size_t past = 0) {
+  return detail::device_prune(config, detail::device_evidence(attention, past), visual);
+}
+// The same by queries and keys.
+inline Result<at::Tensor> prune(const Config& config, const at::Tensor& query, const at::Tensor& key, double scale,
+                                Span<const TokenSpan> visual, std::size_t past = 0) {
+  return detail::device_prune(config, detail::device_evidence(query, key, scale, past), visual);
+}
+
+}  // namespace FASTV_KIND
+}  // namespace device
 
 }  // namespace fastv
+
+#include "detail/end.hpp"

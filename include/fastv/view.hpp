@@ -5,11 +5,13 @@
 // strides) is found when it is used, and reported as a Status.
 #pragma once
 
-#include "detail/begin.hpp"
 #include "element.hpp"
+
+#include "detail/begin.hpp"
 
 namespace fastv {
 
+struct KvPages;
 namespace detail {
 
 // The little of <type_traits> that views need; the header itself is 3,000 lines. Never defined: for decltype only.
@@ -28,25 +30,13 @@ struct Pointee<T*> {
   using type = T;
 };
 template <class T>
+inline constexpr bool is_const = false;
+template <class T>
+inline constexpr bool is_const<const T> = true;
+template <class T>
 inline constexpr bool is_pointer = false;
 template <class T>
 inline constexpr bool is_pointer<T*> = true;
-
-// Last-resort overloads: anything converts to these, at the worst rank, so an unknown tensor type hits one static_assert
-// instead of a list of candidates.
-struct Anything {
-  template <class T>
-  constexpr Anything(const T&) noexcept {}
-};
-struct Unknown {
-  template <class T>
-  constexpr Unknown(const T&) noexcept {
-    static_assert(!is_same<T, T>,
-                  "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
-                  "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
-                  "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim}) or fastv::rows(data, count, width)");
-  }
-};
 
 }  // namespace detail
 
@@ -62,24 +52,24 @@ template <class T>
 class Span {
  public:
   // An empty span, a pointer and a length, an array, or anything with data() and size(); const may be added.
-  constexpr Span() noexcept = default;
-  constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
+  FASTV_INLINE constexpr Span() noexcept {}
+  FASTV_INLINE constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
   template <std::size_t N>
-  constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
+  FASTV_INLINE constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
   // Through a pointer to an array, since those convert by adding const alone, never from derived to base.
   template <class Container,
             class = decltype(detail::takes<T (*)[]>(detail::array_of(detail::made<Container&>().data())))>
-  constexpr Span(Container&& container) noexcept
+  FASTV_INLINE constexpr Span(Container&& container) noexcept
       : data_(container.data()), size_(static_cast<std::size_t>(container.size())) {}
 
   // As std::span's; no index is checked.
-  constexpr T* data() const noexcept { return data_; }
-  constexpr std::size_t size() const noexcept { return size_; }
-  constexpr bool empty() const noexcept { return size_ == 0; }
-  constexpr T& operator[](std::size_t i) const noexcept { return data_[i]; }
-  constexpr T* begin() const noexcept { return data_; }
-  constexpr T* end() const noexcept { return data_ + size_; }
-  constexpr Span first(std::size_t count) const noexcept { return {data_, count}; }
+  FASTV_INLINE constexpr T* data() const noexcept { return data_; }
+  FASTV_INLINE constexpr std::size_t size() const noexcept { return size_; }
+  FASTV_INLINE constexpr bool empty() const noexcept { return size_ == 0; }
+  FASTV_INLINE constexpr T& operator[](std::size_t i) const noexcept { return data_[i]; }
+  FASTV_INLINE constexpr T* begin() const noexcept { return data_; }
+  FASTV_INLINE constexpr T* end() const noexcept { return data_ + size_; }
+  FASTV_INLINE constexpr Span first(std::size_t count) const noexcept { return {data_, count}; }
 
  private:
   T* data_ = nullptr;
@@ -105,18 +95,18 @@ struct TokenSpan {
 
 // [tokens, heads, dim]: all heads of a token are adjacent.
 struct TokenMajor {
-  std::size_t tokens, heads, dim;
+  std::size_t tokens, heads, dim;   // extents
   std::ptrdiff_t token_stride = 0;  // elements from token to token; 0: heads * dim. For q, k and v packed in one row
 };
 // [heads, tokens, dim]: all tokens of a head are adjacent.
 struct HeadMajor {
-  std::size_t heads, tokens, dim;
-  std::size_t capacity = 0;  // tokens each head has room for; 0: tokens
+  std::size_t heads, tokens, dim;  // extents
+  std::size_t capacity = 0;        // tokens each head has room for; 0: tokens
 };
 // [heads, chunks, tokens, chunk]: a vector is split into chunks of `chunk` elements (vLLM's key cache, whose chunks are
 // 16 bytes). For the shape of one block.
 struct ChunkedHeadMajor {
-  std::size_t heads, chunks, tokens, chunk;
+  std::size_t heads, chunks, tokens, chunk;  // extents
 };
 
 // Where a cache lies in pages. Token t is in block t / block_tokens of the sequence, which is block
@@ -145,7 +135,58 @@ struct Heads {
 };
 
 namespace detail {
-constexpr std::ptrdiff_t as_stride(std::size_t entries) noexcept { return static_cast<std::ptrdiff_t>(entries); }
+
+// Last-resort overloads: anything converts to these, at the worst rank, so a wrong argument meets one static_assert
+// instead of a list of candidates.
+struct Anything {
+  template <class T>
+  FASTV_INLINE constexpr Anything(const T&) noexcept {}
+};
+template <class T>
+inline constexpr bool is_heads = false;
+template <class T>
+inline constexpr bool is_heads<Heads<T>> = true;
+// In place of a tensor that is read.
+struct Unknown {
+  template <class T>
+  FASTV_INLINE constexpr Unknown(const T&) noexcept {
+    static_assert(is_heads<T>,
+                  "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
+                  "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
+                  "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim})");
+    static_assert(!is_heads<T>,
+                  "query_key() takes two views and the scale of the logits, as in fastv::query_key(fastv::heads(q, "
+                  "shape), fastv::heads(k, shape), 1 / std::sqrt(dim))");
+  }
+};
+// In place of a tensor whose rows are moved.
+struct UnknownRows {
+  template <class T>
+  FASTV_INLINE constexpr UnknownRows(const T&) noexcept {
+    static_assert(
+        is_heads<T> || is_same<T, KvPages>,
+        "fastv knows no rows of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
+        "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their extents, as in "
+        "fastv::rows(data, count, width)");
+    static_assert(!is_heads<T>,
+                  "heads are views to read: what is moved is fastv::rows(data, shape), of the same shape");
+    static_assert(!is_same<T, KvPages>, "pages are moved by fastv::compact_pages(), repack_pages() or gather_pages()");
+  }
+};
+
+// Products of sizes, and sizes as strides. Those that no memory could hold stay at the greatest rather than overflow, and
+// are refused when the view is used.
+inline constexpr std::size_t greatest_size = static_cast<std::size_t>(-1) / 2;
+FASTV_INLINE constexpr std::size_t product(std::size_t a, std::size_t b) noexcept {
+  return b != 0 && a > greatest_size / b ? greatest_size : a * b;
+}
+FASTV_INLINE constexpr std::ptrdiff_t as_stride(std::size_t entries) noexcept {
+  return static_cast<std::ptrdiff_t>(entries < greatest_size ? entries : greatest_size);
+}
+FASTV_INLINE constexpr std::ptrdiff_t scaled(std::ptrdiff_t step, std::size_t count) noexcept {
+  return step < 0 ? -as_stride(product(std::size_t{0} - static_cast<std::size_t>(step), count))
+                  : as_stride(product(static_cast<std::size_t>(step), count));
+}
 }  // namespace detail
 
 // Vectors in one piece: heads(key, TokenMajor{n, 8, 128}). T: an element type of element.hpp, or one with a to_float()
@@ -157,7 +198,7 @@ FASTV_INLINE constexpr Heads<T> heads(const T* data, const TokenMajor& shape) no
                 "say which, as in fastv::heads(fastv::as_half(data), shape) or fastv::as_bfloat16(data)");
   const std::ptrdiff_t dim = detail::as_stride(shape.dim);
   return {data,      shape.heads, shape.tokens,
-          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : dim * detail::as_stride(shape.heads)};
+          shape.dim, dim,         shape.token_stride != 0 ? shape.token_stride : detail::scaled(dim, shape.heads)};
 }
 // The same, head by head: heads(key, HeadMajor{8, n, 128}).
 template <class T>
@@ -170,7 +211,7 @@ FASTV_INLINE constexpr Heads<T> heads(const T* data, const HeadMajor& shape) noe
           shape.heads,
           shape.tokens,
           shape.dim,
-          detail::as_stride(room) * detail::as_stride(shape.dim),
+          detail::as_stride(detail::product(room, shape.dim)),
           detail::as_stride(shape.dim)};
 }
 
@@ -178,23 +219,23 @@ namespace detail {
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const TokenMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.token_stride * as_stride(shape.tokens);
+  view.pages.block_stride = scaled(view.token_stride, shape.tokens);
   return view;
 }
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const HeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, shape);
-  view.pages.block_stride = view.head_stride * as_stride(shape.heads);
+  view.pages.block_stride = scaled(view.head_stride, shape.heads);
   return view;
 }
 template <class T>
 FASTV_INLINE constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& shape) noexcept {
   Heads<T> view = fastv::heads(data, HeadMajor{shape.heads, shape.tokens, shape.chunk});
-  view.dim = shape.chunks * shape.chunk;
+  view.dim = product(shape.chunks, shape.chunk);
   view.pages.chunk = shape.chunk;
   view.pages.chunk_stride = view.head_stride;
-  view.head_stride *= as_stride(shape.chunks);
-  view.pages.block_stride = view.head_stride * as_stride(shape.heads);
+  view.head_stride = scaled(view.head_stride, shape.chunks);
+  view.pages.block_stride = scaled(view.head_stride, shape.heads);
   return view;
 }
 }  // namespace detail
@@ -252,11 +293,14 @@ inline constexpr std::size_t bytes_of = sizeof(T);
 template <>
 inline constexpr std::size_t bytes_of<void> = 1;
 template <class T>
-constexpr void expect_values() noexcept {
+FASTV_INLINE constexpr void expect_values() noexcept {
   static_assert(
-      is_value<T>,
+      is_value<T> || is_const<T>,
       "rows are moved as bytes: fastv::rows() takes a pointer to elements of at most 8 bytes; hand over blocks "
       "of a quantised type as unsigned char, and an engine's tensor by the rows(tensor, axis) of its adaptor");
+  static_assert(!is_const<T>,
+                "rows are moved in place: fastv::rows() takes a pointer to memory that may be written (only the source "
+                "of gather() is not written: use const_cast for it)");
 }
 }  // namespace detail
 
@@ -266,31 +310,33 @@ FASTV_INLINE constexpr Rows rows(T* data, std::size_t count, std::size_t width =
                                  std::ptrdiff_t stride = 0) noexcept {
   detail::expect_values<T>();
   constexpr std::size_t bytes = detail::bytes_of<T>;
-  return {data, count, width * bytes, (stride != 0 ? stride : detail::as_stride(width)) * detail::as_stride(bytes)};
+  void* const first = const_cast<void*>(static_cast<const void*>(data));
+  return {first, count, detail::product(width, bytes),
+          detail::scaled(stride != 0 ? stride : detail::as_stride(width), bytes)};
 }
 // A K or V cache: one plane, all heads of a token in a row; or a plane per head. Of a quantised cache, hand over
 // unsigned char and the bytes of a head's vector as dim.
 template <class T>
 FASTV_INLINE constexpr Rows rows(T* data, const TokenMajor& shape) noexcept {
-  return fastv::rows(data, shape.tokens, shape.heads * shape.dim, shape.token_stride);
+  return fastv::rows(data, shape.tokens, detail::product(shape.heads, shape.dim), shape.token_stride);
 }
 template <class T>
 FASTV_INLINE constexpr Rows rows(T* data, const HeadMajor& shape) noexcept {
   Rows view = fastv::rows(data, shape.tokens, shape.dim);
   const std::size_t room = shape.capacity > shape.tokens ? shape.capacity : shape.tokens;
   view.planes = shape.heads;
-  view.plane_stride = detail::as_stride(room) * view.row_stride;
+  view.plane_stride = detail::scaled(view.row_stride, room);
   return view;
 }
 template <class = void>
-Rows rows(detail::Unknown, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
+Rows rows(detail::UnknownRows, detail::Anything = 0, detail::Anything = 0, detail::Anything = 0) noexcept;
 
 // Position ids of several axes, [axes, count] (M-RoPE: 3 or 4). compact() leaves [axes, kept], without gaps.
 template <class T>
 FASTV_INLINE constexpr Rows position_axes(T* data, std::size_t axes, std::size_t count) noexcept {
   Rows view = fastv::rows(data, count);
   view.planes = axes;
-  view.plane_stride = detail::as_stride(count) * view.row_stride;
+  view.plane_stride = detail::scaled(view.row_stride, count);
   view.packed = true;
   return view;
 }
@@ -325,7 +371,7 @@ FASTV_INLINE constexpr Rows block_rows(T* data, const HeadMajor& shape) noexcept
 }
 template <class T>
 FASTV_INLINE constexpr Rows block_rows(T* data, const ChunkedHeadMajor& shape) noexcept {
-  return fastv::rows(data, HeadMajor{shape.heads * shape.chunks, shape.tokens, shape.chunk});
+  return fastv::rows(data, HeadMajor{product(shape.heads, shape.chunks), shape.tokens, shape.chunk});
 }
 }  // namespace detail
 
@@ -334,8 +380,8 @@ template <class T, class Shape>
 FASTV_INLINE constexpr KvPages pages(T* cache, const Shape& block, Span<Index> block_table,
                                      std::size_t tokens) noexcept {
   const Rows view = detail::block_rows(cache, block);
-  const std::ptrdiff_t reach = view.plane_stride != 0 ? view.plane_stride * detail::as_stride(view.planes)
-                                                      : view.row_stride * detail::as_stride(block.tokens);
+  const std::ptrdiff_t reach = view.plane_stride != 0 ? detail::scaled(view.plane_stride, view.planes)
+                                                      : detail::scaled(view.row_stride, block.tokens);
   return {cache,           block_table, block.tokens,     reach, tokens, view.row_bytes,
           view.row_stride, view.planes, view.plane_stride};
 }

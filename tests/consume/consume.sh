@@ -1,7 +1,7 @@
 #!/bin/sh
 # A user's project, made and built each way fastv can be added; ctest runs each (label `consume`).
-#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | vcpkg | conan |
-#              ggml_source
+#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | amalgamate |
+#              vcpkg | conan | ggml_source
 # CXX, WORK as in ../headers/check.sh. Ends with 77 where what it needs is not installed: skipped, which is not passed.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -107,6 +107,55 @@ pkg_config() {
   eval "$CXX -std=c++17 $(pkg-config --cflags fastv) '$root/examples/minimal.cpp' -o '$work/consume'"
   "$work/consume"
 }
+# The one file with every choice of adaptors: each header once, in an order that builds, and in any number of translation
+# units beside the headers themselves.
+amalgamate() {
+  flags="-std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wundef -Werror"
+  engines=$(pkg-config --cflags eigen3 2>/dev/null | sed 's/-I/-isystem /g')
+  for prefix in "$HOME"/.cache/fastv/*/prefix; do engines="$engines -isystem $prefix/include"; done
+  for adaptors in "" eigen ggml torch torch_device "eigen ggml" "ggml eigen" "torch torch_device" "torch_device torch" \
+    "eigen torch" "ggml torch_device" "eigen ggml torch torch_device" "eigen eigen"; do
+    one=$work/one/fastv.hpp
+    mkdir -p "$work/one"
+    quiet cmake -DADAPTORS="$adaptors" -DOUT="$one" -P "$root/cmake/amalgamate.cmake"
+    ! grep -n '#include "' "$one" || fail "an #include of ours is left"
+    for header in $(cd "$root/include/fastv" && ls *.hpp detail/*.hpp); do
+      name=${header%.hpp} wanted=1
+      case $name in
+        eigen | ggml | torch | torch_device)
+          case " $adaptors " in *" $name "*) ;; *) wanted=0 ;; esac
+          # The device's adaptor needs the other.
+          case "$name $adaptors" in "torch "*torch_device*) wanted=1 ;; esac
+          ;;
+      esac
+      times=$(grep -cxF "$(head -n 1 "$root/include/fastv/$header")" "$one" || :)
+      [ "$times" = $wanted ] || fail "with ADAPTORS=\"$adaptors\" the file has $header $times times, not $wanted"
+    done
+    missing=""
+    for engine in $(sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' "$one"); do
+      echo "#include <$engine>" | $CXX -std=c++17 $engines -fsyntax-only -x c++ - 2>/dev/null || missing="$missing <$engine>"
+    done
+    [ -z "$missing" ] || { echo "ADAPTORS=\"$adaptors\" is NOT BUILT HERE: no$missing"; continue; }
+    printf '#include "fastv.hpp"\n#include "fastv.hpp"\n' >"$work/one/twice.cpp"
+    $CXX $flags $engines -I"$work/one" -fsyntax-only "$work/one/twice.cpp" || fail "ADAPTORS=\"$adaptors\" does not build"
+    echo "ADAPTORS=\"$adaptors\" builds"
+  done
+
+  # Two translation units with the one file, and one with the headers, in one program.
+  quiet cmake -DOUT="$work/one/fastv.hpp" -P "$root/cmake/amalgamate.cmake"
+  mkdir -p "$work/one/fastv"
+  echo '#include "../fastv.hpp"' >"$work/one/fastv/fastv.hpp"
+  check=$root/tests/headers/self_check.cpp
+  $CXX $flags -I"$work/one" -DFASTV_CHECK=check_a -c "$check" -o "$work/one/a.o"
+  $CXX $flags -I"$root/include" -DFASTV_CHECK=check_b -c "$check" -o "$work/one/b.o"
+  $CXX $flags -I"$work/one" -include fastv.hpp -DFASTV_TWO "$root/tests/headers/self_check_main.cpp" "$work/one/a.o" \
+    "$work/one/b.o" -o "$work/one/both"
+  "$work/one/both"
+  # Both in one translation unit are one too many, and that is said.
+  printf '#include <fastv/fastv.hpp>\n#include "%s"\n' "$work/one/fastv.hpp" >"$work/one/both.cpp"
+  ! $CXX $flags -I"$root/include" -fsyntax-only "$work/one/both.cpp" 2>"$work/log" || fail "both at once build"
+  grep -F 'fastv is here already' "$work/log" >/dev/null || { cat "$work/log"; fail "both at once: no sentence"; }
+}
 # The unit tests on the one file. Without optimisation: it is the file that is tested here.
 single_file() {
   mkdir -p "$work/one/fastv"
@@ -114,8 +163,10 @@ single_file() {
   $CXX -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Werror -I"$work/one" \
     $(pkg-config --cflags eigen3 | sed 's/-I/-isystem /g') "$here/eigen_single.cpp" -o "$work/eigen_single"
   "$work/eigen_single"
-  for header in "$root"/include/fastv/*.hpp; do
-    echo '#include "../fastv.hpp"' >"$work/one/fastv/$(basename "$header")"
+  mkdir -p "$work/one/fastv/detail"
+  for header in $(cd "$root/include/fastv" && ls *.hpp detail/*.hpp); do  # what the tests include, led to the one file
+    case $header in detail/*) up=../.. ;; *) up=.. ;; esac
+    echo "#include \"$up/fastv.hpp\"" >"$work/one/fastv/$header"
   done
   sources=$(sed -n '/^add_executable(unit_tests$/,/)/p' "$root/tests/CMakeLists.txt" | grep -o '[a-z_]*\.cpp' |
     sed "s|^|$root/tests/|" | paste -sd ';' -)

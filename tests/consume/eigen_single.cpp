@@ -7,5 +7,5 @@ int main() {
   const fastv::TokenSpan visual[] = {{2, 4}};
   fastv::Pruner<float> pruner;
   const auto kept = pruner.prune(fastv::Scores<float>{scores, 8}, visual);
-  return kept && fastv::compact_rows(kept, hidden) && hidden.rows() == 6 ? 0 : 1;
+  return kept && fastv::compact(kept, hidden) && hidden.rows() == 6 ? 0 : 1;
 }

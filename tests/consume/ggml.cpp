@@ -4,5 +4,5 @@
 
 int main() {
   std::printf("ggml has %d types\n", static_cast<int>(GGML_TYPE_COUNT));
-  return fastv::token_rows(static_cast<const ggml_tensor*>(nullptr), 1) ? 1 : 0;
+  return fastv::rows(static_cast<ggml_tensor*>(nullptr), 1) ? 1 : 0;
 }

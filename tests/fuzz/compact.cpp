@@ -1,91 +1,84 @@
-// compact, gather, masks and pages against byte loops; nothing outside a view's own rows is ever touched.
-#include "fuzz.hpp"
+// compact, gather, masks, biases and lists of indices against byte loops; nothing outside a view's own rows is ever
+// touched. (Pages: pages.cpp.)
+#include "rows.hpp"
 
 namespace {
 
 using namespace fuzz;
 
-std::vector<Index> draw_kept(Input& in, std::size_t count) {
-  oracle::Rng rng = in.random();
-  const double share = in.share();
-  std::vector<Index> kept;
-  for (std::size_t i = 0; i < count; ++i)
-    if (rng.chance(share)) kept.push_back(static_cast<Index>(i));
-  return kept;
-}
-
-// Ascending and below count, or else: what must be told.
-bool spoil(Input& in, std::vector<Index>& kept, std::size_t count) {
-  if (kept.empty() || !in.one_in(5)) return false;
-  Index& one = kept[in.below(kept.size())];
-  one = static_cast<Index>(in.hostile());
-  bool right = true;
-  for (std::size_t i = 0; i < kept.size(); ++i) right = right && kept[i] < count && (i == 0 || kept[i] > kept[i - 1]);
-  return !right;
-}
-
-Block<unsigned char> noise(Input& in, std::size_t bytes) {
-  oracle::Rng rng = in.random();
-  Block<unsigned char> block(bytes);
-  for (unsigned char& b : block) b = static_cast<unsigned char>(rng.next());
-  return block;
-}
-
-// Strides for rows of so many bytes and planes, in either order, with gaps; `bytes`: exactly what they reach.
-fastv::Rows draw_rows(Input& in, std::size_t count, std::size_t row_bytes, std::size_t planes, std::size_t& bytes) {
-  fastv::Rows rows{nullptr, count, row_bytes, 0, planes, 0};
-  const std::size_t gap = in.below(5), plane_gap = in.below(7);
-  if (in.chance()) {  // plane after plane
-    rows.row_stride = static_cast<std::ptrdiff_t>(row_bytes + gap);
-    rows.plane_stride = static_cast<std::ptrdiff_t>(count * (row_bytes + gap) + plane_gap);
-  } else {  // the planes of a row side by side
-    rows.plane_stride = static_cast<std::ptrdiff_t>(row_bytes + gap);
-    rows.row_stride = static_cast<std::ptrdiff_t>(planes * (row_bytes + gap) + plane_gap);
-  }
-  bytes = count == 0 || planes == 0 ? 0
-                                    : (count - 1) * static_cast<std::size_t>(rows.row_stride) +
-                                          (planes - 1) * static_cast<std::size_t>(rows.plane_stride) + row_bytes;
-  return rows;
-}
-
-std::size_t byte_at(const fastv::Rows& rows, std::size_t plane, std::size_t row) {
-  return plane * static_cast<std::size_t>(rows.plane_stride) + row * static_cast<std::size_t>(rows.row_stride);
+// Packed planes end side by side, [planes, kept]; what lies behind them may be anything that was there.
+std::vector<unsigned char> compacted(const fastv::Rows& rows, const Block<unsigned char>& before,
+                                     const std::vector<Index>& kept) {
+  std::vector<unsigned char> expected(before.begin(), before.end());
+  for (std::size_t p = 0; p < rows.planes; ++p)
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      const bool packed = rows.packed && rows.planes > 1;
+      const std::size_t to = packed ? (p * kept.size() + i) * rows.row_bytes : byte_at(rows, p, i);
+      for (std::size_t b = 0; b < rows.row_bytes; ++b) expected[to + b] = before[byte_at(rows, p, kept[i]) + b];
+    }
+  return expected;
 }
 
 void contiguous(Input& in) {
-  const std::size_t count = in.between(1, 60), width = in.between(1, in.one_in(4) ? 200 : 20),
-                    planes = in.between(1, 4);
+  const std::size_t count = in.between(in.one_in(9) ? 0 : 1, 60), planes = in.between(1, in.one_in(5) ? 9 : 4);
+  const std::size_t width = in.between(1, in.one_in(4) ? 200 : 20);
   std::size_t bytes = 0, other_bytes = 0;
   fastv::Rows rows = draw_rows(in, count, width, planes, bytes);
   std::vector<Index> kept = draw_kept(in, count);
-  const bool wrong = spoil(in, kept, count);
+  const bool ascending = !spoil(in, kept, count);
   fastv::Rows other = draw_rows(in, kept.size() + in.below(3), width, planes, other_bytes);
   const Block<unsigned char> data = noise(in, bytes), before(data), target = noise(in, other_bytes),
                              target_before(target);
   rows.data = data.data();
   other.data = target.data();
-  const Block<Index> indices(kept);
   const bool copy = in.chance();
-  const Status status = copy ? fastv::gather(indices.view(), rows, other) : fastv::compact(indices.view(), rows);
+  rows.packed = !copy && in.chance();
+  const bool side_by_side = rows.row_stride == static_cast<std::ptrdiff_t>(width) || count <= 1 || planes <= 1;
+  const Block<Index> indices(kept);
+  const KeptOf given(in, indices, count);
+  const bool right = ascending && given.fits && (!rows.packed || side_by_side);
+  const Status status = copy ? fastv::gather(given.rows, rows, other) : fastv::compact(given.rows, rows);
   check_message(status);
-  FUZZ_CHECK(static_cast<bool>(status) == !wrong);
-  const fastv::Rows& to = copy ? other : rows;
-  std::vector<unsigned char> expected(copy ? target_before.begin() : before.begin(),
-                                      copy ? target_before.end() : before.end());
-  for (std::size_t p = 0; p < planes && !wrong; ++p)
-    for (std::size_t i = 0; i < kept.size(); ++i)
-      for (std::size_t b = 0; b < width; ++b) expected[byte_at(to, p, i) + b] = before[byte_at(rows, p, kept[i]) + b];
-  FUZZ_CHECK(std::equal(expected.begin(), expected.end(), copy ? target.begin() : data.begin()));
+  FUZZ_CHECK(static_cast<bool>(status) == right);
+  if (copy) {
+    std::vector<unsigned char> expected(target_before.begin(), target_before.end());
+    for (std::size_t p = 0; p < planes && right; ++p)
+      for (std::size_t i = 0; i < kept.size(); ++i)
+        for (std::size_t b = 0; b < width; ++b)
+          expected[byte_at(other, p, i) + b] = before[byte_at(rows, p, kept[i]) + b];
+    FUZZ_CHECK(std::equal(expected.begin(), expected.end(), target.begin()));
+    FUZZ_CHECK(same_bits(data, before));
+    if (right && !kept.empty()) {
+      fastv::Rows short_by_one = other;
+      short_by_one.count = kept.size() - 1;
+      FUZZ_CHECK(fastv::gather(given.rows, rows, short_by_one).code == Errc::too_small);
+    }
+  } else if (right) {
+    const std::vector<unsigned char> expected = compacted(rows, before, kept);
+    if (rows.packed && planes > 1) {  // what the moved rows do not cover is what some row or gap held
+      FUZZ_CHECK(std::equal(expected.begin(),
+                            expected.begin() + static_cast<std::ptrdiff_t>(planes * kept.size() * width),
+                            data.begin()));
+    } else {
+      FUZZ_CHECK(std::equal(expected.begin(), expected.end(), data.begin()));
+    }
+  } else {
+    FUZZ_CHECK(same_bits(data, before));
+  }
 
   // Numbers nobody should hand over: told, and nothing touched.
   const Block<unsigned char> now(data);
   fastv::Rows bad = rows;
+  bad.packed = false;
+  bool wrong = count > 0;
   switch (in.below(6)) {
     case 0: bad.row_stride = -1 - static_cast<std::ptrdiff_t>(in.below(9)); break;
     case 1: bad.plane_stride = static_cast<std::ptrdiff_t>(in.hostile() | (std::size_t{1} << 63)); break;
     case 2: bad.data = nullptr; break;
     case 3:
-      bad.row_stride = static_cast<std::ptrdiff_t>(in.below(width)), bad.count = (std::max)(count, std::size_t{2});
+      bad.row_stride = static_cast<std::ptrdiff_t>(in.below(width));
+      bad.count = (std::max)(count, std::size_t{2});
+      wrong = true;
       break;
     case 4: bad.row_bytes = static_cast<std::size_t>(-1) - in.below(9); break;
     default:
@@ -93,11 +86,63 @@ void contiguous(Input& in) {
       bad.plane_stride += 1;
       break;
   }
-  const Status told = fastv::compact(indices.view(), bad);
-  check_message(told);
-  FUZZ_CHECK(!told || (bad.count <= 1 && bad.planes <= 1));
-  FUZZ_CHECK(std::equal(now.begin(), now.end(), data.begin()));
-  FUZZ_CHECK(!fastv::compact({nullptr, 1}, rows));
+  if (wrong) {
+    const Status told = fastv::compact(indices.view(), bad);
+    check_message(told);
+    FUZZ_CHECK(!told || (bad.count <= 1 && bad.planes <= 1));
+  }
+  FUZZ_CHECK(same_bits(data, now));
+  FUZZ_CHECK(!fastv::compact(fastv::KeptRows(Span<const Index>(nullptr, 1), count), rows));
+}
+
+// Typed tensors in the shapes of view.hpp, the values of which tell where they came from.
+void shapes(Input& in) {
+  const std::size_t tokens = in.between(1, 30), heads = in.between(1, 3), dim = in.between(1, 5);
+  const std::vector<Index> kept = draw_kept(in, tokens);
+  const Block<Index> indices(kept);
+  const KeptOf given(in, indices, tokens);
+  const std::size_t kind = in.below(4), gap = in.below(4);
+  std::size_t axes = 1, head_step = 0, token_step = 0, size = 0;
+  const auto value_of = [](std::size_t token, std::size_t head, std::size_t d) {
+    return static_cast<std::uint64_t>(token * 10000 + head * 100 + d);
+  };
+  switch (kind) {
+    case 0: token_step = heads * dim + gap, head_step = dim, size = (tokens - 1) * token_step + heads * dim; break;
+    case 1: head_step = (tokens + gap) * dim, token_step = dim, size = (heads - 1) * head_step + tokens * dim; break;
+    case 2: axes = heads, size = heads * tokens; break;
+    default: size = tokens; break;
+  }
+  const Block<std::uint64_t> data(size, 7);
+  const auto at = [&](std::size_t token, std::size_t head, std::size_t d) -> std::uint64_t& {
+    return kind == 2   ? data[head * tokens + token]
+           : kind == 3 ? data[token]
+                       : data[token * token_step + head * head_step + d];
+  };
+  const std::size_t all_heads = kind == 3 ? 1 : heads, all_dims = kind < 2 ? dim : 1;
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (std::size_t h = 0; h < all_heads; ++h)
+      for (std::size_t d = 0; d < all_dims; ++d) at(t, h, d) = value_of(t, h, d);
+  Status status;
+  switch (kind) {
+    case 0:
+      status = fastv::compact(
+          given.rows,
+          fastv::rows(data.data(), fastv::TokenMajor{tokens, heads, dim, static_cast<std::ptrdiff_t>(token_step)}));
+      break;
+    case 1:
+      status = fastv::compact(given.rows, fastv::rows(data.data(), fastv::HeadMajor{heads, tokens, dim, tokens + gap}));
+      break;
+    case 2: status = fastv::compact(given.rows, fastv::position_axes(data.data(), axes, tokens)); break;
+    default: status = fastv::compact(given.rows, data); break;
+  }
+  FUZZ_CHECK(static_cast<bool>(status) == given.fits);
+  if (!given.fits) return;
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    for (std::size_t h = 0; h < all_heads; ++h)
+      for (std::size_t d = 0; d < all_dims; ++d) {
+        const std::uint64_t moved = kind == 2 ? data[h * kept.size() + i] : at(i, h, d);
+        FUZZ_CHECK(moved == value_of(kept[i], h, d));
+      }
 }
 
 void mask(Input& in) {
@@ -106,14 +151,23 @@ void mask(Input& in) {
   const std::vector<Index> kept = draw_kept(in, tokens);
   const Block<Index> indices(kept);
   const Block<unsigned char> data = noise(in, (tokens - 1) * stride + tokens * element), before(data);
-  FUZZ_CHECK(fastv::compact_mask(indices.view(), data.data(), tokens, element, static_cast<std::ptrdiff_t>(stride)));
-  for (std::size_t r = 0; r < kept.size(); ++r)
+  const KeptOf given(in, indices, tokens);
+  const fastv::Rows view = fastv::rows(data.data(), tokens, tokens * element, static_cast<std::ptrdiff_t>(stride));
+  FUZZ_CHECK(static_cast<bool>(fastv::compact_mask(given.rows, view)) == given.fits);
+  for (std::size_t r = 0; r < kept.size() && given.fits; ++r)
     for (std::size_t c = 0; c < kept.size(); ++c)
       for (std::size_t b = 0; b < element; ++b)
         FUZZ_CHECK(data[r * stride + c * element + b] == before[kept[r] * stride + kept[c] * element + b]);
-  const std::size_t bad = in.hostile();
-  if (bad >= tokens * element || tokens == 1) return;
-  check_message(fastv::compact_mask(indices.view(), data.data(), tokens, element, static_cast<std::ptrdiff_t>(bad)));
+  if (!given.fits) FUZZ_CHECK(same_bits(data, before));
+  fastv::Rows bad = view;
+  switch (in.below(3)) {
+    case 0: bad.row_stride = static_cast<std::ptrdiff_t>(in.below(tokens * element)); break;
+    case 1: bad.row_bytes += in.between(1, tokens - 1 + (tokens == 1 ? 1 : 0)); break;  // not as many a column
+    default: bad.planes = 2; break;
+  }
+  const Status told = fastv::compact_mask(indices.view(), bad);
+  check_message(told);
+  if (tokens > 1) FUZZ_CHECK(!told);
 }
 
 void bias(Input& in) {
@@ -123,19 +177,23 @@ void bias(Input& in) {
   const Block<Index> indices(kept);
   const Block<float> row(tokens + more, 7.0f);
   const Block<std::uint32_t> bits((tokens + more + 31) / 32, 5u);
-  const Status status = fastv::keep_bias(indices.view(), tokens, row.span(), -9.0f);
+  const fastv::KeptRows rows(indices.view(), tokens);
+  const Status status = fastv::keep_bias(rows, row.span(), -9.0f);
   FUZZ_CHECK(static_cast<bool>(status) == !wrong);
-  FUZZ_CHECK(static_cast<bool>(fastv::keep_bitmap(indices.view(), tokens, bits.span())) == !wrong);
+  FUZZ_CHECK(static_cast<bool>(fastv::keep_bitmap(rows, bits.span())) == !wrong);
   check_message(status);
   for (std::size_t i = 0; i < tokens + more && !wrong; ++i) {
     const bool seen = i >= tokens || std::count(kept.begin(), kept.end(), static_cast<Index>(i)) > 0;
     FUZZ_CHECK(row[i] == (seen ? 0.0f : -9.0f));
     FUZZ_CHECK((bits[i / 32] >> (i % 32) & 1u) == (seen ? 1u : 0u));
   }
+  FUZZ_CHECK(!fastv::keep_bias(indices.view(), row.span(), -9.0f));  // of how many tokens is unknown
+  FUZZ_CHECK(!fastv::keep_bitmap(indices.view(), bits.span()));
   if (tokens > 0 && !wrong) {
-    FUZZ_CHECK(!fastv::keep_bias(indices.view(), tokens, {row.data(), tokens - 1}, 0));
-    FUZZ_CHECK(!fastv::keep_bias(indices.view(), tokens, {nullptr, tokens}, 0));
-    FUZZ_CHECK(!fastv::keep_bitmap(indices.view(), tokens, {nullptr, bits.size()}));
+    FUZZ_CHECK(!fastv::keep_bias(rows, {row.data(), tokens - 1}, 0));
+    FUZZ_CHECK(!fastv::keep_bias(rows, {nullptr, tokens}, 0));
+    FUZZ_CHECK(!fastv::keep_bitmap(rows, {nullptr, bits.size()}));
+    FUZZ_CHECK(!fastv::keep_bitmap(rows, {bits.data(), (tokens + 31) / 32 - 1}));
   }
   std::vector<std::int64_t> ids(tokens);
   std::vector<Index> unsigned_ids(tokens);
@@ -150,101 +208,61 @@ void bias(Input& in) {
   FUZZ_CHECK(fastv::next_position(Span<const Index>(unsigned_ids)) == static_cast<Index>(most + 1));
 }
 
-// A paged cache: blocks anywhere in one arena, several caches over one table, planes in either order.
-void paged(Input& in) {
-  const std::size_t count = in.between(0, 50), size = in.between(1, 9), spare = in.below(3);
-  const std::size_t needed = (count + size - 1) / size, blocks = needed + spare;
-  std::vector<Index> order(blocks + in.below(3));
-  std::iota(order.begin(), order.end(), Index{0});
-  oracle::Rng rng = in.random();
-  for (std::size_t i = order.size(); i-- > 1;) std::swap(order[i], order[rng.below(i + 1)]);
-  const std::size_t arena_blocks = order.size();
-  order.resize(blocks);
-  const Block<Index> table(order);
-  std::vector<Index> kept = draw_kept(in, count);
-  const bool wrong = spoil(in, kept, count);
+// What the engine moves itself: lists, runs, numbers of visual tokens.
+void lists(Input& in) {
+  const oracle::Layout prompt = layout(in, 4, 20, false);
+  std::vector<Index> kept = draw_kept(in, prompt.tokens);
+  const bool wrong = spoil(in, kept, fastv::max_tokens);
   const Block<Index> indices(kept);
-
-  std::vector<fastv::PagedRows> caches;
-  std::vector<Block<unsigned char>> arenas, before;
-  for (std::size_t c = in.between(1, 2); c > 0; --c) {
-    std::size_t bytes = 0;
-    const fastv::Rows in_block = draw_rows(in, size, in.between(1, 9), in.between(1, 3), bytes);
-    const std::size_t stride = bytes + in.below(9);
-    arenas.push_back(noise(in, arena_blocks == 0 ? 0 : (arena_blocks - 1) * stride + bytes));
-    before.emplace_back(arenas.back());
-    caches.push_back({arenas.back().data(), table.span(), size, static_cast<std::ptrdiff_t>(stride), count,
-                      in_block.row_bytes, in_block.row_stride, in_block.planes, in_block.plane_stride});
+  const Block<std::int64_t> wide(kept.size());
+  const auto offset = static_cast<std::int64_t>(in.word() >> 20);
+  const Status status = fastv::write_indices(indices.view(), wide.span(), offset);
+  check_message(status);
+  FUZZ_CHECK(static_cast<bool>(status) == !wrong);
+  std::vector<Index> sources;
+  std::size_t runs = 0, steps = 0;
+  const Status walked = fastv::for_each_run(indices.view(), [&](std::size_t to, std::size_t from, std::size_t count) {
+    FUZZ_CHECK(to == sources.size() && count > 0);
+    ++runs;
+    for (std::size_t i = 0; i < count; ++i) sources.push_back(static_cast<Index>(from + i));
+  });
+  FUZZ_CHECK(static_cast<bool>(walked) == !wrong);
+  const Block<TokenSpan> visual(prompt.visual);
+  const Block<Index> numbers(kept.size());
+  const auto counted = fastv::kept_visual_numbers(indices.view(), visual.view(), numbers.span());
+  check_message(counted.status);
+  FUZZ_CHECK(static_cast<bool>(counted) == !wrong);
+  if (wrong) return;
+  FUZZ_CHECK(sources == kept);
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    FUZZ_CHECK(wide[i] == static_cast<std::int64_t>(kept[i]) + offset);
+    steps += i == 0 || kept[i] != kept[i - 1] + 1 ? 1u : 0u;
   }
-  const auto row_of = [](const fastv::PagedRows& cache, std::size_t block, std::size_t plane, std::size_t row) {
-    return block * static_cast<std::size_t>(cache.block_stride) + plane * static_cast<std::size_t>(cache.plane_stride) +
-           row * static_cast<std::size_t>(cache.row_stride);
-  };
-  // First what must be told: then nothing may have moved.
-  std::vector<fastv::PagedRows> bad = caches;
-  fastv::PagedRows& one = bad[in.below(bad.size())];
-  switch (in.below(8)) {
-    case 0: one.block_tokens = 0; break;
-    case 1: one.block_tokens = in.hostile(); break;
-    case 2: one.count = in.hostile(); break;
-    case 3: one.block_table = {nullptr, blocks}; break;
-    case 4: one.block_table = {table.data(), needed > 0 ? needed - 1 : 0}; break;
-    case 5: one.data = nullptr; break;
-    case 6: one.row_stride = -1; break;
-    default: one.block_stride = static_cast<std::ptrdiff_t>(in.hostile() | (std::size_t{1} << 63)); break;
+  FUZZ_CHECK(runs == steps);
+  std::vector<Index> expected;
+  Index number = 0;
+  for (const TokenSpan& span : prompt.visual)
+    for (std::size_t i = 0; i < span.count; ++i, ++number)
+      if (std::count(kept.begin(), kept.end(), static_cast<Index>(span.first + i)) > 0) expected.push_back(number);
+  FUZZ_CHECK(*counted == expected.size() && std::equal(expected.begin(), expected.end(), numbers.begin()));
+  if (!expected.empty()) {
+    FUZZ_CHECK(!fastv::kept_visual_numbers(indices.view(), visual.view(), {numbers.data(), expected.size() - 1}));
+    FUZZ_CHECK(!fastv::kept_visual_numbers(indices.view(), visual.view(), {nullptr, expected.size()}));
   }
-  // Not wrong: nothing to look at, or a sequence of other length or smaller blocks in the same memory. And a single
-  // block that claims to be larger than it is cannot be told from one that is.
-  const bool sane =
-      needed == 0 || (bad.size() == 1 && one.count <= blocks * size && one.count != count) ||
-      (bad.size() == 1 && one.block_tokens > 0 && one.block_tokens < size) ||
-      (bad.size() == 1 && one.block_tokens > size) ||
-      (one.count == count && one.block_tokens == size && one.block_table.data() != nullptr &&
-       one.block_table.size() >= needed && one.data != nullptr && one.row_stride >= 0 && one.block_stride >= 0);
-  if (!sane) {
-    const auto told = fastv::compact(indices.view(), Span<const fastv::PagedRows>(bad));
-    check_message(told.status);
-    FUZZ_CHECK(!told);
-    FUZZ_CHECK(std::equal(order.begin(), order.end(), table.begin()));
-  }
-  FUZZ_CHECK(!fastv::compact(indices.view(), Span<const fastv::PagedRows>(nullptr, 1)));
-
-  const auto result = fastv::compact(indices.view(), Span<const fastv::PagedRows>(caches));
-  check_message(result.status);
-  FUZZ_CHECK(static_cast<bool>(result) == !wrong);
-  if (wrong) {
-    for (std::size_t c = 0; c < caches.size(); ++c)
-      FUZZ_CHECK(std::equal(arenas[c].begin(), arenas[c].end(), before[c].begin()));
-    return;
-  }
-  FUZZ_CHECK(result->used.size() == (kept.size() + size - 1) / size);
-  FUZZ_CHECK(result->used.size() + result->freed.size() == blocks);
-  std::vector<Index> now(table.begin(), table.end()), sorted = order;
-  std::sort(now.begin(), now.end());
-  std::sort(sorted.begin(), sorted.end());
-  FUZZ_CHECK(now == sorted);  // no block lost, none twice
-  for (std::size_t c = 0; c < caches.size(); ++c) {
-    const fastv::PagedRows& cache = caches[c];
-    std::vector<bool> written(arenas[c].size(), false);
-    for (std::size_t i = 0; i < kept.size(); ++i)
-      for (std::size_t p = 0; p < cache.planes; ++p)
-        for (std::size_t b = 0; b < cache.row_bytes; ++b) {
-          const std::size_t to = row_of(cache, result->used[i / size], p, i % size) + b;
-          const std::size_t from = row_of(cache, order[kept[i] / size], p, kept[i] % size) + b;
-          FUZZ_CHECK(arenas[c][to] == before[c][from]);
-          written[to] = true;
-        }
-    for (std::size_t i = 0; i < arenas[c].size(); ++i) FUZZ_CHECK(written[i] || arenas[c][i] == before[c][i]);
-  }
+  if (kept.empty()) return;
+  FUZZ_CHECK(!fastv::write_indices(indices.view(), Span<std::int64_t>(wide.data(), kept.size() - 1)));
+  FUZZ_CHECK(!fastv::write_indices(indices.view(), Span<std::int64_t>(nullptr, kept.size())));
 }
 
 }  // namespace
 
 FASTV_FUZZ_TARGET(compact) {
-  switch (in.below(4)) {
-    case 0: return contiguous(in);
-    case 1: return mask(in);
-    case 2: return bias(in);
-    default: return paged(in);
+  switch (in.below(6)) {
+    case 0:
+    case 1: return contiguous(in);
+    case 2: return shapes(in);
+    case 3: return mask(in);
+    case 4: return bias(in);
+    default: return lists(in);
   }
 }

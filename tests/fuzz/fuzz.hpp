@@ -105,6 +105,11 @@ class Block {
   std::size_t size_;
 };
 
+template <class A>
+bool same_bits(const Block<A>& a, const Block<A>& b) {
+  return a.size() == b.size() && (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(A)) == 0);
+}
+
 [[noreturn]] inline void stop(const char* file, int line, const char* what) {
   std::fprintf(stderr, "%s:%d: FINDING: %s\n", file, line, what);
   std::abort();
@@ -120,19 +125,21 @@ inline void check_message(const Status& status) {
   for (std::size_t i = 0; i < length; ++i) FUZZ_CHECK(message.text[i] >= ' ' && message.text[i] <= '~');
 }
 
-// A prompt whose spans are right: sorted, disjoint, not empty, the last token text, grids that fit, some continued.
-inline oracle::Layout layout(Input& in, std::size_t most_spans, std::size_t most_in_span) {
+// A prompt whose spans are right: sorted, disjoint, grids that fit, some continued, some left empty by earlier stages.
+// text_behind: the last token is text.
+inline oracle::Layout layout(Input& in, std::size_t most_spans, std::size_t most_in_span, bool text_behind = true) {
   oracle::Layout prompt;
   const std::size_t spans = in.between(0, most_spans);
   for (std::size_t i = 0; i < spans; ++i) {
     prompt.tokens += in.between(0, 5);
     TokenSpan span{prompt.tokens, in.between(1, most_in_span)};
     span.continues = i > 0 && in.one_in(3);
-    if (in.one_in(3)) span.original = span.count + in.below(20);
+    if (in.one_in(12)) span.count = 0;
+    if (span.count == 0 || in.one_in(3)) span.original = span.count + in.below(20) + (span.count == 0 ? 1 : 0);
     prompt.tokens += span.count;
     prompt.visual.push_back(span);
   }
-  prompt.tokens += in.between(1, 6);
+  prompt.tokens += in.between(text_behind || prompt.tokens == 0 ? 1 : 0, 6);
   for (std::size_t i = 0; i < spans; ++i) {
     if (prompt.visual[i].continues || in.one_in(3)) continue;
     std::size_t tokens = prompt.visual[i].count;
@@ -147,59 +154,92 @@ inline oracle::Layout layout(Input& in, std::size_t most_spans, std::size_t most
   return prompt;
 }
 
-// The pictures of a layout: spans with those that continue them.
-struct Picture {
+// The images of a layout: spans with those that continue them.
+struct Image {
   std::size_t first_span = 0, tokens = 0, original = 0, columns = 0;
+  double filtering_ratio = fastv::by_config;
 };
-inline std::vector<Picture> pictures(const std::vector<TokenSpan>& visual) {
-  std::vector<Picture> all;
+inline std::vector<Image> images(const std::vector<TokenSpan>& visual) {
+  std::vector<Image> all;
   for (std::size_t i = 0; i < visual.size(); ++i) {
-    if (!visual[i].continues || i == 0) all.push_back({i, 0, 0, visual[i].columns});
+    if (!visual[i].continues || i == 0) all.push_back({i, 0, 0, visual[i].columns, visual[i].filtering_ratio});
     all.back().tokens += visual[i].count;
     all.back().original += visual[i].original == 0 ? visual[i].count : visual[i].original;
   }
   return all;
 }
 
+// Some images get a ratio of their own; mostly where the settings allow it. False: they do not.
+inline bool own_ratios(Input& in, const fastv::Config& config, std::vector<TokenSpan>& visual) {
+  const bool allowed = config.quota == fastv::Quota::per_image && config.keep_count == fastv::by_ratio;
+  if (!in.one_in(allowed ? 3 : 20)) return true;
+  bool any = false;
+  for (TokenSpan& span : visual)
+    if (!span.continues && in.chance()) {
+      span.filtering_ratio = in.share();
+      any = true;
+    }
+  return allowed || !any;
+}
+
 // round(tokens * (1 - ratio)), by either rounding.
-inline std::size_t kept_of(const fastv::Config& config, std::size_t tokens, std::size_t original) {
+inline std::size_t kept_of(const fastv::Config& config, std::size_t tokens, std::size_t original, double own) {
   const std::size_t base = config.ratio_of == fastv::RatioOf::original ? original : tokens;
-  std::size_t kept = oracle::kept_of(base, config.filtering_ratio);
+  const double ratio = own >= 0 ? own : config.filtering_ratio;
+  std::size_t kept = oracle::kept_of(base, ratio);
   if (config.rounding == fastv::Rounding::up) {
-    volatile const double share = 1 - config.filtering_ratio;
+    // What lies within the error of the double product of a whole number is that number.
+    volatile const double share = 1 - ratio;
     volatile const double product = static_cast<double>(base) * share;
-    kept = static_cast<std::size_t>(std::ceil(product));
+    const double whole = std::floor(product);
+    kept = static_cast<std::size_t>(whole) + (product - whole > static_cast<double>(base) * 4.5e-16 ? 1u : 0u);
   }
   return (std::min)(kept, tokens);
 }
 
-// What every picture keeps, or the one pool: the rules of plan.hpp, spelled out. count_fits: keep_count is possible.
-inline std::vector<std::size_t> quotas(const fastv::Config& config, const std::vector<Picture>& all, bool& count_fits) {
+// What every image keeps, or the one pool: the rules of plan.hpp, spelled out. count_fits: keep_count is possible.
+struct Shares {
+  std::vector<std::size_t> quota;  // of each image, or of the pool
+  std::vector<std::size_t> least;  // of each image, as far as the count reaches
+  std::size_t kept = 0;
+  bool count_fits = true;
+};
+inline Shares shares(const fastv::Config& config, const std::vector<Image>& all) {
+  Shares shares;
   std::size_t total = 0, original = 0, minima = 0;
-  std::vector<std::size_t> least, quota;
-  for (const Picture& picture : all) {
-    total += picture.tokens;
-    original += picture.original;
-    least.push_back((std::min)(config.min_per_picture, picture.tokens));
-    minima += least.back();
+  for (const Image& image : all) {
+    total += image.tokens;
+    original += image.original;
+    shares.least.push_back((std::min)(config.min_per_image, image.tokens));
+    minima += shares.least.back();
   }
-  count_fits = total == 0 || config.keep_count == fastv::by_ratio || config.keep_count <= total;
-  if (total == 0 || !count_fits) return std::vector<std::size_t>(all.size(), 0);
-  const bool pooled = config.quota == fastv::Quota::pooled;
-  if (config.keep_count == fastv::by_ratio) {
-    if (pooled) return {kept_of(config, total, original)};
+  const bool by_ratio = config.keep_count == fastv::by_ratio;
+  shares.count_fits = total == 0 || by_ratio || config.keep_count <= total;
+  if (total == 0 || !shares.count_fits) {
+    shares.quota.assign(all.size(), 0);
+    return shares;
+  }
+  if (config.quota == fastv::Quota::pooled) {
+    shares.kept = by_ratio ? (std::max)(kept_of(config, total, original, fastv::by_config), minima) : config.keep_count;
+    shares.quota = {shares.kept};
+    if (minima > shares.kept) shares.least.assign(all.size(), 0);
+    return shares;
+  }
+  if (by_ratio) {
     for (std::size_t i = 0; i < all.size(); ++i)
-      quota.push_back((std::max)(kept_of(config, all[i].tokens, all[i].original), least[i]));
-    return quota;
+      shares.quota.push_back(
+          (std::max)(kept_of(config, all[i].tokens, all[i].original, all[i].filtering_ratio), shares.least[i]));
+  } else {
+    if (minima > config.keep_count) shares.least.assign(all.size(), 0), minima = 0;
+    std::vector<std::size_t> rest;
+    std::size_t weight = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) rest.push_back(all[i].tokens - shares.least[i]), weight += rest.back();
+    shares.quota =
+        weight == 0 ? std::vector<std::size_t>(all.size(), 0) : oracle::quotas(rest, config.keep_count - minima);
+    for (std::size_t i = 0; i < all.size(); ++i) shares.quota[i] += shares.least[i];
   }
-  if (pooled) return {config.keep_count};
-  if (minima > config.keep_count) least.assign(all.size(), 0), minima = 0;
-  std::vector<std::size_t> rest;
-  std::size_t weight = 0;
-  for (std::size_t i = 0; i < all.size(); ++i) rest.push_back(all[i].tokens - least[i]), weight += rest.back();
-  quota = weight == 0 ? std::vector<std::size_t>(all.size(), 0) : oracle::quotas(rest, config.keep_count - minima);
-  for (std::size_t i = 0; i < all.size(); ++i) quota[i] += least[i];
-  return quota;
+  shares.kept = std::accumulate(shares.quota.begin(), shares.quota.end(), std::size_t{0});
+  return shares;
 }
 
 // Settings that are right for any prompt of so many visual tokens.
@@ -210,8 +250,8 @@ inline fastv::Config config(Input& in, std::size_t visual_tokens) {
   settings.ratio_of = in.one_in(4) ? fastv::RatioOf::original : fastv::RatioOf::remaining;
   settings.rounding = in.one_in(4) ? fastv::Rounding::up : fastv::Rounding::half_even;
   if (in.one_in(3)) settings.keep_count = in.below(visual_tokens + 1);
-  settings.quota = in.one_in(3) ? fastv::Quota::pooled : fastv::Quota::per_picture;
-  if (in.one_in(3)) settings.min_per_picture = in.below(12);
+  settings.quota = in.one_in(3) ? fastv::Quota::pooled : fastv::Quota::per_image;
+  if (in.one_in(3)) settings.min_per_image = in.below(12);
   return settings;
 }
 

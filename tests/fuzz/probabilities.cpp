@@ -7,9 +7,10 @@ using namespace fuzz;
 
 template <class T, class Score>
 void score_once(Input& in) {
-  const oracle::Layout prompt = layout(in, 3, in.one_in(4) ? 80 : 20);
+  const oracle::Layout prompt = layout(in, 3, in.one_in(4) ? 80 : 20, !in.one_in(4));
   const std::size_t total = prompt.visual_tokens(), tokens = prompt.tokens;
-  const std::size_t heads = in.between(1, 6), past = in.one_in(3) ? in.below(9) : 0, keys = past + tokens;
+  const std::size_t heads = in.between(1, 6), past = in.one_in(3) ? in.below(9) : 0;
+  const std::size_t first_key = in.one_in(3) ? in.below(past + tokens) : 0, keys = past + tokens - first_key;
   const std::size_t rows = in.one_in(3) ? tokens : in.between(1, (std::min)(tokens, std::size_t{4}));
   const Numbers<T> p(in, heads * rows * keys);
 
@@ -35,7 +36,9 @@ void score_once(Input& in) {
                                    static_cast<std::ptrdiff_t>(strides[0]),
                                    static_cast<std::ptrdiff_t>(strides[1]),
                                    static_cast<std::ptrdiff_t>(strides[2]),
-                                   past};
+                                   past,
+                                   first_key};
+  FUZZ_CHECK(evidence.prompt_tokens() == tokens);
   if (in.one_in(4)) evidence.heads_total = heads + in.below(3);
   const std::size_t group = in.one_in(2) ? heads : heads % 2 == 0 ? 2 : 1, kv_heads = heads / group;
   Block<float> norms(in.one_in(3) ? kv_heads * total : 0);
@@ -48,12 +51,14 @@ void score_once(Input& in) {
   std::vector<double> expected, largest;
   for (const TokenSpan& span : prompt.visual)
     for (std::size_t t = 0; t < span.count; ++t) {
+      const std::size_t token = past + span.first + t;
       double sum = 0, size = 0;
-      for (std::size_t h = 0; h < heads; ++h)
+      for (std::size_t h = 0; h < heads && token >= first_key; ++h)
         for (const Index position : chosen.positions) {
           const std::size_t r = position - (tokens - rows);
           const double norm = norms.size() == 0 ? 1 : static_cast<double>(norms[h / group * total + expected.size()]);
-          const double value = p.values[(h * rows + r) * keys + past + span.first + t] * norm;
+          const double probability = p.values[(h * rows + r) * keys + token - first_key];
+          const double value = probability == 0 ? 0 : probability * norm;
           sum += value;
           size += std::fabs(value);
         }
@@ -62,10 +67,17 @@ void score_once(Input& in) {
       expected.push_back(sum / all);
       largest.push_back(size / all);
     }
+  // Whether the one row that ranks is that of a visual token.
+  bool asks = true;
+  for (const TokenSpan& span : prompt.visual) asks = asks && (span.count == 0 || span.first + span.count < tokens);
+  const bool told_so = config.score_rows == fastv::ScoreRows::last && !asks;
 
   const Block<TokenSpan> visual(prompt.visual);
   const Block<Score> scores(total), again(total);
-  FUZZ_CHECK(fastv::score<Score>(config, evidence, visual.view(), scores.span()));
+  const Status status = fastv::score<Score>(config, evidence, visual.view(), scores.span());
+  check_message(status);
+  FUZZ_CHECK(status.code == (told_so ? Errc::bad_prompt : Errc::ok));
+  if (told_so) return;
   for (std::size_t i = 0; i < total; ++i) {
     const bool right =
         std::isinf(largest[i]) ? !std::isfinite(scores[i]) : close(scores[i], expected[i], 1e-6 + 1e-5 * largest[i]);
@@ -80,26 +92,26 @@ void score_once(Input& in) {
   auto bad = evidence;
   bool wrong = true;
   const std::ptrdiff_t minus = -1 - static_cast<std::ptrdiff_t>(in.below(9));
-  switch (in.below(13)) {
+  switch (in.below(15)) {
     case 0:
       bad.heads = in.hostile();
       wrong = bad.heads == 0 || bad.heads > fastv::max_tokens;
       break;
     case 1:
-      bad.rows = in.hostile();
-      wrong = bad.rows == 0 || bad.rows > tokens;
+      bad.queries = in.hostile();
+      wrong = bad.queries == 0 || bad.queries > tokens;
       break;
     case 2:
       bad.keys = in.hostile();
-      wrong = bad.keys <= past || bad.keys > fastv::max_tokens;
+      wrong = bad.keys == 0 || bad.keys > fastv::max_tokens || first_key + bad.keys <= past;
       break;
     case 3:
       bad.past = in.hostile();
-      wrong = bad.past >= keys;
+      wrong = bad.past >= first_key + keys;
       break;
     case 4: bad.data = nullptr; break;
     case 5: bad.head_stride = minus; break;
-    case 6: bad.row_stride = minus; break;
+    case 6: bad.query_stride = minus; break;
     case 7: bad.key_stride = minus; break;
     case 8:
       bad.key_stride = 0;
@@ -113,10 +125,21 @@ void score_once(Input& in) {
       bad.heads_total = in.below(heads);
       wrong = bad.heads_total != 0;
       break;
-    case 11: bad.value_norms = {nullptr, in.hostile() | 1}; break;
+    case 11:
+      bad.value_norms = {nullptr, in.hostile() | 1};
+      wrong = total > 0;
+      break;
+    case 12:
+      bad.first_key = in.hostile();
+      wrong = bad.first_key > fastv::max_tokens - keys || past >= bad.first_key + keys;
+      break;
+    case 13:
+      if constexpr (alignof(T) > 1)
+        bad.data = reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(data.data()) + 1);
+      break;
     default:
       bad.value_norms = {norms.data(), kv_heads * total + 1};
-      wrong = (kv_heads * total + 1) / (std::max)(total, std::size_t{1}) * total != kv_heads * total + 1;
+      wrong = total > 0 && (kv_heads * total + 1) % total != 0;
       break;
   }
   if (!wrong) return;

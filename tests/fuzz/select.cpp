@@ -1,4 +1,4 @@
-// select() and remaining(): every rule, quota, window and NaN pattern against plain loops.
+// select() and next_spans(): every rule, quota, window and NaN pattern against plain loops.
 #include "fuzz.hpp"
 
 namespace {
@@ -24,7 +24,12 @@ std::vector<std::size_t> even_grid(std::size_t n, std::size_t columns, std::size
   return places;
 }
 
-// Which of one picture's tokens stay (numbers within the picture), by the rules of select.hpp.
+// Draws as the library does: uniform in [0, bound).
+std::size_t drawn(oracle::Rng& rng, std::size_t bound) {
+  return static_cast<std::size_t>((rng.next() >> 32) * static_cast<std::uint64_t>(bound) >> 32);
+}
+
+// Which of one image's tokens stay (numbers within the image), by the rules of select.hpp.
 template <class Score>
 std::vector<Index> choose(const fastv::Config& config, const std::vector<Score>& scores, std::size_t columns,
                           std::size_t count, oracle::Rng& rng) {
@@ -32,7 +37,7 @@ std::vector<Index> choose(const fastv::Config& config, const std::vector<Score>&
   std::vector<Index> chosen;
   if (config.selection == fastv::Selection::random) {
     for (std::size_t i = 0; chosen.size() < count; ++i)
-      if (((rng.next() >> 32) * (n - i)) >> 32 < count - chosen.size()) chosen.push_back(static_cast<Index>(i));
+      if (drawn(rng, n - i) < count - chosen.size()) chosen.push_back(static_cast<Index>(i));
     return chosen;
   }
   std::vector<bool> by_grid(n, false);
@@ -75,6 +80,64 @@ std::vector<Index> choose(const fastv::Config& config, const std::vector<Score>&
   return chosen;
 }
 
+// A pool in which every image keeps its minimum first, whatever the rule; then the rest by the same rule.
+template <class Score>
+std::vector<Index> choose_in_pool(const fastv::Config& config, const std::vector<Score>& scores,
+                                  const std::vector<Image>& all, const Shares& share, oracle::Rng& rng) {
+  const std::size_t n = scores.size();
+  std::vector<bool> taken(n, false);
+  const std::size_t minima = std::accumulate(share.least.begin(), share.least.end(), std::size_t{0});
+  std::size_t left = share.kept;
+  const auto take = [&](std::size_t i) {
+    left -= taken[i] ? 0u : 1u;
+    taken[i] = true;
+  };
+  if (config.selection == fastv::Selection::top_k) {
+    const auto wanted = static_cast<std::size_t>(static_cast<double>(share.kept) * config.uniform_share + 0.5);
+    const std::size_t even = (std::min)(wanted, share.kept - minima);
+    if (even > 0)
+      for (const std::size_t place : even_grid(n, 0, even)) take(place);
+  }
+  std::size_t first = 0;
+  for (std::size_t p = 0; p < all.size(); first += all[p++].tokens) {
+    const auto from = scores.begin() + static_cast<std::ptrdiff_t>(first);
+    std::vector<Score> own(from, from + static_cast<std::ptrdiff_t>(all[p].tokens));
+    std::size_t least = share.least[p];
+    if (config.selection == fastv::Selection::top_k) {  // the grid's tokens count
+      std::vector<Index> others;
+      std::vector<Score> theirs;
+      for (std::size_t i = 0; i < own.size(); ++i) {
+        if (taken[first + i])
+          least -= least > 0 ? 1u : 0u;
+        else
+          others.push_back(static_cast<Index>(i)), theirs.push_back(own[i]);
+      }
+      for (const Index i : oracle::top(theirs, least)) take(first + others[i]);
+    } else if (all[p].tokens > 0) {
+      for (const Index i : choose(config, own, all[p].columns, least, rng)) take(first + i);
+    }
+  }
+  std::vector<Index> free;
+  std::vector<Score> theirs;
+  for (std::size_t i = 0; i < n; ++i)
+    if (!taken[i]) free.push_back(static_cast<Index>(i)), theirs.push_back(scores[i]);
+  const std::size_t places = left;
+  if (config.selection == fastv::Selection::top_k)
+    for (const Index i : oracle::top(theirs, places)) take(free[i]);
+  else if (config.selection == fastv::Selection::random)
+    for (std::size_t f = 0, still = places; f < free.size() && still > 0; ++f) {
+      if (drawn(rng, free.size() - f) >= still) continue;
+      take(free[f]);
+      --still;
+    }
+  else
+    for (std::size_t i = 0; i < places; ++i) take(free[(2 * i + 1) * free.size() / (2 * places)]);
+  std::vector<Index> chosen;
+  for (std::size_t i = 0; i < n; ++i)
+    if (taken[i]) chosen.push_back(static_cast<Index>(i));
+  return chosen;
+}
+
 template <class Score>
 std::vector<Score> draw_scores(Input& in, std::size_t n) {
   oracle::Rng rng = in.random();
@@ -90,13 +153,13 @@ std::vector<Score> draw_scores(Input& in, std::size_t n) {
     if (kind == 3) score = static_cast<Score>(rng.chance(0.5) ? 0.0 : -0.0);
     if (rng.below(8) < nans) score = static_cast<Score>(rng.chance(0.5) ? oracle::nan_float() : -oracle::nan_float());
   }
-  if (in.one_in(12) && n > 0) scores[in.below(n)] = static_cast<Score>(oracle::infinity());
+  if (in.one_in(12) && n > 0) scores[in.below(n)] = static_cast<Score>(in.chance() ? HUGE_VAL : -HUGE_VAL);
   return scores;
 }
 
 template <class Score>
 void select_once(Input& in) {
-  const oracle::Layout prompt = layout(in, 4, in.one_in(10) ? 700 : 40);
+  oracle::Layout prompt = layout(in, 4, in.one_in(12) ? 250 : 40, false);
   const std::size_t total = prompt.visual_tokens();
   fastv::Config settings = config(in, total);
   settings.selection = static_cast<fastv::Selection>(in.one_in(4) ? in.between(1, 2) : 0);
@@ -104,86 +167,106 @@ void select_once(Input& in) {
   if (in.one_in(3)) settings.uniform_share = in.share();
   if (in.one_in(3)) settings.window_rows = in.between(1, 9), settings.window_columns = in.between(1, 9);
   if (in.one_in(30)) (in.chance() ? settings.window_rows : settings.window_columns) = in.hostile();
-  const std::vector<Score> drawn = draw_scores<Score>(in, total);
+  if (in.one_in(60)) {  // their product does not fit
+    settings.window_rows = std::size_t{1} << in.between(0, 63);
+    settings.window_columns = std::size_t{1} << in.between(0, 63);
+  }
+  const std::vector<Score> drawn_scores = draw_scores<Score>(in, total);
 
   const bool top_k = settings.selection == fastv::Selection::top_k, pooled = settings.quota == fastv::Quota::pooled;
-  bool right = (settings.window_rows == 0) == (settings.window_columns == 0);
-  std::size_t nans = 0;
-  for (const Score score : drawn) {
-    nans += oracle::is_nan(score) ? 1u : 0u;
-    right = right && (!top_k || !std::isinf(score));
-  }
-  right = right && !(top_k && total > 0 && nans == total);
-  std::vector<Picture> all = pictures(prompt.visual);
+  bool right = !top_k || (settings.window_rows == 0) == (settings.window_columns == 0);
+  right = own_ratios(in, settings, prompt.visual) && right;
+  const std::vector<Image> all = images(prompt.visual);
   const bool windows = settings.window_rows != 0 && top_k;
-  for (const Picture& picture : all) right = right && !(windows && (pooled || picture.columns == 0));
-
-  bool fits = true;
-  const std::vector<std::size_t> quota = quotas(settings, all, fits);
-  const std::size_t keep = std::accumulate(quota.begin(), quota.end(), std::size_t{0});
+  for (const Image& image : all) right = right && !(windows && image.columns == 0 && image.tokens > 0);
+  right = right && !(windows && pooled);
+  bool valued = true;
+  std::size_t nans = 0, zeros = 0;
+  for (const Score score : drawn_scores) {
+    nans += oracle::is_nan(score) ? 1u : 0u;
+    zeros += oracle::rank_of(score) == 0 ? 1u : 0u;
+    valued = valued && !(top_k && std::isinf(score));
+  }
+  const Shares share = shares(settings, all);
+  valued = valued && !(top_k && total > 0 && nans == total);
+  valued = valued && !(top_k && total > 0 && zeros == total && share.kept > 0 && share.kept < total);
+  const bool settings_right = right;
+  right = right && valued;
   std::vector<Index> chosen;
   if (right && total > 0) {
     oracle::Rng rng(settings.seed);
-    if (pooled) {
-      chosen = choose(settings, drawn, 0, keep, rng);
+    const std::size_t minima = std::accumulate(share.least.begin(), share.least.end(), std::size_t{0});
+    if (pooled && minima > 0) {
+      chosen = choose_in_pool(settings, drawn_scores, all, share, rng);
+    } else if (pooled) {
+      chosen = choose(settings, drawn_scores, 0, share.kept, rng);
     } else {
       std::size_t first = 0;
       for (std::size_t p = 0; p < all.size(); ++p) {
-        const auto from = drawn.begin() + static_cast<std::ptrdiff_t>(first);
+        const auto from = drawn_scores.begin() + static_cast<std::ptrdiff_t>(first);
         const std::vector<Score> own(from, from + static_cast<std::ptrdiff_t>(all[p].tokens));
-        for (const Index i : choose(settings, own, all[p].columns, quota[p], rng))
-          chosen.push_back(static_cast<Index>(first + i));
+        if (all[p].tokens > 0)
+          for (const Index i : choose(settings, own, all[p].columns, share.quota[p], rng))
+            chosen.push_back(static_cast<Index>(first + i));
         first += all[p].tokens;
       }
     }
   }
+  if (right) FUZZ_CHECK(chosen.size() == share.kept);
   const std::vector<Index> expected = oracle::whole_prompt(prompt.tokens, prompt.visual, chosen);
 
   // Every buffer is exactly as large as it must be.
+  using Mark = fastv::Mark<Score>;
   const Block<TokenSpan> visual(prompt.visual);
-  const Block<Score> scores(drawn);
-  const std::size_t length = prompt.tokens - total + keep;
-  const Block<Index> kept(length, Index(-1)), room(prompt.visual.size());
-  const Block<fastv::detail::Word<Score>> marks(total);
+  const Block<Score> scores(drawn_scores);
+  const std::size_t length = prompt.tokens - total + share.kept;
+  const Block<Index> kept(length, Index(-1));
+  const Block<Mark> scratch(fastv::select_scratch(settings, visual.view()));
   const Span<const Score> handed = top_k || in.chance() ? scores.view() : Span<const Score>();
   const auto selected =
-      fastv::select<Score>(settings, handed, visual.view(), prompt.tokens, kept.span(), room.span(), marks.span());
+      fastv::select<Score>(settings, handed, visual.view(), prompt.tokens, kept.span(), scratch.span());
   check_message(selected.status);
   FUZZ_CHECK(static_cast<bool>(selected) == right);
+  if (settings_right && !valued) FUZZ_CHECK(selected.code() == Errc::bad_value);
   fastv::Pruner<Score> pruner(settings);
   const fastv::Kept pruned = pruner.prune(fastv::Scores<Score>{scores.view(), prompt.tokens}, visual.view());
   FUZZ_CHECK(pruned.code() == selected.code());
-  if (!right) return;
+  if (!right) {
+    FUZZ_CHECK(pruned.size() == 0 && pruned.prompt_tokens == 0 && pruner.scores().empty());
+    return;
+  }
   FUZZ_CHECK(selected->count == length && selected->nan_scores == (top_k ? nans : 0));
+  FUZZ_CHECK(selected->zero_scores == (top_k ? zeros : 0));
   FUZZ_CHECK(std::equal(kept.begin(), kept.end(), expected.begin(), expected.end()));
   FUZZ_CHECK(std::equal(pruned.begin(), pruned.end(), expected.begin(), expected.end()));
+  FUZZ_CHECK(pruned.prompt_tokens == prompt.tokens && pruned.dropped() == total - share.kept);
+  FUZZ_CHECK(pruned.nan_scores == selected->nan_scores && pruned.zero_scores == selected->zero_scores);
 
   // Rooms that are too small, or not there.
-  const auto again = [&](Span<const Score> s, Span<Index> k, Span<Index> q, Span<fastv::detail::Word<Score>> m) {
-    return fastv::select<Score>(settings, s, visual.view(), prompt.tokens, k, q, m).code();
+  const auto again = [&](Span<const Score> s, Span<Index> k, Span<Mark> m) {
+    return fastv::select<Score>(settings, s, visual.view(), prompt.tokens, k, m).code();
   };
-  FUZZ_CHECK(again(scores.view(), {kept.data(), length - 1}, room.span(), marks.span()) == Errc::room_too_small);
-  FUZZ_CHECK(again(scores.view(), {nullptr, length}, room.span(), marks.span()) == Errc::null_data);
-  if (total > 0) {
-    FUZZ_CHECK(again(scores.view(), kept.span(), room.span(), {marks.data(), total - 1}) == Errc::room_too_small);
-    FUZZ_CHECK(again(scores.view(), kept.span(), room.span(), {nullptr, total}) == Errc::null_data);
-    if (!pooled) {
-      FUZZ_CHECK(again(scores.view(), kept.span(), {room.data(), all.size() - 1}, marks.span()) ==
-                 Errc::room_too_small);
-      FUZZ_CHECK(again(scores.view(), kept.span(), {nullptr, all.size()}, marks.span()) == Errc::null_data);
-    }
-    if (top_k) {
-      FUZZ_CHECK(again({scores.data(), total - 1}, kept.span(), room.span(), marks.span()) == Errc::scores_size);
-      FUZZ_CHECK(again({nullptr, total}, kept.span(), room.span(), marks.span()) == Errc::null_data);
-    }
+  if (length > 0) {
+    FUZZ_CHECK(again(scores.view(), {kept.data(), length - 1}, scratch.span()) == Errc::too_small);
+    FUZZ_CHECK(again(scores.view(), {nullptr, length}, scratch.span()) == Errc::null_data);
+  }
+  if (scratch.size() > 0) {
+    FUZZ_CHECK(again(scores.view(), kept.span(), {scratch.data(), scratch.size() - 1}) == Errc::too_small);
+    FUZZ_CHECK(again(scores.view(), kept.span(), {nullptr, scratch.size()}) == Errc::null_data);
+  }
+  if (total > 0 && top_k) {
+    FUZZ_CHECK(again({scores.data(), total - 1}, kept.span(), scratch.span()) == Errc::bad_shape);
+    FUZZ_CHECK(again({nullptr, total}, kept.span(), scratch.span()) == Errc::null_data);
   }
 
-  // The spans of what stayed, in place as the decoder does it.
+  // The spans of what stayed, in place as the decoder does it: per image, one span for each that kept something, or one
+  // empty span; originals of the spans that are gone go to those that are left.
   const Block<TokenSpan> spans(prompt.visual);
-  const auto left = fastv::remaining(kept.view(), spans.view(), spans.span());
+  const auto left = in.chance() ? fastv::next_spans(pruned, spans.view(), spans.span())
+                                : fastv::next_spans(kept.view(), spans.view(), spans.span());
   FUZZ_CHECK(left);
-  std::size_t written = 0;
-  std::vector<std::size_t> original_of_picture, now_of_picture;
+  FUZZ_CHECK(fastv::validate({spans.data(), *left}, (std::max)(length, std::size_t{1})));
+  std::vector<TokenSpan> there;  // that kept something
   for (std::size_t s = 0; s < prompt.visual.size(); ++s) {
     const TokenSpan& span = prompt.visual[s];
     std::size_t first = 0, count = 0;
@@ -191,23 +274,29 @@ void select_once(Input& in) {
       first += index < span.first ? 1u : 0u;
       count += index >= span.first && index < span.first + span.count ? 1u : 0u;
     }
-    if (count == 0) continue;
-    FUZZ_CHECK(written < *left && spans[written].first == first && spans[written].count == count);
-    ++written;
+    if (count > 0) there.push_back({first, count});
   }
-  FUZZ_CHECK(written == *left);
-  // A picture that kept anything still knows how many tokens it had.
-  const std::vector<Picture> after = pictures({spans.begin(), spans.begin() + written});
-  std::size_t place = 0, numbered = 0;
-  for (const Picture& picture : all) {
+  std::size_t at = 0;
+  for (const TokenSpan& span : Span<const TokenSpan>(spans.data(), *left)) {
+    FUZZ_CHECK(span.columns == 0 && span.original > 0);
+    if (span.count == 0) continue;
+    FUZZ_CHECK(at < there.size() && span.first == there[at].first && span.count == there[at].count);
+    ++at;
+  }
+  FUZZ_CHECK(at == there.size());
+  const std::vector<Image> after = images({spans.begin(), spans.begin() + *left});
+  FUZZ_CHECK(after.size() == all.size());
+  std::size_t numbered = 0;
+  for (std::size_t p = 0; p < all.size(); ++p) {
     std::size_t stays = 0;
-    for (const Index i : chosen) stays += i >= numbered && i < numbered + picture.tokens ? 1u : 0u;
-    numbered += picture.tokens;
-    if (stays == 0) continue;
-    FUZZ_CHECK(place < after.size() && after[place].tokens == stays && after[place].original == picture.original);
-    ++place;
+    for (const Index i : chosen) stays += i >= numbered && i < numbered + all[p].tokens ? 1u : 0u;
+    numbered += all[p].tokens;
+    FUZZ_CHECK(after[p].tokens == stays && after[p].original == all[p].original);
+    FUZZ_CHECK(after[p].filtering_ratio == all[p].filtering_ratio);
+    const std::size_t end = p + 1 < after.size() ? after[p + 1].first_span : *left;
+    for (std::size_t s = after[p].first_span; s < end; ++s)
+      FUZZ_CHECK(spans[s].count > 0 || end == after[p].first_span + 1);
   }
-  FUZZ_CHECK(place == after.size());
 }
 
 }  // namespace

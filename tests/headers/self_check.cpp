@@ -50,7 +50,7 @@ fastv::bfloat16 to_bfloat16(double x) {
 // handed by value to be anything.
 void set_bits(float& value, std::uint32_t bits) { std::memcpy(&value, &bits, 4); }
 
-constexpr size_t n = 45, heads = 4, kv_heads = 2, dim = 72;
+constexpr size_t n = 45, heads = 4, kv_heads = 2, dim = 72;  // dim: no whole number of vectors
 const TokenSpan visual[] = {{3, 12, 4}, {20, 18, 6}};
 constexpr size_t n_visual = 30;
 const Span<const TokenSpan> spans = visual;
@@ -87,38 +87,70 @@ void elements() {
   expect(fastv::to_float(fastv::half{0x0001}) == 5.9604644775390625e-8f, "the least denormal half");
 #endif
   expect(fastv::to_float(to_bfloat16(3)) == 3.0f, "bfloat16");
+  expect(fastv::to_float(fastv::fp8_e4m3{0x7e}) == 448.0f && fastv::to_float(fastv::fp8_e4m3{0x81}) == -0.001953125f,
+         "fp8_e4m3");
+  expect(fastv::to_float(fastv::fp8_e5m2{0x7b}) == 57344.0f, "fp8_e5m2");
+  expect(fastv::to_float(std::int8_t{-3}) == -3.0f, "int8");
   expect(fastv::to_float(2.5f) == 2.5f && fastv::to_float(2.5) == 2.5, "float and double");
+  const std::uint16_t stored[1] = {0x3c00};
+  expect(fastv::to_float(*fastv::as_half(stored)) == 1.0f && fastv::to_float(*fastv::as_bfloat16(stored)) < 0.01f,
+         "as_half, as_bfloat16");
+}
+
+void statuses() {
+  const fastv::Status status = fastv::fail(fastv::Errc::bad_shape, "{} has {} heads, not {}", "q", 3, 1.5);
+  expect(!status && std::strcmp(status.message().c_str(), "q has 3 heads, not 1.5") == 0, "a sentence");
+  expect(fastv::Status{} && std::strcmp(fastv::Status{}.message().c_str(), "no error") == 0, "no error");
+  const fastv::Result<int> bad{0, status}, good{7, {}};
+  expect(!bad && bad.code() == fastv::Errc::bad_shape && bad.message().c_str()[0] == 'q' && good && *good == 7,
+         "Result");
 }
 
 void plans() {
-  expect(fastv::kept_of(35, 0.9) == 3 && fastv::kept_of(5, 0.5) == 2 && fastv::kept_of(7, 0.5) == 4, "half to even");
-  expect(fastv::kept_of(5, 0.5, fastv::Rounding::up) == 3, "rounding up");
+  expect(fastv::kept_count(35, 0.9) == 3 && fastv::kept_count(5, 0.5) == 2 && fastv::kept_count(7, 0.5) == 4,
+         "half to even");
+  expect(fastv::kept_count(5, 0.5, fastv::Rounding::up) == 3, "rounding up");
   expect(fastv::visual_tokens(spans) == n_visual, "visual_tokens");
+  bool walked = true;
+  fastv::for_each_visual(spans, [&](size_t number, size_t at) { walked = walked && at == position_of(number); });
+  expect(walked, "for_each_visual");
   fastv::Config config;
   config.filtering_ratio = 0.75;
-  expect(static_cast<bool>(fastv::check(config)) && static_cast<bool>(fastv::check(spans, n)), "check");
-  Index quotas[2];
+  expect(fastv::validate(config) && fastv::validate(spans, n) && fastv::validate(config, spans, n), "validate");
+  Index quotas[4];
   expect(*fastv::kept_visual(config, spans) == 3 + 4, "kept_visual");  // 4.5 to even
-  expect(fastv::picture_quotas(config, spans, quotas) && quotas[0] == 3 && quotas[1] == 4, "picture_quotas");
-  const auto plan = fastv::make_plan(config, {n, 8, spans});
-  expect(plan && plan->kept() == 22 && plan->kv_length(0) == n && plan->kv_length(7, 3) == 25, "lengths of a plan");
-  expect(plan->next_position(2) == n + 2 && plan->visual_in_layer(2) == 7 && plan->tokens_in_layer(1) == n, "plan");
+  expect(*fastv::image_quotas(config, spans, quotas) == 2 && quotas[0] == 3 && quotas[1] == 4, "image_quotas");
+  const size_t earlier[1] = {5};
+  const auto plan = fastv::make_plan(config, {n, 8, spans, earlier});
+  expect(plan && plan->kept() == 22 && plan->kv_length(0) == n + 5 && plan->kv_length(7, 3) == 30, "lengths of a plan");
+  expect(plan->next_position(2) == n + 2 && plan->visual_in_layer(2) == 7 && plan->tokens_in_layer(1) == n &&
+             plan->groups() == 2 && plan->group_of(2) == 1 && plan->tokens_in_group(1) == 22,
+         "plan");
   fastv::Config stages[2] = {config, config};
   stages[1].filtering_layer = 4;
   stages[1].filtering_ratio = 0.5;
-  TokenSpan scratch[2];
-  Index room[2];
-  const auto two = fastv::make_plan(Span<const fastv::Config>(stages), {n, 8, spans}, scratch, room);
+  const auto two = fastv::make_plan(Span<const fastv::Config>(stages), {n, 8, spans});
   expect(two && two->kept_visual() == 2 + 2, "a plan of two stages");
 
   config.filtering_ratio = 1.5;
-  const fastv::Status status = fastv::check(config);
-  expect(status.code == fastv::Errc::ratio_out_of_range, "a ratio out of range");
+  const fastv::Status status = fastv::validate(config);
+  expect(status.code == fastv::Errc::bad_setting, "a ratio out of range");
   expect(std::strstr(status.message().c_str(), "1.5") != nullptr, "a message names the number");
   const std::uint64_t nan = 0x7ff8000000000000u;
   std::memcpy(&config.filtering_ratio, &nan, 8);
-  expect(fastv::check(config).code == fastv::Errc::ratio_not_a_number, "a ratio that is not a number");
+  expect(std::strstr(fastv::validate(config).message().c_str(), "not a number") != nullptr, "a ratio that is NaN");
 }
+
+// Evidence of a user: the contract with the least it may have.
+struct ByPosition {
+  size_t tokens;
+  size_t prompt_tokens() const noexcept { return tokens; }
+  template <class Score>
+  fastv::Status score(Span<const TokenSpan> asked, Span<Score> out) const noexcept {
+    fastv::for_each_visual(asked, [&](size_t number, size_t at) { out[number] = static_cast<Score>(at); });
+    return {};
+  }
+};
 
 float probabilities_[heads * n];
 void scores_of_probabilities() {
@@ -128,14 +160,14 @@ void scores_of_probabilities() {
     for (size_t h = 0; h < heads; ++h) slow[i] += static_cast<double>(probabilities_[h * n + position_of(i)]) / heads;
   const auto evidence = fastv::probabilities(probabilities_, heads, 1, n);
   float scores[n_visual];
-  expect(fastv::prompt_tokens(evidence) == n && fastv::score_scratch(evidence) == 0, "shape of probabilities");
-  expect(static_cast<bool>(fastv::check(evidence)), "check(Probabilities)");
+  expect(evidence.prompt_tokens() == n && fastv::score_scratch(evidence) == 0 && evidence.check(),
+         "shape of probabilities");
   expect(static_cast<bool>(fastv::score<float>(fastv::Config{}, evidence, spans, Span<float>(scores))), "score");
   bool same = true;
   for (size_t i = 0; i < n_visual; ++i) same = same && near(static_cast<double>(scores[i]), slow[i]);
   expect(same, "scores of probabilities");
 
-  // The best of each picture by a plain search, and the pruner's choice.
+  // The best of each image by a plain search, and the pruner's choice.
   fastv::Pruner<float> pruner;
   expect(pruner.due(2) && !pruner.due(1) && static_cast<bool>(pruner.reserve(n, 2)), "due, reserve");
   const auto kept = pruner.prune(evidence, spans, fastv::Serial{});
@@ -153,54 +185,84 @@ void scores_of_probabilities() {
   bool right = true;
   for (size_t t = 0; t < n; ++t)
     if (stays[t]) right = right && count < kept.size() && kept.indices[count++] == t;
-  expect(kept && right && count == kept.size() && kept.tokens == n, "the best of each picture stay");
+  expect(kept && right && count == kept.size() && kept.prompt_tokens == n && kept.dropped() == 15,
+         "the best of each image stay");
   expect(pruner.scores().size() == n_visual && pruner.plan({n, 8, spans})->kept() == kept.size(), "plan and result");
 
-  // remaining(): the kept tokens of each span stand together.
+  // next_spans(): the kept tokens of each span stand together.
   TokenSpan left[2];
-  const auto remaining = fastv::remaining(kept.indices, spans, left);
-  expect(*remaining == 2 && left[0].first == 3 && left[0].count == 6 && left[1].count == 9 && left[1].original == 18,
-         "remaining");
+  const auto written = fastv::next_spans(kept, spans, left);
+  expect(*written == 2 && left[0].first == 3 && left[0].count == 6 && left[1].count == 9 && left[1].original == 18,
+         "next_spans");
+
+  const auto late = pruner.prune(ByPosition{n}, spans);
+  expect(late && late.size() == 30 && late.indices[3] == 9 && late.indices[14] == 29, "evidence of a user's own");
 }
 
-template <class K>
+// Does this evidence give the same scores as the slow way?
+template <class Evidence>
+void expect_scores(const Evidence& evidence, const double* slow, const char* what) {
+  static float scratch[16384], fast[n_visual];
+  expect(evidence.prompt_tokens() == n && evidence.check(), what);
+  expect(fastv::score_scratch(evidence) <= sizeof(scratch) / sizeof(float), "room for scratch");
+  expect(
+      static_cast<bool>(fastv::score<float>(fastv::Config{}, evidence, spans, Span<float>(fast), Span<float>(scratch))),
+      what);
+  bool same = true;
+  for (size_t i = 0; i < n_visual; ++i) same = same && near(static_cast<double>(fast[i]), slow[i], 1e-4);
+  expect(same, what);
+}
+
+// Layouts: all of them; false: the plainest, for types that differ by their conversion alone.
+template <bool Layouts, class K>
 void scores_of_keys(K (*convert)(double), const char* name) {
-  static K keys[n * kv_heads * dim], paged[n * kv_heads * dim + 8 * kv_heads * dim];
-  static float query[heads * dim], scratch[heads * (n + 1) + heads * (2 * dim + 64) + dim + 1024];
+  constexpr size_t block = 8, blocks = 6, chunk = 8, entries = kv_heads * dim;
+  static K keys[n * entries], head_major[kv_heads * (n + 2) * dim], paged[blocks * block * entries];
+  static K chunked[blocks * block * entries];
+  static float query[heads * dim], scratch[16384];
   for (float& q : query) q = static_cast<float>(std::floor(uniform() * 64 - 32) / 16);
   fill_keys(keys, convert);
+  // The same keys head by head, with room for two more; in pages of 8 tokens, last page first; and there in chunks.
+  Index table[blocks];
+  const K* pointers[blocks];
+  for (size_t b = 0; b < blocks; ++b) {
+    table[b] = static_cast<Index>(blocks - 1 - b);
+    pointers[b] = paged + table[b] * block * entries;
+  }
+  for (size_t t = 0; t < n; ++t)
+    for (size_t h = 0; h < kv_heads; ++h)
+      for (size_t d = 0; d < dim; ++d) {
+        const K key = keys[(t * kv_heads + h) * dim + d];
+        head_major[(h * (n + 2) + t) * dim + d] = key;
+        paged[((table[t / block] * block + t % block) * kv_heads + h) * dim + d] = key;
+        chunked[(((table[t / block] * kv_heads + h) * (dim / chunk) + d / chunk) * block + t % block) * chunk +
+                d % chunk] = key;
+      }
+  const auto load = [](size_t head, size_t token, float* out) {
+    for (size_t d = 0; d < dim; ++d)
+      out[d] = static_cast<float>(fastv::to_float(keys[(token * kv_heads + head) * dim + d]));
+  };
+  const auto q = fastv::heads(static_cast<const float*>(query), fastv::TokenMajor{1, heads, dim});
+  const auto k = fastv::heads(static_cast<const K*>(keys), fastv::TokenMajor{n, kv_heads, dim});
+  const auto score = [&](auto view, float soft_cap, const double* slow) {
+    auto evidence = fastv::query_key(q, view, 0.125f);
+    evidence.soft_cap = soft_cap;
+    expect_scores(evidence, slow, name);
+  };
   for (const float soft_cap : {0.0f, 3.0f}) {
     double slow[n_visual];
     slow_scores(query, keys, 0.125, static_cast<double>(soft_cap), slow);
-    auto evidence = fastv::query_key(query, heads, 1, keys, kv_heads, n, dim, 0.125f, fastv::KvLayout::token_major);
-    evidence.soft_cap = soft_cap;
-    float fast[n_visual];
-    expect(fastv::prompt_tokens(evidence) == n && fastv::score_scratch(evidence) <= sizeof(scratch) / sizeof(float) &&
-               static_cast<bool>(fastv::check(evidence)) && fastv::keys_of(evidence).tokens == n,
-           "shape of queries and keys");
-    expect(static_cast<bool>(
-               fastv::score<float>(fastv::Config{}, evidence, spans, Span<float>(fast), Span<float>(scratch))),
-           name);
-    bool same = true;
-    for (size_t i = 0; i < n_visual; ++i) same = same && near(static_cast<double>(fast[i]), slow[i], 1e-4);
-    expect(same, name);
-
-    // In pages of 8 tokens, last page first.
-    Index table[6];
-    for (size_t block = 0; block < 6; ++block) table[block] = static_cast<Index>(5 - block);
-    for (size_t t = 0; t < n; ++t)
-      std::memcpy(paged + (table[t / 8] * 8 + t % 8) * kv_heads * dim, keys + t * kv_heads * dim,
-                  kv_heads * dim * sizeof(K));
-    auto vectors = fastv::head_vectors(static_cast<const K*>(paged), kv_heads, n, dim, fastv::KvLayout::token_major);
-    vectors.pages.block_table = table;
-    vectors.pages.block_tokens = 8;
-    vectors.pages.block_stride = 8 * kv_heads * dim;
-    auto in_pages = fastv::query_key(query, heads, 1, vectors, 0.125f);
-    in_pages.soft_cap = soft_cap;
-    float again[n_visual];
-    expect(fastv::score<float>(fastv::Config{}, in_pages, spans, Span<float>(again), Span<float>(scratch)) &&
-               std::memcmp(again, fast, sizeof(fast)) == 0,
-           "the same keys in pages");
+    score(k, soft_cap, slow);
+    if constexpr (Layouts) {
+      score(fastv::heads(static_cast<const K*>(head_major), fastv::HeadMajor{kv_heads, n, dim, n + 2}), soft_cap, slow);
+      score(fastv::heads(static_cast<const K*>(paged), fastv::TokenMajor{block, kv_heads, dim}, table, n), soft_cap,
+            slow);
+      score(fastv::heads(Span<const K* const>(pointers), fastv::TokenMajor{block, kv_heads, dim}, n), soft_cap, slow);
+      score(fastv::heads(static_cast<const K*>(chunked), fastv::ChunkedHeadMajor{kv_heads, dim / chunk, block, chunk},
+                         table, n),
+            soft_cap, slow);
+      score(fastv::loaded_keys(kv_heads, n, dim, load), soft_cap, slow);
+    }
 
     // Sharded over two ranks at token 17.
     fastv::SoftmaxPart parts[2 * heads];
@@ -208,8 +270,8 @@ void scores_of_keys(K (*convert)(double), const char* name) {
     bool agree = true;
     for (size_t rank = 0; rank < 2; ++rank) {
       const size_t begin = rank == 0 ? 0 : 17, end = rank == 0 ? 17 : n;
-      auto shard = fastv::query_key(query, heads, 1, keys + begin * kv_heads * dim, kv_heads, end - begin, dim, 0.125f,
-                                    fastv::KvLayout::token_major);
+      const K* own_keys = keys + begin * entries;
+      auto shard = fastv::query_key(q, fastv::heads(own_keys, fastv::TokenMajor{end - begin, kv_heads, dim}), 0.125f);
       shard.soft_cap = soft_cap;
       const TokenSpan own[1] = {{visual[rank].first - begin, visual[rank].count}};
       agree = agree && fastv::score_shard(shard, Span<const TokenSpan>(own),
@@ -227,12 +289,11 @@ void scores_of_keys(K (*convert)(double), const char* name) {
   }
 
   // Minus the mean length of the keys.
-  const auto cache = fastv::head_vectors(static_cast<const K*>(keys), kv_heads, n, dim, fastv::KvLayout::token_major);
-  const fastv::KeysOnly<K> alone{cache};
+  const fastv::KeysOnly alone{k};
   float lengths[n_visual], norms[kv_heads * n_visual];
-  expect(fastv::prompt_tokens(alone) == n &&
-             fastv::score<float>(fastv::Config{}, alone, spans, Span<float>(lengths), Span<float>()) &&
-             fastv::value_norms(cache, spans, Span<float>(norms)),
+  expect(alone.prompt_tokens() == n && alone.check() &&
+             fastv::score<float>(fastv::Config{}, alone, spans, Span<float>(lengths), Span<float>(scratch)) &&
+             fastv::value_norms(k, spans, Span<float>(norms)),
          "KeysOnly, value_norms");
   bool right = true;
   for (size_t i = 0; i < n_visual; ++i) {
@@ -251,7 +312,53 @@ void scores_of_keys(K (*convert)(double), const char* name) {
   expect(right, "lengths of keys");
 }
 
-void other_scores() {
+// Everything else that a logit may have in it: a scale of each key, a bias that hides keys, sinks, ALiBi, a window, and
+// rows that see what they are told.
+void logits() {
+  static std::int8_t keys[n * kv_heads * dim];
+  static float query[heads * dim], scales[kv_heads * n], bias[n], sinks[heads], slopes[heads];
+  for (float& q : query) q = static_cast<float>(uniform() * 2 - 1);
+  for (std::int8_t& k : keys) k = static_cast<std::int8_t>(uniform() * 255 - 127);
+  for (float& s : scales) s = static_cast<float>(uniform() / 64);
+  for (float& b : bias) b = static_cast<float>(uniform());
+  set_bits(bias[5], 0xff800000u);  // -infinity
+  for (size_t h = 0; h < heads; ++h) {
+    sinks[h] = static_cast<float>(uniform());
+    slopes[h] = static_cast<float>(uniform() / 8);
+  }
+  const Index seen[1] = {static_cast<Index>(n - 2)};
+  constexpr size_t window = 30;
+  double slow[n_visual] = {};
+  for (size_t h = 0; h < heads; ++h) {
+    double e[n] = {}, sum = std::exp(static_cast<double>(sinks[h]));
+    for (size_t j = n - window; j < n - 2; ++j) {
+      double logit = 0;
+      for (size_t d = 0; d < dim; ++d)
+        logit += static_cast<double>(query[h * dim + d]) * keys[(j * kv_heads + h / 2) * dim + d];
+      logit *= 0.25 * static_cast<double>(scales[h / 2 * n + j]);
+      logit -= static_cast<double>(slopes[h]) * static_cast<double>(n - 1 - j);
+      if (j != 5) sum += e[j] = std::exp(logit + static_cast<double>(bias[j]));
+    }
+    for (size_t i = 0; i < n_visual; ++i) slow[i] += e[position_of(i)] / sum / heads;
+  }
+  auto evidence =
+      fastv::query_key(fastv::heads(static_cast<const float*>(query), fastv::TokenMajor{1, heads, dim}),
+                       fastv::heads(static_cast<const std::int8_t*>(keys), fastv::TokenMajor{n, kv_heads, dim}), 0.25f);
+  evidence.key_scales = fastv::heads(static_cast<const float*>(scales), fastv::HeadMajor{kv_heads, n, 1});
+  evidence.bias = bias;
+  evidence.sinks = sinks;
+  evidence.alibi = slopes;
+  evidence.visible = seen;
+  evidence.window = window;
+  expect_scores(evidence, slow, "int8 keys with everything a logit may have");
+
+  Index visible[n];
+  expect(fastv::visible_tokens(spans, n, visible, 2) && visible[0] == 2 && visible[3] == 15 && visible[15] == 16 &&
+             visible[21] == 38,
+         "visible_tokens");
+}
+
+void remedies() {
   // unrotate() undoes RoPE.
   static float plain[n * 8], turned[n * 8], back[n * 8];
   float frequencies[4];
@@ -272,9 +379,8 @@ void other_scores() {
   fastv::Rope rope;
   rope.frequencies = frequencies;
   rope.positions = positions;
-  expect(static_cast<bool>(fastv::unrotate(
-             fastv::head_vectors(static_cast<const float*>(turned), 1, n, 8, fastv::KvLayout::head_major), rope,
-             Span<float>(back))),
+  expect(static_cast<bool>(
+             fastv::unrotate(fastv::heads(static_cast<const float*>(turned), fastv::HeadMajor{1, n, 8}), rope, back)),
          "unrotate");
   bool same = true;
   for (size_t i = 0; i < n * 8; ++i) same = same && near(static_cast<double>(back[i]), static_cast<double>(plain[i]));
@@ -304,13 +410,13 @@ void other_scores() {
 
   // P log((P + e) / (Q + e)), and scores from the engine.
   float p[3] = {1, 2, 1}, q[3] = {1, 1, 2};
-  const bool corrected = static_cast<bool>(fastv::prior_corrected(Span<float>(p), Span<const float>(q)));
-  expect(corrected && near(static_cast<double>(p[1]), 0.5 * std::log(0.500001 / 0.250001)), "prior_corrected");
+  const bool corrected = static_cast<bool>(fastv::correct_by_prior(Span<float>(p), Span<const float>(q)));
+  expect(corrected && near(static_cast<double>(p[1]), 0.5 * std::log(0.500001 / 0.250001)), "correct_by_prior");
   double own[n_visual];
   float copied[n_visual];
   for (double& x : own) x = uniform();
   const fastv::Scores<double> scores{own, n};
-  expect(fastv::prompt_tokens(scores) == n && fastv::check(scores) &&
+  expect(scores.prompt_tokens() == n && scores.check() &&
              fastv::score<float>(fastv::Config{}, scores, spans, Span<float>(copied)) &&
              copied[7] == static_cast<float>(own[7]),
          "Scores");
@@ -323,24 +429,17 @@ void rules() {
   set_bits(scores[0], 0x7fc00000u);
   set_bits(scores[1], 0xffc00001u);
   scores[11] = 2;
+  scores[29] = 0;
   fastv::Config config;
   fastv::Pruner<float> pruner(config);
   const auto kept = pruner.prune(fastv::Scores<float>{Span<const float>(scores), n}, spans);
-  expect(kept && kept.nan_scores == 2, "NaN are counted");
+  expect(kept && kept.nan_scores == 2 && kept.zero_scores == 1, "NaN and zeros are counted");
   const Index first[] = {0, 1, 2, 5, 6, 7, 8, 9, 14, 15};
   expect(kept.size() == 30 && std::memcmp(kept.begin(), first, sizeof(first)) == 0, "ties and NaN");
   set_bits(scores[4], 0x7f800000u);
-  expect(pruner.prune(fastv::Scores<float>{Span<const float>(scores), n}, spans).code() == fastv::Errc::infinite_score,
+  expect(pruner.prune(fastv::Scores<float>{Span<const float>(scores), n}, spans).code() == fastv::Errc::bad_value,
          "infinity is refused");
 
-  std::uint32_t marks[6] = {5, 9, 9, 0, 7, 9};
-  fastv::mark_top<std::uint32_t>(2, [&](auto take) {
-    for (std::uint32_t& mark : marks) take(mark);
-  });
-  expect(marks[1] == ~0u && marks[2] == ~0u && marks[0] == 0 && marks[5] == 0, "mark_top");
-  std::uint32_t even[6] = {};
-  fastv::mark_uniform(even, 6, 0, 3);
-  expect(even[1] == ~0u && even[3] == ~0u && even[5] == ~0u && even[0] == 0, "mark_uniform");
   for (const auto selection : {fastv::Selection::random, fastv::Selection::uniform}) {
     config.selection = selection;
     config.seed = 7;
@@ -352,55 +451,91 @@ void rules() {
     expect(selection == fastv::Selection::uniform ? sum == 14210 : sum == 14227, "the same on every platform");
   }
   config.selection = fastv::Selection::top_k;
-  Index room[n], quotas[2];
-  std::uint32_t scratch[n_visual];
+  expect(pruner.prune(fastv::NoEvidence{n}, spans).code() == fastv::Errc::missing_evidence, "top_k needs scores");
+  config.window_rows = 2;
+  config.window_columns = 3;
+  Index room[n];
+  fastv::Mark<float> scratch[3 * n_visual + 4];
   scores[4] = 0;
-  const auto selected = fastv::select<float>(config, Span<const float>(scores), spans, n, room, quotas, scratch);
-  expect(selected && selected->count == 30 && selected->nan_scores == 2, "select");
+  const auto selected = fastv::select<float>(config, Span<const float>(scores), spans, n, room, scratch);
+  expect(fastv::select_scratch(config, spans) <= sizeof(scratch) / sizeof(scratch[0]) && selected &&
+             selected->count == 30 && selected->nan_scores == 2 && selected->zero_scores == 2,
+         "select");
 }
 
 void applying() {
   const Index kept[] = {1, 2, 5};
   int values[6] = {0, 1, 2, 3, 4, 5}, ids[6] = {0, 1, 2, 3, 4, 5}, target[3] = {};
   expect(fastv::next_position(Span<const int>(values)) == 6, "next_position");
-  expect(fastv::compact(Span<const Index>(kept), fastv::rows(values, 6)) && values[0] == 1 && values[2] == 5,
-         "compact(Rows)");
-  expect(fastv::compact(Span<const Index>(kept), Span<int>(ids)) && ids[1] == 2 && ids[2] == 5, "compact(Span)");
+  expect(fastv::compact(kept, fastv::rows(values, 6)) && values[0] == 1 && values[2] == 5, "compact(Rows)");
+  expect(fastv::compact(kept, ids) && ids[1] == 2 && ids[2] == 5, "compact(a list)");
   int source[12];
   for (int i = 0; i < 12; ++i) source[i] = i;
-  expect(fastv::gather(Span<const Index>(kept), fastv::rows(source, 6), fastv::rows(target, 3)) && target[2] == 5,
-         "gather");
-  expect(fastv::compact(Span<const Index>(kept), fastv::position_axes(source, 2, 6)) && source[2] == 5 &&
-             source[6] == 7 && source[8] == 11,
-         "position_axes");
-  std::uint16_t cache[24];  // [2 heads, 6 tokens, 2]
-  for (std::uint16_t i = 0; i < 24; ++i) cache[i] = i;
-  expect(fastv::compact(Span<const Index>(kept), fastv::kv_rows(cache, 6, 2, 4, fastv::KvLayout::head_major)) &&
-             cache[0] == 2 && cache[12 + 5] == 23,
-         "kv_rows");
+  expect(fastv::gather(kept, fastv::rows(source, 6), fastv::rows(target, 3)) && target[2] == 5, "gather");
+  expect(
+      fastv::compact(kept, fastv::position_axes(source, 2, 6)) && source[2] == 5 && source[3] == 7 && source[5] == 11,
+      "position_axes");
+  std::uint16_t cache[24], packed[24];  // [2 heads, 6 tokens, 2], [6 tokens, 2 heads, 2]
+  for (std::uint16_t i = 0; i < 24; ++i) cache[i] = packed[i] = i;
+  expect(fastv::compact(kept, fastv::rows(cache, fastv::HeadMajor{2, 6, 2})) && cache[0] == 2 && cache[12 + 5] == 23,
+         "a cache, head by head");
+  expect(fastv::compact(kept, fastv::rows(packed, fastv::TokenMajor{6, 2, 2})) && packed[3] == 7 && packed[11] == 23,
+         "a cache, token by token");
   unsigned char mask[36];
   for (unsigned char i = 0; i < 36; ++i) mask[i] = i;
-  expect(fastv::compact_mask(Span<const Index>(kept), mask, 6, 1, 6) && mask[0] == 7 && mask[1 * 6 + 2] == 17 &&
+  expect(fastv::compact_mask(kept, fastv::rows(mask, 6, 6)) && mask[0] == 7 && mask[1 * 6 + 2] == 17 &&
              mask[2 * 6 + 2] == 35,
          "compact_mask");
   float bias[7];
   std::uint32_t bitmap[1];
-  expect(fastv::keep_bias(Span<const Index>(kept), 6, Span<float>(bias), -9.0f) && bias[0] == -9.0f && bias[1] == 0 &&
-             bias[6] == 0,
-         "keep_bias");
-  expect(fastv::keep_bitmap(Span<const Index>(kept), 6, Span<std::uint32_t>(bitmap)) &&
-             bitmap[0] == (0xffffffc0u | (1u << 1) | (1u << 2) | (1u << 5)),
+  const fastv::KeptRows of_six(kept, 6);
+  expect(fastv::keep_bias(of_six, bias, -9.0f) && bias[0] == -9.0f && bias[1] == 0 && bias[6] == 0, "keep_bias");
+  expect(fastv::keep_bitmap(of_six, bitmap) && bitmap[0] == (0xffffffc0u | (1u << 1) | (1u << 2) | (1u << 5)),
          "keep_bitmap");
+  std::int64_t indices[3];
+  expect(fastv::write_indices(kept, Span<std::int64_t>(indices), std::int64_t{100}) && indices[2] == 105,
+         "write_indices");
+  size_t runs = 0, last = 0;
+  expect(fastv::for_each_run(kept,
+                             [&](size_t to, size_t from, size_t count) {
+                               ++runs;
+                               last = to * 100 + from * 10 + count;
+                             }) &&
+             runs == 2 && last == 251,
+         "for_each_run");
+  const TokenSpan images[] = {{1, 2}, {4, 2}};
+  Index numbers[3];
+  const auto stay = fastv::kept_visual_numbers(kept, Span<const TokenSpan>(images), numbers);
+  expect(stay && *stay == 3 && numbers[0] == 0 && numbers[1] == 1 && numbers[2] == 3, "kept_visual_numbers");
 
-  int pages[8] = {4, 5, 0, 1, 2, 3, 9, 9};  // blocks of 2 tokens: 1, 2, 0
-  Index table[3] = {1, 2, 0};
-  fastv::PagedRows paged{pages, table, 2, 2 * sizeof(int), 6, sizeof(int), sizeof(int)};
-  const auto blocks = fastv::compact(Span<const Index>(kept), Span<const fastv::PagedRows>(&paged, 1));
-  const auto at = [&](size_t t) { return pages[blocks->used[t / 2] * 2 + t % 2]; };
-  expect(blocks && blocks->used.size() == 2 && blocks->freed.size() == 1 && at(0) == 1 && at(1) == 2 && at(2) == 5,
-         "compact(PagedRows)");
   const Index unsorted[] = {2, 1};
-  expect(fastv::compact(Span<const Index>(unsorted), Span<int>(ids)).code == fastv::Errc::indices_unsorted, "unsorted");
+  expect(fastv::compact(unsorted, ids).code == fastv::Errc::bad_index, "unsorted");
+}
+
+void paged() {
+  const Index kept[] = {1, 2, 5};
+  const auto fill = [](int* cache, Index* table) {  // blocks of 2 tokens: 1, 2, 0
+    const int values[8] = {4, 5, 0, 1, 2, 3, 9, 9};
+    const Index blocks[3] = {1, 2, 0};
+    std::memcpy(cache, values, sizeof(values));
+    std::memcpy(table, blocks, sizeof(blocks));
+  };
+  int cache[8], other[8];
+  Index table[3];
+  const fastv::HeadMajor block{1, 2, 1};
+  fill(cache, table);
+  fastv::KvPages pages = fastv::pages(cache, block, table, 6);
+  const auto blocks = fastv::repack_pages(kept, Span<const fastv::KvPages>(&pages, 1));
+  const auto at = [&](size_t t) { return cache[blocks->used[t / 2] * 2 + t % 2]; };
+  expect(blocks && blocks->used.size() == 2 && blocks->freed.size() == 1 && at(0) == 1 && at(1) == 2 && at(2) == 5,
+         "repack_pages");
+  fill(cache, table);
+  const auto used = fastv::compact_pages(kept, pages);
+  expect(used && *used == 2 && table[0] == 1 && cache[2] == 1 && cache[3] == 2 && cache[4] == 5, "compact_pages");
+  fill(cache, table);
+  void* const pointers[2] = {other, other + 4};
+  const fastv::KvPages to = fastv::pages<int>(Span<void* const>(pointers), fastv::TokenMajor{2, 1, 1}, 3);
+  expect(fastv::gather_pages(kept, pages, to) && other[0] == 1 && other[1] == 2 && other[4] == 5, "gather_pages");
 }
 
 void batches() {
@@ -411,15 +546,16 @@ void batches() {
   requests[1].config.filtering_ratio = 0.75;
   fastv::BatchPruner<float> batch;
   const auto evidence = fastv::probabilities(probabilities_, heads, 1, n);
-  const auto kept = batch.prune(Span<const fastv::Request>(requests), [&](size_t) { return evidence; });
+  const auto kept = batch.prune(requests, [&](size_t) { return evidence; });
   fastv::Pruner<float> first(requests[0].config), second(requests[1].config);
   const auto alone = first.prune(evidence, spans), other = second.prune(evidence, spans);
-  expect(kept && kept.failed == 0 && kept.sequence(0).size() == alone.size() && batch.scores(1).size() == n_visual &&
+  expect(kept && kept.failed == 0 && kept.sequences[0].size() == alone.size() && batch.scores(1).size() == n_visual &&
              fastv::make_plan(requests[1], 8)->kept() == other.size(),
          "a batch");
   bool same = kept.indices.size() == alone.size() + other.size();
-  for (size_t i = 0; same && i < alone.size(); ++i) same = kept.sequence(0)[i] == alone.indices[i];
-  for (size_t i = 0; same && i < other.size(); ++i) same = kept.sequence(1)[i] == other.indices[i] + n;
+  for (size_t i = 0; same && i < alone.size(); ++i) same = kept.sequences[0].indices[i] == alone.indices[i];
+  for (size_t i = 0; same && i < other.size(); ++i)
+    same = kept.sequence(1).indices[i] == other.indices[i] && kept.indices[alone.size() + i] == other.indices[i] + n;
   expect(same, "a batch keeps what each sequence keeps alone");
 }
 
@@ -456,15 +592,18 @@ double double_of(double x) { return x; }
 int FASTV_CHECK();
 int FASTV_CHECK() {
   elements();
+  statuses();
   plans();
   scores_of_probabilities();
-  scores_of_keys<float>(float_of, "scores of float keys");
-  scores_of_keys<double>(double_of, "scores of double keys");
-  scores_of_keys<fastv::half>(half_of, "scores of half keys");
-  scores_of_keys<fastv::bfloat16>(to_bfloat16, "scores of bfloat16 keys");
-  other_scores();
+  scores_of_keys<true, float>(float_of, "scores of float keys");
+  scores_of_keys<false, double>(double_of, "scores of double keys");
+  scores_of_keys<true, fastv::half>(half_of, "scores of half keys");
+  scores_of_keys<false, fastv::bfloat16>(to_bfloat16, "scores of bfloat16 keys");
+  logits();
+  remedies();
   rules();
   applying();
+  paged();
   batches();
   costs();
   std::printf("%d checks, %d wrong\n", checks, failures);

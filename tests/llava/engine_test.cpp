@@ -207,7 +207,7 @@ TEST_P(Pruned, LogitsAreThoseOfAMaskedLlamaDecode) {
   options.piece = 512;
   std::vector<Prefill> ways;
   double decoding = 0;
-  for (const PruneBy way : {PruneBy::graph, PruneBy::graph_exact, PruneBy::between_graphs}) {
+  for (const PruneBy way : {PruneBy::graph, PruneBy::between_graphs}) {
     options.prune_by = way;
     const Engine engine(loaded.model, Loaded::backends(), options);
     const fastv::Plan plan = engine.plan(prompt, {config});

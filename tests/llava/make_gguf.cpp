@@ -3,8 +3,8 @@
 #include <map>
 #include <optional>
 
-#include "command_line.hpp"
-#include "scenes/progress.hpp"
+#include "common/command_line.hpp"
+#include "common/progress.hpp"
 #include "tiny_gguf.hpp"
 
 namespace {

@@ -27,7 +27,7 @@ for attempt in 1 2 3 4 5 6 7 8 9 10; do
 done
 expected=$(xargs <"$out/expected.txt")
 [ -n "$expected" ] || fail "llama-mtmd-cli gave no answer"
-for by in graph exact host; do
+for by in graph host; do
   for rule in "--no-fastv" "--fastv-k 3 --fastv-r 0.5" "--fastv-k 3 --fastv-keep 72 --fastv-score window" "--fastv-k 3 --fastv-score uniform"; do
     # shellcheck disable=SC2086
     answer=$(ask --image "$picture" -p "$question" $rule --fastv-by $by 2>/dev/null | xargs)
@@ -85,6 +85,7 @@ wrong() {
   shift
   status=0
   "$program" "$@" >/dev/null 2>"$out/error.txt" || status=$?
+  sed -i '/^Looking at the pictures/d' "$out/error.txt"  # a slow machine shows how far it is
   cat "$out/error.txt"
   [ $status = 2 ] || fail "status $status, not 2, for: $*"
   [ "$(wc -l <"$out/error.txt")" = 1 ] || fail "not one sentence for: $*"

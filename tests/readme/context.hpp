@@ -1,15 +1,17 @@
-// What fragments of README.md may name: the engine around them. Never linked.
+// What fragments of README.md may name: an engine with plain pointers.
 #pragma once
 
-#include <cmath>
-#include <cstdio>
-#include <fastv/fastv.hpp>
-#include <vector>
+#include "prompt.hpp"
 
-extern const std::size_t n, layers, heads, hidden_width;
-extern std::vector<fastv::TokenSpan> visual;
-extern std::vector<float> hidden, last_row;
-extern std::vector<int> positions;
-extern fastv::Config config;
-extern fastv::Pruner<float> pruner;
+extern float* hidden;                // [n, width], of a batch [packed_tokens, width]
+extern std::vector<int> positions;   // [n]
+extern std::vector<float> last_row;  // [heads, n], attention of the last token
 extern const fastv::half *query, *key_cache;
+
+// A batch with paged caches.
+extern const std::size_t packed_tokens;
+extern std::vector<fastv::Request> requests;
+extern std::vector<const fastv::half*> queries;
+extern std::vector<std::vector<fastv::Index>> block_tables;
+extern std::vector<fastv::Index> block_table;
+extern const fastv::half* key_blocks;

@@ -3,4 +3,7 @@
 
 #include <fastv/eigen.hpp>
 
-#include "context.hpp"
+#include "prompt.hpp"
+
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+extern Matrix q, k, hidden;  // [1, heads * dim], [at least n, kv heads * dim], [n, width]

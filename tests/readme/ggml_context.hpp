@@ -5,8 +5,7 @@
 
 #include <fastv/ggml.hpp>
 
-#include "context.hpp"
+#include "prompt.hpp"
 
-extern const float scale;
 extern ggml_context* ctx;
 extern ggml_tensor *q, *k, *x, *pos;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <fastv/torch.hpp>
+#include <fastv/torch_device.hpp>
 
-#include "context.hpp"
+#include "prompt.hpp"
 
-extern const float scale;
 extern at::Tensor q, k, x, pos;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "../status.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {
@@ -35,6 +36,16 @@ class Buffer {
     data_ = data;
     size_ = size;
     used_ = 0;
+    return {};
+  }
+  // The same, but the entries in use stay; grows by half again at least, so that entries may be added one by one.
+  Status grow(std::size_t size) noexcept {
+    if (size <= size_) return {};
+    Buffer larger;
+    if (Status status = larger.reserve(size > size_ + size_ / 2 ? size : size_ + size_ / 2); !status) return status;
+    for (std::size_t i = 0; i < used_; ++i) larger.data_[i] = data_[i];
+    larger.used_ = used_;
+    swap(larger);
     return {};
   }
   Span<T> first(std::size_t size) const noexcept { return {data_, size}; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../element.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {

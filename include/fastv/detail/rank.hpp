@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../view.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {
@@ -36,9 +37,19 @@ Cut<Key> find_cut(std::size_t count, Visit visit) noexcept {
 template <class Word>
 void apportion(std::size_t budget, Span<Word> shares, Span<Word> remainders) noexcept {
   std::uint64_t total = 0;
-  for (const Word weight : shares) total += weight;
+  Word differences = 0;
+  for (const Word weight : shares) {
+    total += weight;
+    differences |= static_cast<Word>(weight ^ shares[0]);
+  }
   if (total == 0) return;
   std::size_t left = budget;
+  if (differences == 0) {  // equal weights, equal remainders
+    const std::size_t share = budget / shares.size();
+    left -= share * shares.size();
+    for (std::size_t i = 0; i < shares.size(); ++i) shares[i] = static_cast<Word>(share + (i < left ? 1u : 0u));
+    return;
+  }
   for (std::size_t i = 0; i < shares.size(); ++i) {
     const std::uint64_t product = static_cast<std::uint64_t>(budget) * shares[i], share = product / total;
     shares[i] = static_cast<Word>(share);

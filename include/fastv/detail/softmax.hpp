@@ -1,8 +1,9 @@
 // fastv: the parts of a softmax, and sums of many rows.
 #pragma once
 
-#include "begin.hpp"
 #include "math.hpp"
+
+#include "begin.hpp"
 
 namespace fastv {
 namespace detail {

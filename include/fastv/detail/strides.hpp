@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../status.hpp"
+
 #include "begin.hpp"
 
 namespace fastv {

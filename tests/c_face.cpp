@@ -1,0 +1,94 @@
+// The functions of fastv_c.h, and the same results by the C++ API.
+#define FASTV_C_IMPLEMENTATION
+#include "c_face.h"
+
+using namespace fastv;
+
+namespace {
+
+const TokenSpan visual[] = {{first_visual, n_visual, 8}};
+
+template <class Evidence>
+std::size_t keep(const Config& config, const Evidence& evidence, fastv_index* out) {
+  Pruner<> pruner(config);
+  const Kept kept = pruner.prune(evidence, visual);
+  for (std::size_t i = 0; i < kept.size(); ++i) out[i] = kept.indices[i];
+  return kept.size();
+}
+
+template <class Q, class K>
+std::size_t from(const Q* query, const K* key, double ratio, fastv_index* out) {
+  const auto evidence = query_key(fastv::heads(query, TokenMajor{1, n_heads, n_dim}),
+                                  fastv::heads(key, TokenMajor{n_tokens, n_kv_heads, n_dim}), 0.2f);
+  return keep(Config{3, ratio}, evidence, out);
+}
+template <class Q>
+std::size_t from(const Q* query, const void* key, int type, double ratio, fastv_index* out) {
+  if (type == FASTV_HALF) return from(query, static_cast<const half*>(key), ratio, out);
+  if (type == FASTV_BFLOAT16) return from(query, static_cast<const bfloat16*>(key), ratio, out);
+  return from(query, static_cast<const float*>(key), ratio, out);
+}
+
+}  // namespace
+
+extern "C" {
+
+const size_t cxx_layout[25] = {C_FACE_LAYOUT};
+
+size_t cxx_query_key(const void* query, int query_type, const void* key, int key_type, double ratio, fastv_index* out) {
+  if (query_type == FASTV_HALF) return from(static_cast<const half*>(query), key, key_type, ratio, out);
+  if (query_type == FASTV_BFLOAT16) return from(static_cast<const bfloat16*>(query), key, key_type, ratio, out);
+  return from(static_cast<const float*>(query), key, key_type, ratio, out);
+}
+
+size_t cxx_paged(const float* query, const void* half_key, const fastv_index* table, double ratio, fastv_index* out) {
+  const auto keys = fastv::heads(static_cast<const half*>(half_key), HeadMajor{n_kv_heads, n_block, n_dim},
+                                 Span<const Index>(table, (n_tokens + n_block - 1) / n_block), n_tokens);
+  return keep(Config{3, ratio}, query_key(fastv::heads(query, TokenMajor{1, n_heads, n_dim}), keys, 0.2f), out);
+}
+
+size_t cxx_all_options(const float* query, const float* key, const float* bias, const float* sinks, const float* alibi,
+                       fastv_index* out) {
+  static const Index listed[] = {50, 60}, prior[] = {46};
+  Config config;
+  config.filtering_layer = 7;
+  config.filtering_ratio = 0.7;
+  config.rounding = Rounding::up;
+  config.min_per_image = 3;
+  config.score_rows = ScoreRows::listed;
+  config.listed_rows = listed;
+  config.prior_rows = prior;
+  config.uniform_share = 0.25;
+  config.window_rows = 5;
+  config.window_columns = 4;
+  auto evidence = query_key(fastv::heads(query, HeadMajor{n_heads, n_tokens, n_dim}),
+                            fastv::heads(key, TokenMajor{n_tokens + 6, n_kv_heads, n_dim}), 0.3f);
+  evidence.soft_cap = 4;
+  evidence.bias = {bias, n_tokens + 6};
+  evidence.sinks = {sinks, n_heads};
+  evidence.alibi = {alibi, n_heads};
+  evidence.causal = false;
+  evidence.window = 50;
+  evidence.past = 6;
+  evidence.heads_total = 2 * n_heads;
+  return keep(config, evidence, out);
+}
+
+size_t cxx_probabilities(const void* data, int type, fastv_index* out) {
+  const auto with = [&](const auto* p) {
+    auto evidence = probabilities(p, n_heads, 2, n_tokens);
+    return keep(Config{}, evidence, out);
+  };
+  if (type == FASTV_HALF) return with(static_cast<const half*>(data));
+  if (type == FASTV_BFLOAT16) return with(static_cast<const bfloat16*>(data));
+  return with(static_cast<const float*>(data));
+}
+
+size_t cxx_random(uint64_t seed, fastv_index* out) {
+  Config config;
+  config.selection = Selection::random;
+  config.seed = seed;
+  return keep(config, NoEvidence{n_tokens}, out);
+}
+
+}  // extern "C"

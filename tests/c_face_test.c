@@ -1,0 +1,345 @@
+// fastv_c.h from C99: every function once, its results against those of the C++ API.
+#include "c_face.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures = 0;
+static void expect_at(int line, int holds, const char* what) {
+  if (holds) return;
+  ++failures;
+  printf("line %d: %s does not hold\n", line, what);
+}
+#define EXPECT(holds) expect_at(__LINE__, (holds), #holds)
+
+static uint32_t state = 1;
+static float uniform(void) {
+  state = state * 1664525u + 1013904223u;
+  return (float)(state >> 8) / 8388608.0f - 1.0f;
+}
+
+// Values as float, half and bfloat16; the narrow ones by their bits, for magnitudes from 2^-4 to 2.
+enum { most = 8192 };
+static float floats[most], query_floats[most];
+static uint16_t halves[most], bfloats[most], query_halves[most], query_bfloats[most];
+static void fill(float* wide, uint16_t* half, uint16_t* bfloat, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    wide[i] = uniform();
+    memcpy(&bits, &wide[i], sizeof(bits));
+    bfloat[i] = (uint16_t)(bits >> 16);
+    half[i] = (uint16_t)((bits >> 16 & 0x8000u) | (0x2c00u + (state >> 8) % 0x1000u));
+  }
+}
+static const void* as_type(int type, const float* wide, const uint16_t* half, const uint16_t* bfloat) {
+  return type == FASTV_HALF ? (const void*)half : type == FASTV_BFLOAT16 ? (const void*)bfloat : (const void*)wide;
+}
+
+static const fastv_span visual[] = {{.first = first_visual, .count = n_visual, .columns = 8}};
+static fastv_message why;
+static int says(const char* part) { return strstr(why.text, part) != NULL; }
+
+static fastv_index expected[n_tokens];
+static int same(const fastv_kept* kept, size_t count) {
+  return kept->count == count && memcmp(kept->indices, expected, count * sizeof(fastv_index)) == 0;
+}
+
+static void check_layout(void) {
+  const size_t layout[] = {C_FACE_LAYOUT};
+  EXPECT(sizeof(layout) == sizeof(cxx_layout));
+  EXPECT(memcmp(layout, cxx_layout, sizeof(layout)) == 0);
+}
+
+static void check_query_key(void) {
+  fastv_config config = fastv_default_config();
+  EXPECT(config.filtering_layer == 2 && config.filtering_ratio == 0.5 && config.keep_count == FASTV_BY_RATIO);
+  config.filtering_layer = 3;
+  for (int ratio = 1; ratio < 4; ++ratio) {
+    config.filtering_ratio = ratio / 4.0;
+    fastv_pruner* pruner = fastv_pruner_create(&config, &why);
+    EXPECT(pruner != NULL && says("no error"));
+    fastv_kept kept;
+    for (int q = FASTV_FLOAT; q <= FASTV_BFLOAT16; ++q)
+      for (int k = FASTV_FLOAT; k <= FASTV_BFLOAT16; ++k) {
+        const void* query = as_type(q, query_floats, query_halves, query_bfloats);
+        const void* key = as_type(k, floats, halves, bfloats);
+        const fastv_query_key evidence = {
+            .query = {.data = query, .type = q, .heads = n_heads, .tokens = 1, .dim = n_dim},
+            .key = {.data = key, .type = k, .heads = n_kv_heads, .tokens = n_tokens, .dim = n_dim},
+            .scale = 0.2f};
+        EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_OK);
+        EXPECT(kept.prompt_tokens == n_tokens && kept.count == n_tokens - (size_t)(n_visual * ratio / 4));
+        EXPECT(same(&kept, cxx_query_key(query, q, key, k, config.filtering_ratio, expected)));
+      }
+    // Blocks [kv head, token, n_dim] in any order.
+    const fastv_index table[] = {5, 0, 7, 2, 8, 1, 6, 3};
+    const fastv_query_key paged = {.query = {.data = query_floats, .heads = n_heads, .tokens = 1, .dim = n_dim},
+                                   .key = {.data = halves,
+                                           .type = FASTV_HALF,
+                                           .heads = n_kv_heads,
+                                           .tokens = n_tokens,
+                                           .dim = n_dim,
+                                           .head_stride = n_block * n_dim,
+                                           .token_stride = n_dim,
+                                           .block_table = table,
+                                           .blocks = 8,
+                                           .block_tokens = n_block},
+                                   .scale = 0.2f};
+    EXPECT(fastv_prune_query_key(pruner, &paged, visual, 1, &kept, NULL) == FASTV_OK);
+    EXPECT(same(&kept, cxx_paged(query_floats, halves, table, config.filtering_ratio, expected)));
+    fastv_pruner_destroy(pruner);
+  }
+}
+
+static void check_all_options(void) {
+  const fastv_index listed[] = {50, 60}, prior[] = {46};
+  fastv_config config = fastv_default_config();
+  config.filtering_layer = 7;
+  config.filtering_ratio = 0.7;
+  config.rounding = FASTV_UP;
+  config.min_per_image = 3;
+  config.score_rows = FASTV_LISTED_ROWS;
+  config.listed_rows = listed;
+  config.listed_count = 2;
+  config.prior_rows = prior;
+  config.prior_count = 1;
+  config.uniform_share = 0.25;
+  config.window_rows = 5;
+  config.window_columns = 4;
+  float bias[n_tokens + 6], sinks[n_heads], alibi[n_heads];
+  for (int i = 0; i < n_tokens + 6; ++i) bias[i] = uniform();
+  for (int i = 0; i < n_heads; ++i) sinks[i] = uniform(), alibi[i] = 0.01f * (float)i;
+  const fastv_query_key evidence = {.query = {.data = query_floats,
+                                              .heads = n_heads,
+                                              .tokens = n_tokens,
+                                              .dim = n_dim,
+                                              .head_stride = n_tokens * n_dim,
+                                              .token_stride = n_dim},
+                                    .key = {.data = floats, .heads = n_kv_heads, .tokens = n_tokens + 6, .dim = n_dim},
+                                    .scale = 0.3f,
+                                    .soft_cap = 4,
+                                    .bias = bias,
+                                    .sinks = sinks,
+                                    .alibi = alibi,
+                                    .all_keys = 1,
+                                    .window = 50,
+                                    .past = 6,
+                                    .heads_total = 2 * n_heads};
+  fastv_kept kept;
+  fastv_pruner* pruner = fastv_pruner_create(&config, &why);
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_all_options(query_floats, floats, bias, sinks, alibi, expected)));
+  EXPECT(kept.count == n_tokens - n_visual + 12);
+  fastv_pruner_destroy(pruner);
+}
+
+static void check_other_evidence(void) {
+  fastv_config config = fastv_default_config();
+  fastv_kept kept;
+  fastv_pruner* pruner = fastv_pruner_create(&config, &why);
+  for (size_t i = 0; i < most; ++i) {  // probabilities are not negative
+    floats[i] = floats[i] < 0 ? -floats[i] : floats[i];
+    halves[i] &= 0x7fff;
+    bfloats[i] &= 0x7fff;
+  }
+  for (int type = FASTV_FLOAT; type <= FASTV_BFLOAT16; ++type) {
+    const void* data = as_type(type, floats, halves, bfloats);
+    const fastv_probabilities map = {.data = data, .type = type, .heads = n_heads, .queries = 2, .keys = n_tokens};
+    EXPECT(fastv_prune_probabilities(pruner, &map, visual, 1, &kept, &why) == FASTV_OK);
+    EXPECT(same(&kept, cxx_probabilities(data, type, expected)));
+  }
+  // The same by strides, from a map whose keys lie two apart.
+  float apart[2 * 2 * n_heads * n_tokens];
+  for (size_t i = 0; i < 2 * n_heads * n_tokens; ++i) apart[2 * i] = floats[i], apart[2 * i + 1] = 9;
+  const fastv_probabilities strided = {.data = apart,
+                                       .heads = n_heads,
+                                       .queries = 2,
+                                       .keys = n_tokens,
+                                       .head_stride = 4 * n_tokens,
+                                       .query_stride = 2 * n_tokens,
+                                       .key_stride = 2};
+  EXPECT(fastv_prune_probabilities(pruner, &strided, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_probabilities(floats, FASTV_FLOAT, expected)));
+  fastv_pruner_destroy(pruner);
+
+  config.selection = FASTV_RANDOM;
+  config.seed = 77;
+  pruner = fastv_pruner_create(&config, &why);
+  EXPECT(fastv_prune_scores(pruner, NULL, 0, n_tokens, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_random(77, expected)));
+  fastv_pruner_destroy(pruner);
+}
+
+// Two stages by scores of one's own, what is moved, and the slots, all by plain loops.
+static void check_stages_and_slots(void) {
+  enum { layers = 6, n = 20 };
+  const fastv_span images[] = {{.first = 2, .count = 8}, {.first = 12, .count = 6, .own_ratio = 1}};  // keeps all 6
+  fastv_config stages[2] = {fastv_default_config(), fastv_default_config()};
+  stages[1].filtering_layer = 4;
+  stages[1].filtering_ratio = 0.25;
+  size_t lengths[layers];
+  EXPECT(fastv_plan(stages, 2, images, 2, n, layers, lengths, &why) == FASTV_OK);
+  EXPECT(lengths[0] == n && lengths[1] == n && lengths[2] == 16 && lengths[3] == 16 && lengths[4] == 15 &&
+         lengths[5] == 15);
+
+  const float scores[14] = {1, 8, 2, 7, 3, 6, 4, 5, 1, 1, 1, 1, 1, 1};
+  fastv_pruner* pruner = fastv_pruner_create(&stages[0], &why);
+  fastv_kept kept;
+  EXPECT(fastv_prune_scores(pruner, scores, 14, n, images, 2, &kept, &why) == FASTV_OK);
+  const fastv_index first[] = {0, 1, 3, 5, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
+  EXPECT(kept.count == 16 && memcmp(kept.indices, first, sizeof(first)) == 0);
+
+  int hidden[n][3], ids[2][n];
+  for (int i = 0; i < n; ++i) {
+    for (int j = 0; j < 2; ++j) hidden[i][j] = 10 * i + j, ids[j][i] = 100 * j + i;
+    hidden[i][2] = -1;  // not of the row
+  }
+  const fastv_rows rows = {.data = hidden, .count = n, .row_bytes = 2 * sizeof(int), .row_stride = 3 * sizeof(int)};
+  const fastv_rows positions = {.data = ids, .count = n, .row_bytes = sizeof(int), .planes = 2, .packed = 1};
+  EXPECT(fastv_compact(&kept, &rows, &why) == FASTV_OK);
+  EXPECT(fastv_compact(&kept, &positions, NULL) == FASTV_OK);
+  for (int i = 0; i < 16; ++i) {
+    const int was = (int)first[i];
+    EXPECT(hidden[i][0] == 10 * was && hidden[i][1] == 10 * was + 1 && hidden[i][2] == -1);
+    EXPECT((&ids[0][0])[i] == was && (&ids[0][0])[16 + i] == 100 + was);
+  }
+
+  fastv_slots* slots = fastv_slots_create();
+  EXPECT(fastv_slots_append(slots, n, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_keep(slots, 2, &kept, &why) == FASTV_OK);
+  fastv_span left[2];
+  size_t spans = 99;
+  EXPECT(fastv_next_spans(&kept, images, 2, left, &spans, &why) == FASTV_OK && spans == 2);
+  EXPECT(left[0].first == 2 && left[0].count == 4 && left[0].original == 8 && !left[0].own_ratio && !left[0].continues);
+  EXPECT(left[1].first == 8 && left[1].count == 6 && left[1].own_ratio && left[1].filtering_ratio == 0);
+  fastv_pruner* second = fastv_pruner_create(&stages[1], &why);
+  const float again[10] = {5, 1, 5, 5, 1, 1, 1, 1, 1, 1};
+  EXPECT(fastv_prune_scores(second, again, 10, 16, left, 2, &kept, &why) == FASTV_OK && kept.count == 15);
+  EXPECT(fastv_slots_keep(slots, 4, &kept, &why) == FASTV_OK);
+  EXPECT(fastv_slots_append(slots, 2, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_tokens(slots) == 22);
+  for (size_t layer = 0; layer < layers; ++layer) {
+    fastv_index listed[22];
+    EXPECT(fastv_slots_length(slots, layer) == lengths[layer] + 2);
+    EXPECT(fastv_slots_positions(slots, layer, 0, lengths[layer] + 2, listed, NULL) == FASTV_OK);
+    size_t slot = 0;
+    for (fastv_index p = 0; p < 22; ++p) {
+      const int dropped = (layer >= 2 && (p == 2 || p == 4 || p == 6 || p == 8)) || (layer >= 4 && p == 5);
+      EXPECT(fastv_first_in_window(slots, layer, p + 3u, 4) == slot);
+      EXPECT(fastv_slot_of(slots, layer, p) == (dropped ? FASTV_NO_SLOT : slot));
+      if (dropped) continue;
+      EXPECT(fastv_position_of(slots, layer, slot) == p);
+      EXPECT(listed[slot] == p);
+      ++slot;
+    }
+    EXPECT(fastv_position_of(slots, layer, slot) == FASTV_NO_SLOT);
+  }
+  fastv_slots* beam = fastv_slots_create();
+  EXPECT(fastv_slots_copy(beam, slots, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_rollback(beam, 21, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_length(beam, 5) == 16 && fastv_slots_length(slots, 5) == 17);
+  fastv_slots_clear(slots);
+  EXPECT(fastv_slots_tokens(slots) == 0 && fastv_slots_length(slots, 5) == 0);
+  fastv_slots_destroy(slots);
+  fastv_slots_destroy(beam);
+  fastv_pruner_destroy(pruner);
+  fastv_pruner_destroy(second);
+}
+
+static void check_failures(void) {
+  fastv_config config = fastv_default_config();
+  config.filtering_ratio = 1.5;
+  EXPECT(fastv_pruner_create(&config, &why) == NULL && says("1.5"));
+  config = fastv_default_config();
+  int* const settings[] = {&config.ratio_of, &config.rounding, &config.quota, &config.score_rows, &config.selection};
+  const int greatest[] = {FASTV_OF_ORIGINAL, FASTV_UP, FASTV_POOLED, FASTV_LISTED_ROWS, FASTV_UNIFORM};
+  for (int i = 0; i < 5; ++i) {
+    const int was = *settings[i];
+    *settings[i] = greatest[i] + 1;
+    EXPECT(fastv_pruner_create(&config, &why) == NULL && says("must lie between 0 and"));
+    *settings[i] = -1;
+    EXPECT(fastv_pruner_create(&config, &why) == NULL && says("-1"));
+    *settings[i] = was;
+  }
+  EXPECT(fastv_pruner_create(NULL, &why) == NULL && says("null"));
+
+  fastv_pruner* pruner = fastv_pruner_create(&config, NULL);
+  fastv_kept kept = {.count = 3};
+  fastv_query_key evidence = {.query = {.data = query_floats, .heads = n_heads, .tokens = 1, .dim = n_dim},
+                              .key = {.data = floats, .heads = 3, .tokens = n_tokens, .dim = n_dim},
+                              .scale = 1};
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_SHAPE && kept.count == 0);
+  EXPECT(says("4") && says("3"));
+  evidence.key.heads = n_kv_heads;
+  evidence.key.type = 9;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_NOT_SUPPORTED && says("9"));
+  evidence.key.type = FASTV_FLOAT;
+  evidence.key.data = NULL;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_NULL_DATA);
+  evidence.key.data = floats;
+  evidence.key.tokens = SIZE_MAX / 2;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_SHAPE);
+  evidence.key.tokens = n_tokens;
+  evidence.key.head_stride = -5;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_STRIDE);
+  evidence.key.head_stride = 0;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, NULL, 1, &kept, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_query_key(NULL, &evidence, visual, 1, &kept, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_query_key(pruner, NULL, visual, 1, &kept, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, NULL, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_probabilities(pruner, NULL, visual, 1, &kept, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_scores(NULL, NULL, 0, 5, NULL, 0, &kept, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_prune_scores(pruner, floats, 39, n_tokens, visual, 1, &kept, &why) == FASTV_BAD_SHAPE && says("39"));
+  fastv_span far = {.first = SIZE_MAX - 3, .count = 9};
+  EXPECT(fastv_prune_scores(pruner, floats, 9, n_tokens, &far, 1, &kept, &why) == FASTV_BAD_PROMPT);
+
+  size_t lengths[4], count;
+  fastv_config many[9];
+  for (int i = 0; i < 9; ++i) many[i] = config;
+  EXPECT(fastv_plan(many, 9, visual, 1, n_tokens, 4, lengths, &why) == FASTV_BAD_SETTING && says("9 stages"));
+  EXPECT(fastv_plan(NULL, 1, visual, 1, n_tokens, 4, lengths, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_plan(&config, 1, visual, 1, n_tokens, 4, NULL, &why) == FASTV_NULL_DATA);
+  EXPECT(fastv_plan(&config, 1, visual, 1, n_tokens, 2, lengths, &why) == FASTV_BAD_SETTING && says("2 layers"));
+
+  EXPECT(fastv_prune_scores(pruner, floats, n_visual, n_tokens, visual, 1, &kept, &why) == FASTV_OK);
+  fastv_rows rows = {.data = query_floats, .count = 60, .row_bytes = 4};
+  EXPECT(fastv_compact(&kept, &rows, &why) == FASTV_BAD_SHAPE && says("60"));
+  EXPECT(fastv_compact(NULL, &rows, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_compact(&kept, NULL, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_next_spans(&kept, visual, 1, NULL, &count, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_next_spans(&kept, NULL, 1, &far, &count, NULL) == FASTV_NULL_DATA);
+
+  fastv_slots* slots = fastv_slots_create();
+  EXPECT(fastv_slots_keep(slots, 2, &kept, &why) == FASTV_BAD_SHAPE && says("append"));
+  EXPECT(fastv_slots_keep(slots, 2, NULL, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_keep(NULL, 2, &kept, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_append(NULL, 1, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_append(slots, SIZE_MAX, NULL) == FASTV_BAD_PROMPT);
+  EXPECT(fastv_slots_rollback(NULL, 0, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_copy(slots, NULL, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_copy(NULL, slots, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slots_positions(slots, 0, 0, 1, expected, NULL) == FASTV_BAD_INDEX);
+  EXPECT(fastv_slots_positions(NULL, 0, 0, 0, expected, NULL) == FASTV_NULL_DATA);
+  EXPECT(fastv_slot_of(NULL, 0, 0) == FASTV_NO_SLOT && fastv_position_of(NULL, 0, 0) == FASTV_NO_SLOT);
+  EXPECT(fastv_slots_tokens(NULL) == 0 && fastv_slots_length(NULL, 0) == 0);
+  EXPECT(fastv_first_in_window(NULL, 0, 0, 0) == 0);
+  fastv_slots_clear(NULL);
+  fastv_slots_destroy(NULL);
+  fastv_pruner_destroy(NULL);
+  fastv_slots_destroy(slots);
+  fastv_pruner_destroy(pruner);
+}
+
+int main(void) {
+  fill(floats, halves, bfloats, most);
+  fill(query_floats, query_halves, query_bfloats, most);
+  check_layout();
+  check_query_key();
+  check_all_options();
+  check_other_evidence();
+  check_stages_and_slots();
+  check_failures();
+  if (failures == 0) puts("fastv_c.h does as the C++ API");
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
