@@ -240,6 +240,9 @@ TEST(PagedKeys, WrongTablesAndShapesAreNamed) {
   pointers[3] = nullptr;
   refused(
       blocks, [&](auto& v) { v.pages.blocks = pointers; }, Errc::null_data, "block 3");
+  pointers[3] = reinterpret_cast<const float*>(reinterpret_cast<std::uintptr_t>(pointers[2]) + 2);
+  refused(
+      blocks, [&](auto& v) { v.pages.blocks = pointers; }, Errc::bad_stride, "multiple of 4");
 }
 
 // ---- loaded keys --------------------------------------------------------------------------------

@@ -165,6 +165,11 @@ TEST(Unrotate, BadTablesAreNamed) {
   EXPECT_TRUE(refused(with(8, {f, positions, {nullptr, 4}}), Errc::null_data, "axis"));
   EXPECT_TRUE(refused(with(8, {f, positions}, 63), Errc::too_small, "63 entries"));
   EXPECT_TRUE(refused(with(0, {f, positions}), Errc::bad_shape, "dimension 0"));
+  // Loaded vectors have no memory that would bound their number: heads * tokens * dim wraps around to 0 here.
+  const std::size_t many = std::size_t{1} << 22;
+  const auto nothing = [](std::size_t, std::size_t, float*) {};
+  EXPECT_TRUE(refused(unrotate(loaded_keys(many, many, many, nothing), {f, positions}, Span<float>(out)),
+                      Errc::bad_shape, "more than any memory"));
 }
 
 // Sines and cosines of any angle that positions and frequencies make.

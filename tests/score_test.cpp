@@ -821,6 +821,25 @@ TEST(OwnEvidence, OfEitherSignatureIsScored) {
   EXPECT_TRUE(refused(status_of({}, LinearAttention{short_one, x}, visual), Errc::bad_shape, "1 queries"));
 }
 
+TEST(OwnEvidence, AsksWhetherItsRowsCoverThePrompts) {
+  const Index last_two[] = {8, 9}, beyond[] = {10};
+  const std::vector<TokenSpan> visual = {{1, 4}};
+  const auto covered = [&](QueryRows rows, std::size_t queries) { return rows.expect_covered(queries, visual); };
+  const QueryRows last{ScoreRows::last, {}, 10}, all{ScoreRows::all, {}, 10}, listed{ScoreRows::listed, last_two, 10};
+  EXPECT_TRUE(covered(last, 1));
+  EXPECT_TRUE(covered(listed, 2));
+  EXPECT_TRUE(refused(covered(listed, 1), Errc::missing_evidence, "position 8"));
+  EXPECT_TRUE(refused(covered(all, 9), Errc::missing_evidence, "position 1"));
+  for (const std::size_t queries : {10u, 11u, 1000u}) {  // more, such as those of earlier turns
+    EXPECT_TRUE(covered(last, queries));
+    EXPECT_TRUE(covered(all, queries));
+    EXPECT_TRUE(covered(listed, queries));
+  }
+  EXPECT_TRUE(refused(covered({ScoreRows::listed, beyond, 10}, 1000), Errc::bad_setting, "10 tokens"));
+  EXPECT_TRUE(last.expect_default());
+  EXPECT_TRUE(refused(all.expect_default(), Errc::missing_evidence, "no query rows"));
+}
+
 TEST(OwnEvidence, WithoutRowsRefusesSettingsThatChooseSome) {
   const std::vector<float> x = {1, 2, 3, 4, 5, 6};
   const std::vector<TokenSpan> visual = {{1, 2}, {4, 1}};

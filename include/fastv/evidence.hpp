@@ -289,7 +289,7 @@ namespace detail {
 inline namespace FASTV_KIND {
 
 inline Status rows_covered(const QueryRows& rows, std::size_t queries, Span<const TokenSpan> visual) noexcept {
-  const std::size_t first = rows.tokens - queries;
+  const std::size_t first = queries < rows.tokens ? rows.tokens - queries : 0;
   if (rows.which == ScoreRows::last) {
     std::size_t spans = visual.size();
     while (spans > 0 && visual[spans - 1].count == 0) --spans;  // images that earlier stages dropped whole

@@ -133,12 +133,11 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
   return {};
 }
 
-// Where the evidence has several rows, room for doubles that sum them: one per visual token, of which there may be more
-// than keys at hand.
+// Where the evidence has several rows, room for doubles that sum them: one per visual token that has its key at hand.
 template <class Q, class Keys>
 std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
   const std::size_t heads = evidence.query.heads, keys = evidence.key.tokens, dim = evidence.key.dim;
-  const std::size_t sums = evidence.query.tokens > 1 ? 2 * evidence.prompt_tokens() + 1 : 0;
+  const std::size_t sums = evidence.query.tokens > 1 ? 2 * keys + 1 : 0;
   return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
 }
 

@@ -50,6 +50,9 @@ Status check_heads(const Heads<T>& view, const char* what) noexcept {
     if (Status status = check_block_table(pages.block_table, pages.blocks, pages.block_tokens, view.tokens, what);
         !status)
       return status;
+    const std::size_t used = pages.blocks.empty() ? 0 : blocks_for(view.tokens, pages.block_tokens);
+    for (std::size_t i = 0; i < used; ++i)
+      if (Status status = check_data(pages.blocks[i], what); !status) return status;
   }
   if (pages.blocks.empty() && view.tokens > 0) {
     if (Status status = check_data(view.data, what); !status) return status;
@@ -71,6 +74,9 @@ Status check_heads(const LoadedKeys<Load>& keys, const char* what) noexcept {
     return fail(Errc::bad_shape, "{} has head dimension {}, more than any model", what, keys.dim);
   if (keys.tokens > max_tokens)
     return fail(Errc::bad_shape, "{} has {} tokens but at most {} are supported", what, keys.tokens, max_tokens);
+  if (keys.tokens * keys.heads > most_entries / keys.dim)
+    return fail(Errc::bad_shape, "{} has {} heads of {} tokens of dimension {}, more than any memory holds", what,
+                keys.heads, keys.tokens, keys.dim);
   return {};
 }
 
