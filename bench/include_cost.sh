@@ -1,7 +1,7 @@
 #!/bin/sh
-# What including each header costs: preprocessed lines, milliseconds of the compiler's front end (median of several
-# runs, an empty file's beside it), and bytes of an object file that includes it and calls nothing; beside <vector> and
-# other header-only libraries, in the same run.
+# What including each header costs: preprocessed lines, without the compiler's marks between them; milliseconds of the
+# compiler's front end (median of several runs, an empty file's beside it); and bytes of an object file that includes it
+# and calls nothing. Beside <vector> and other header-only libraries, in the same run.
 #   bench/include_cost.sh [RUNS]     (9 by default)
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,6 +13,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 flags="-std=c++17 -O2 -I$root/include $(pkg-config --cflags eigen3)"
+for prefix in "$HOME"/.cache/fastv/*/prefix; do flags="$flags -I$prefix/include"; done  # where cmake/llama_cpp.sh builds ggml
 
 median() {  # COMPILER FILE : of `runs` runs of the front end
   for run in $(seq "$runs"); do
@@ -31,7 +32,7 @@ row() {  # LABEL INCLUDE...
     return
   fi
   g++ $flags -c row.cpp -o row.o
-  printf '%-30s %9s %10s %10s %9s\n' "$label" "$(g++ $flags -E row.cpp | wc -l)" "$(median g++ row.cpp)" \
+  printf '%-30s %9s %10s %10s %9s\n' "$label" "$(g++ $flags -E -P row.cpp | wc -l)" "$(median g++ row.cpp)" \
     "$(median clang++ row.cpp)" "$(size row.o | awk 'NR == 2 { print $4 }')"
 }
 
@@ -45,5 +46,6 @@ for header in "$root"/include/fastv/*.hpp; do
 done
 row "Eigen/Core" "<Eigen/Core>"
 row "nanoflann.hpp" "<nanoflann.hpp>"
+row "ggml.h" "<ggml.h>"
 row "ATen/core/Tensor.h" "<ATen/core/Tensor.h>"
 row "nlohmann/json.hpp" "<nlohmann/json.hpp>"

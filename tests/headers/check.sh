@@ -36,7 +36,7 @@ foreign_includes() {
     grep -h '^#include <' | grep -v '<fastv/' | sort -u
 }
 # Every header of ours, by name; begin.hpp and end.hpp are parts of the others.
-names() { (cd "$include/fastv" && ls *.hpp detail/*.hpp) | grep -v 'detail/\(begin\|end\)' | sed 's/\.hpp$//'; }
+names() { (cd "$include/fastv" && ls *.hpp detail/*.hpp) | grep -vE 'detail/(begin|end)' | sed 's/\.hpp$//'; }
 
 header() {
   name=$1 file=$include/fastv/$1.hpp id=$(echo "$1" | tr / .)
@@ -88,7 +88,7 @@ header() {
     echo "#include <$engine>" >beside.$id.cpp
     grep '^#include "fastv.hpp"' "$file" | sed 's|"|<fastv/|; s|"|>|' >>beside.$id.cpp
   else
-    strangers=$(grep -vx '#include <\(cstddef\|cstdint\|cstdio\|cstring\|new\|utility\)>' foreign.$id.cpp || :)
+    strangers=$(grep -vxE '#include <(cstddef|cstdint|cstdio|cstring|new|utility)>' foreign.$id.cpp || :)
     [ -z "$strangers" ] || fail "fastv/$name.hpp includes more of the standard library than the core may: $strangers"
     cp foreign.$id.cpp beside.$id.cpp
   fi
@@ -116,7 +116,7 @@ runs_here() { grep -qw "$1" /proc/cpuinfo 2>/dev/null; }
 # depend on the machine that an object is built for. The default constructors of plain data cannot be told apart.
 shared_names() {
   for object in "$1" "$2"; do
-    nm -C $object | sed -n 's/^[0-9a-f]* [uVWw] //p' | grep '^\(.* \)\?fastv::' | grep -v 'std::' | sort -u >$object.names
+    nm -C $object | sed -n 's/^[0-9a-f]* [uVWw] //p' | grep -E '^(.* )?fastv::' | grep -v 'std::' | sort -u >$object.names
   done
   comm -12 $1.names $2.names | grep -v '^fastv::\([A-Za-z]*\)::\1()$' || :
 }
