@@ -189,13 +189,17 @@ struct Token {
 
 std::vector<float> alone(const Sequence& request, size_t steps) {
   Sequence s{request.arrives, request.tokens, request.config, request.visual, request.ids};
+  Index next_id = 0;
+  for (const Index id : s.ids) next_id = id < next_id ? next_id : id + 1;
   std::vector<float> keys[layers];
   std::vector<size_t> positions[layers];
   for (size_t step = s.arrives; step < steps; ++step) {
     std::vector<Token> row(step == s.arrives ? s.tokens : 1);
     for (size_t t = 0; t < row.size(); ++t) {
-      row[t].position = step == s.arrives ? t : s.tokens + step - s.arrives - 1;
-      for (size_t axis = 0; axis < axes; ++axis) row[t].ids[axis] = s.id(step, axis, t);
+      const size_t decoded = step - s.arrives;
+      row[t].position = decoded == 0 ? t : s.tokens + decoded - 1;
+      for (size_t axis = 0; axis < axes; ++axis)
+        row[t].ids[axis] = decoded == 0 ? s.ids[axis * s.tokens + t] : next_id + static_cast<Index>(decoded - 1);
       random_numbers(s.token(step, t), row[t].x, dim);
     }
     float query[dim];

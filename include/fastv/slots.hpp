@@ -310,7 +310,7 @@ class Slots {
     return group.runs.grow(used(group).size() + more);
   }
   static void copy(Span<const SlotRun> from, detail::Buffer<SlotRun>& to) noexcept {
-    for (std::size_t i = 0; i < from.size(); ++i) to[i] = from[i];
+    if (!from.empty()) std::memcpy(to.first(from.size()).data(), from.data(), from.size() * sizeof(SlotRun));
     to.use(from.size());
   }
   // Whether the token at `position` lengthens the last run.
