@@ -168,7 +168,8 @@ class Pruner {
   explicit Pruner(const Config& config = {}) noexcept : Pruner(Span<const Config>(&config, 1)) {}
   // The stages of a schedule, filtering layers ascending.
   explicit Pruner(Span<const Config> schedule) noexcept : given_(schedule.size()), null_(schedule.data() == nullptr) {
-    for (std::size_t s = 0; !null_ && s < given_ && s < max_stages; ++s) configs_[s] = schedule[s];
+    const std::size_t stages = null_ ? 0 : given_ < max_stages ? given_ : max_stages;
+    for (std::size_t s = 0; s < stages; ++s) configs_[s] = schedule[s];
   }
 
   // Settings of a stage, below max_stages.

@@ -231,7 +231,7 @@ bool spoil(Input& in, const Case& c, Evidence& bad) {
     case 15: bad.heads_total = in.below(c.heads); return bad.heads_total != 0;
     case 16: {
       const bool which = in.chance();
-      (which ? bad.sinks : bad.alibi) = {nullptr, in.hostile() | 1};
+      (which ? bad.sinks : bad.alibi) = Span<const float>(nullptr, in.hostile() | 1);
       return true;
     }
     case 17:
