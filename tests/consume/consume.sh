@@ -127,6 +127,9 @@ amalgamate() {
           # The device's adaptor needs the other.
           case "$name $adaptors" in "torch "*torch_device*) wanted=1 ;; esac
           ;;
+        ggml_views | ggml_graph)  # parts of ggml.hpp
+          case " $adaptors " in *" ggml "*) ;; *) wanted=0 ;; esac
+          ;;
       esac
       times=$(grep -cxF "$(head -n 1 "$root/include/fastv/$header")" "$one" || :)
       [ "$times" = $wanted ] || fail "with ADAPTORS=\"$adaptors\" the file has $header $times times, not $wanted"
