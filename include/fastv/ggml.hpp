@@ -1,4 +1,4 @@
-// fastv for ggml 0.25 or newer: tensors in host memory (ggml_views.hpp), and pruning as nodes of a graph (ggml_graph.hpp).
+// fastv for ggml 0.25 or newer: tensors in host memory (ggml_views.hpp), pruning as nodes of a graph (ggml_graph.hpp).
 #pragma once
 
 #include "fastv.hpp"

@@ -1048,6 +1048,7 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   ASSERT_TRUE(pruner.begin({20, 32, visual}));
   EXPECT_TRUE(pruner.due(2));
   EXPECT_FALSE(pruner.due(1));
+  EXPECT_FALSE(pruner.due(3));
   says(pruner.set_inputs(no_input), Errc::bad_prompt, "0 of 1 stages are in the graph");
   says(pruner.select(nullptr, scores).status, Errc::null_data, "context");
   says(pruner.select(ctx).status, Errc::missing_evidence, "stage 0 ranks 12 tokens by scores");
