@@ -723,6 +723,20 @@ TEST_F(Torch, OnTheDeviceNaNRanksLowest) {
     EXPECT_EQ(kept.nan_scores, 5u);
     EXPECT_EQ(values_of(*device::prune(settings(ratio), attention, one_image)), values_of(kept));
   }
+  // Corrected by a prior, a NaN stays with its token.
+  const Index separator[] = {35};
+  Config corrected = settings(0.5);
+  corrected.prior_rows = separator;
+  const at::Tensor map = with_ties({4, n, n}).add(0.01);
+  map[2][n - 1][11] = nan;
+  Pruner<> by_core(corrected);
+  ASSERT_TRUE(by_core.prune(probabilities(map), one_image));
+  const at::Tensor on_device = *device::scores(corrected, map, one_image);
+  for (std::int64_t i = 0; i < 30; ++i) {
+    EXPECT_EQ(std::isnan(on_device[i].item<double>()), i == 11 - 4);
+    if (i == 11 - 4) continue;
+    EXPECT_NEAR(on_device[i].item<double>(), by_core.scores()[static_cast<std::size_t>(i)], 2e-6);
+  }
   // What the core reports the device cannot know: it keeps the planned count, the earliest.
   for (const float value : {nan, 0.0f, -0.0f}) {
     const at::Tensor attention = at::full({4, 1, n}, value);

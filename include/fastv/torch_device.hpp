@@ -175,7 +175,7 @@ inline at::Tensor scores_of(const Config& config, const DeviceEvidence& evidence
   const at::Tensor scores = visual_mean(evidence, ranking_rows(config, evidence.tokens), visual);
   if (config.prior_rows.empty()) return scores;
   const at::Tensor prior = visual_mean(evidence, prior_rows(config, evidence.tokens), visual);
-  const at::Tensor p = scores.div(scores.sum()), q = prior.div(prior.sum());  // as in correct_by_prior()
+  const at::Tensor p = scores.div(scores.nansum()), q = prior.div(prior.nansum());  // as in correct_by_prior()
   return p.add(1e-6).div_(q.add_(1e-6)).log_().mul_(p);
 }
 

@@ -69,6 +69,8 @@ fi
 # The engines, as cmake/llama_cpp.sh and the packages install them.
 llama=${FASTV_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/fastv/llama.cpp-v0.5.0}/prefix
 torch=${FASTV_LIBTORCH:-/usr}
+torch_include="-isystem $torch/include"
+[ "$torch" != /usr ] || torch_include=""  # where the compiler looks by itself, in an order of its own
 absent=""
 [ -f "$llama/include/ggml.h" ] || absent="$absent ggml"
 [ -f "$torch/include/ATen/ATen.h" ] || absent="$absent torch"
@@ -84,7 +86,7 @@ case \$test in
   golden_check) g++ \$flags -O1 tests/golden_check.cpp -o "\$program" ;;
   ggml) g++ \$flags -O0 -include $work/plain.hpp -isystem $llama/include tests/llava/ggml_test.cpp -o "\$program" \
     -L$llama/lib -Wl,-rpath,$llama/lib -lggml-base -lggml -lggml-cpu \$gtest ;;
-  torch) g++ \$flags -O0 -include $work/torch.hpp -isystem $torch/include tests/torch_test.cpp -o "\$program" \
+  torch) g++ \$flags -O0 -include $work/torch.hpp $torch_include tests/torch_test.cpp -o "\$program" \
     -L$torch/lib -Wl,-rpath,$torch/lib -ltorch -ltorch_cpu -lc10 \$gtest ;;
   *) g++ \$flags -O0 -include $work/plain.hpp tests/"\$test"_test.cpp -o "\$program" \$gtest ;;
 esac
@@ -156,7 +158,8 @@ echo '#include <gtest/gtest.h>' >$work/plain.hpp
 g++ -std=c++17 -O0 -w -x c++-header $work/plain.hpp -o $work/plain.hpp.gch
 if grep -q '^torch' $work/tests; then
   printf '#include <ATen/ATen.h>\n#include <gtest/gtest.h>\n' >$work/torch.hpp
-  g++ -std=c++17 -O0 -w -isystem "$torch"/include -x c++-header $work/torch.hpp -o $work/torch.hpp.gch
+  # shellcheck disable=SC2086
+  g++ -std=c++17 -O0 -w $torch_include -x c++-header $work/torch.hpp -o $work/torch.hpp.gch
 fi
 g++ -std=c++17 -O1 -c tests/counted_new.cpp -o $work/counted_new.o
 sed 's/:.*//' $work/tests | sort -u |
