@@ -459,6 +459,9 @@ TEST(GraphScores, AreTheCoresOnTheSameQueriesAndKeys) {
     ggml_tensor* sinks = c.sinks ? graph.list(sink_values) : nullptr;
     const auto scores = fastv::graph::scores(graph.context(), q, k, 0.25f, c.cap, sinks);
     ASSERT_TRUE(scores) << scores.message().c_str();
+    const ggml_tensor* node = *scores;
+    while (node->op != GGML_OP_MUL_MAT) node = node->src[0];
+    EXPECT_EQ(node->op_params[0], GGML_PREC_F32);  // the CPU sums so in any case
     graph.run({*scores});
     const std::vector<float> found = graph.read<float>(*scores);
     const double sum = std::accumulate(found.begin(), found.end(), 0.0);
