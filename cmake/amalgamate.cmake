@@ -65,7 +65,7 @@ file(WRITE ${OUT} "// fastv ${_version} in one file, made by cmake/amalgamate.cm
 ${_licence}
 #pragma once
 #if defined(FASTV_VERSION_MAJOR)
-#error "fastv is here already: include either this one file, from one place, or the headers of include/fastv"
+#error \"fastv is here already: include either this one file, from one place, or the headers of include/fastv\"
 #endif
 
 ${_begin}

@@ -47,31 +47,39 @@ size_t cxx_paged(const float* query, const void* half_key, const fastv_index* ta
   return keep(Config{3, ratio}, query_key(fastv::heads(query, TokenMajor{1, n_heads, n_dim}), keys, 0.2f), out);
 }
 
-size_t cxx_all_options(const float* query, const float* key, const float* bias, const float* sinks, const float* alibi,
-                       fastv_index* out) {
-  static const Index listed[] = {50, 60}, prior[] = {46};
+size_t cxx_options(unsigned options, const float* query, const float* key, const float* bias, const float* sinks,
+                   const float* alibi, const fastv_index* visible, fastv_index* out) {
+  static const Index listed[] = {20, 50, 60}, prior[] = {56};
+  const auto on = [&](unsigned option) { return (options & option) != 0; };
   Config config;
-  config.filtering_layer = 7;
   config.filtering_ratio = 0.7;
-  config.rounding = Rounding::up;
-  config.min_per_image = 3;
-  config.score_rows = ScoreRows::listed;
+  config.score_rows = on(every_row) ? ScoreRows::all : ScoreRows::listed;
   config.listed_rows = listed;
-  config.prior_rows = prior;
-  config.uniform_share = 0.25;
-  config.window_rows = 5;
-  config.window_columns = 4;
+  if (on(prior_rows)) config.prior_rows = prior;
+  if (on(uniform_share)) config.uniform_share = 0.5;
+  if (on(grid_windows)) config.window_rows = 1, config.window_columns = 4;
+  if (on(round_up)) config.rounding = Rounding::up;
+  if (on(keep_count)) config.keep_count = 21;
+  if (on(of_original)) config.ratio_of = RatioOf::original;
+  if (on(pooled)) config.quota = Quota::pooled;
+  if (on(minimum)) config.min_per_image = 6;
+  const std::size_t past = on(past_keys) ? 6 : 0, gone = on(let_go) ? 4 : 0, keys = n_tokens + past - gone;
   auto evidence = query_key(fastv::heads(query, HeadMajor{n_heads, n_tokens, n_dim}),
-                            fastv::heads(key, TokenMajor{n_tokens + 6, n_kv_heads, n_dim}), 0.3f);
-  evidence.soft_cap = 4;
-  evidence.bias = {bias, n_tokens + 6};
-  evidence.sinks = {sinks, n_heads};
-  evidence.alibi = {alibi, n_heads};
-  evidence.causal = false;
-  evidence.window = 50;
-  evidence.past = 6;
-  evidence.heads_total = 2 * n_heads;
-  return keep(config, evidence, out);
+                            fastv::heads(key, TokenMajor{keys, n_kv_heads, n_dim}), 0.3f);
+  if (on(soft_cap)) evidence.soft_cap = 0.7f;
+  if (on(bias_row)) evidence.bias = {bias, keys};
+  if (on(sink_logits)) evidence.sinks = {sinks, n_heads};
+  if (on(alibi_slopes)) evidence.alibi = {alibi, n_heads};
+  if (on(visible_keys)) evidence.visible = {visible, n_tokens};
+  evidence.causal = !on(all_keys);
+  if (on(sliding_window)) evidence.window = 20;
+  evidence.past = past;
+  evidence.first_key = gone;
+  const TokenSpan images[] = {{5, 24, 8, false, 34}, {31, 16, 8, on(one_image), 20}};
+  Pruner<> pruner(config);
+  const Kept kept = pruner.prune(evidence, images);
+  for (std::size_t i = 0; i < kept.size(); ++i) out[i] = kept.indices[i];
+  return kept.size();
 }
 
 size_t cxx_probabilities(const void* data, int type, fastv_index* out) {

@@ -21,11 +21,35 @@ extern const size_t cxx_layout[25];
 
 enum { n_heads = 4, n_kv_heads = 2, n_dim = 24, n_tokens = 61, first_visual = 5, n_visual = 40, n_block = 8 };
 
+/* Settings and fields of the evidence, one bit each. */
+enum {
+  soft_cap = 1,
+  bias_row = 2,
+  sink_logits = 4,
+  alibi_slopes = 8,
+  visible_keys = 16,
+  all_keys = 32,
+  sliding_window = 64,
+  past_keys = 128,
+  let_go = 256,
+  every_row = 512,
+  prior_rows = 1024,
+  uniform_share = 2048,
+  grid_windows = 4096,
+  round_up = 8192,
+  keep_count = 16384,
+  of_original = 32768,
+  pooled = 65536,
+  minimum = 131072,
+  one_image = 262144,
+  all_options = 524288 /* past the last */
+};
+
 /* Kept indices by the C++ API; how many there are. queries and keys as c_face_test.c makes them. */
 size_t cxx_query_key(const void* query, int query_type, const void* key, int key_type, double ratio, fastv_index* out);
 size_t cxx_paged(const float* query, const void* half_key, const fastv_index* table, double ratio, fastv_index* out);
-size_t cxx_all_options(const float* query, const float* key, const float* bias, const float* sinks, const float* alibi,
-                       fastv_index* out);
+size_t cxx_options(unsigned options, const float* query, const float* key, const float* bias, const float* sinks,
+                   const float* alibi, const fastv_index* visible, fastv_index* out);
 size_t cxx_probabilities(const void* data, int type, fastv_index* out);
 size_t cxx_random(uint64_t seed, fastv_index* out);
 

@@ -92,46 +92,71 @@ static void check_query_key(void) {
   }
 }
 
-static void check_all_options(void) {
-  const fastv_index listed[] = {50, 60}, prior[] = {46};
+static float biases[n_tokens + 6], sinks[n_heads], slopes[n_heads];
+static fastv_index visible[n_tokens];
+static void prune_with(unsigned options, fastv_kept* kept, fastv_pruner** pruner) {
+  static const fastv_index listed[] = {20, 50, 60}, prior[] = {56};
   fastv_config config = fastv_default_config();
-  config.filtering_layer = 7;
   config.filtering_ratio = 0.7;
-  config.rounding = FASTV_UP;
-  config.min_per_image = 3;
-  config.score_rows = FASTV_LISTED_ROWS;
+  config.score_rows = options & every_row ? FASTV_ALL_ROWS : FASTV_LISTED_ROWS;
   config.listed_rows = listed;
-  config.listed_count = 2;
-  config.prior_rows = prior;
-  config.prior_count = 1;
-  config.uniform_share = 0.25;
-  config.window_rows = 5;
-  config.window_columns = 4;
-  float bias[n_tokens + 6], sinks[n_heads], alibi[n_heads];
-  for (int i = 0; i < n_tokens + 6; ++i) bias[i] = uniform();
-  for (int i = 0; i < n_heads; ++i) sinks[i] = uniform(), alibi[i] = 0.01f * (float)i;
-  const fastv_query_key evidence = {.query = {.data = query_floats,
-                                              .heads = n_heads,
-                                              .tokens = n_tokens,
-                                              .dim = n_dim,
-                                              .head_stride = n_tokens * n_dim,
-                                              .token_stride = n_dim},
-                                    .key = {.data = floats, .heads = n_kv_heads, .tokens = n_tokens + 6, .dim = n_dim},
-                                    .scale = 0.3f,
-                                    .soft_cap = 4,
-                                    .bias = bias,
-                                    .sinks = sinks,
-                                    .alibi = alibi,
-                                    .all_keys = 1,
-                                    .window = 50,
-                                    .past = 6,
-                                    .heads_total = 2 * n_heads};
-  fastv_kept kept;
-  fastv_pruner* pruner = fastv_pruner_create(&config, &why);
-  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_OK);
-  EXPECT(same(&kept, cxx_all_options(query_floats, floats, bias, sinks, alibi, expected)));
-  EXPECT(kept.count == n_tokens - n_visual + 12);
-  fastv_pruner_destroy(pruner);
+  config.listed_count = 3;
+  if (options & prior_rows) config.prior_rows = prior, config.prior_count = 1;
+  if (options & uniform_share) config.uniform_share = 0.5;
+  if (options & grid_windows) config.window_rows = 1, config.window_columns = 4;
+  if (options & round_up) config.rounding = FASTV_UP;
+  if (options & keep_count) config.keep_count = 21;
+  if (options & of_original) config.ratio_of = FASTV_OF_ORIGINAL;
+  if (options & pooled) config.quota = FASTV_POOLED;
+  if (options & minimum) config.min_per_image = 6;
+  fastv_query_key evidence = {.query = {.data = query_floats,
+                                        .heads = n_heads,
+                                        .tokens = n_tokens,
+                                        .dim = n_dim,
+                                        .head_stride = n_tokens * n_dim,
+                                        .token_stride = n_dim},
+                              .key = {.data = floats, .heads = n_kv_heads, .tokens = n_tokens, .dim = n_dim},
+                              .scale = 0.3f};
+  if (options & soft_cap) evidence.soft_cap = 0.7f;
+  if (options & bias_row) evidence.bias = biases;
+  if (options & sink_logits) evidence.sinks = sinks;
+  if (options & alibi_slopes) evidence.alibi = slopes;
+  if (options & visible_keys) evidence.visible = visible;
+  if (options & all_keys) evidence.all_keys = 1;
+  if (options & sliding_window) evidence.window = 20;
+  if (options & past_keys) evidence.key.tokens += 6, evidence.past = 6;
+  if (options & let_go) evidence.first_key = 4, evidence.key.tokens -= 4;
+  const fastv_span images[] = {
+      {.first = 5, .count = 24, .columns = 8, .original = 34},
+      {.first = 31, .count = 16, .columns = 8, .original = 20, .continues = (options & one_image) != 0}};
+  kept->count = 0;
+  *pruner = fastv_pruner_create(&config, &why);
+  if (*pruner != NULL) fastv_prune_query_key(*pruner, &evidence, images, 2, kept, &why);
+}
+
+// Each option by itself must reach the library, and so change what is kept; and many together.
+static void check_options(void) {
+  for (int i = 0; i < n_tokens + 6; ++i) biases[i] = 2 * uniform();
+  for (int i = 0; i < n_heads; ++i) sinks[i] = i == 0 ? 0.0f : 25.0f, slopes[i] = 0.05f * (float)i;
+  for (int i = 0; i < n_tokens; ++i) visible[i] = (fastv_index)(i + 12 < n_tokens ? i + 12 : n_tokens);
+  fastv_index plain[n_tokens];
+  const size_t plain_count = cxx_options(0, query_floats, floats, biases, sinks, slopes, visible, plain);
+  EXPECT(plain_count == n_tokens - 40 + 12);
+  for (unsigned i = 0; i < 300; ++i) {
+    const int alone = i < 19;
+    const unsigned options = alone ? 1u << i : (state = state * 1664525u + 1013904223u) >> 8 & (all_options - 1);
+    fastv_kept kept;
+    fastv_pruner* pruner;
+    prune_with(options, &kept, &pruner);
+    const int agree = same(&kept, cxx_options(options, query_floats, floats, biases, sinks, slopes, visible, expected));
+    if (!agree) printf("options %x: %s\n", options, why.text);
+    EXPECT(agree);
+    if (alone && kept.count == plain_count && memcmp(plain, kept.indices, plain_count * sizeof(fastv_index)) == 0) {
+      printf("option %x changes nothing\n", options);
+      EXPECT(0);
+    }
+    fastv_pruner_destroy(pruner);
+  }
 }
 
 static void check_other_evidence(void) {
@@ -161,6 +186,15 @@ static void check_other_evidence(void) {
                                        .key_stride = 2};
   EXPECT(fastv_prune_probabilities(pruner, &strided, visual, 1, &kept, &why) == FASTV_OK);
   EXPECT(same(&kept, cxx_probabilities(floats, FASTV_FLOAT, expected)));
+  // Of a conversation: the last keys of the same map are the prompt.
+  fastv_probabilities later = {.data = floats, .heads = n_heads, .queries = 1, .keys = n_tokens, .past = 10};
+  const fastv_span early[] = {{.first = 5, .count = 30}};
+  EXPECT(fastv_prune_probabilities(pruner, &later, early, 1, &kept, &why) == FASTV_OK && kept.prompt_tokens == 51);
+  later.first_key = 3;
+  EXPECT(fastv_prune_probabilities(pruner, &later, early, 1, &kept, &why) == FASTV_OK && kept.prompt_tokens == 54);
+  later.heads_total = 3;
+  EXPECT(fastv_prune_probabilities(pruner, &later, early, 1, &kept, &why) == FASTV_BAD_SHAPE);
+  EXPECT(says("heads_total is 3"));
   fastv_pruner_destroy(pruner);
 
   config.selection = FASTV_RANDOM;
@@ -284,6 +318,10 @@ static void check_failures(void) {
   evidence.key.head_stride = -5;
   EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_STRIDE);
   evidence.key.head_stride = 0;
+  evidence.heads_total = 3;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_SHAPE &&
+         says("heads_total is 3"));
+  evidence.heads_total = 0;
   EXPECT(fastv_prune_query_key(pruner, &evidence, NULL, 1, &kept, &why) == FASTV_NULL_DATA);
   EXPECT(fastv_prune_query_key(NULL, &evidence, visual, 1, &kept, &why) == FASTV_NULL_DATA);
   EXPECT(fastv_prune_query_key(pruner, NULL, visual, 1, &kept, &why) == FASTV_NULL_DATA);
@@ -336,7 +374,7 @@ int main(void) {
   fill(query_floats, query_halves, query_bfloats, most);
   check_layout();
   check_query_key();
-  check_all_options();
+  check_options();
   check_other_evidence();
   check_stages_and_slots();
   check_failures();

@@ -68,7 +68,10 @@ TYPED_TEST(KeyTypes, ProductsEqualDenseOnesForEveryCountGroupAndDim) {
   using K = TypeParam;
   Rng rng(1);
   const std::size_t dims[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 63, 64, 72, 80, 96, 100, 127, 128, 160};
-  for (std::size_t count = 1; count <= 41; ++count)
+  std::vector<std::size_t> counts(41);
+  std::iota(counts.begin(), counts.end(), std::size_t{1});
+  counts.insert(counts.end(), {64, 72, 79, 100, 129});
+  for (const std::size_t count : counts)
     for (const std::size_t group : {1u, 2u, 3u, 4u, 5u, 6u, 8u, 12u})
       for (int draw = 0; draw < 2; ++draw) {
         const Place place = oracle::places[rng.below(10)];
@@ -80,7 +83,8 @@ TYPED_TEST(KeyTypes, ProductsEqualDenseOnesForEveryCountGroupAndDim) {
             if (chunk == 0 && dim % c == 0) chunk = c;
         Layer a = oracle::random_layer(rng, heads, kv_heads, 1, keys, dim, reach_of<K>);
         const Stored<float> query(rng, Place::token_major, heads, 1, dim, a.query);
-        const Stored<K> key(rng, place, kv_heads, keys, dim, a.key, rng.between(1, 7), chunk);
+        const std::size_t block_tokens = rng.chance(0.5) ? rng.between(1, 9) : 8 * rng.between(1, 5);  // whole tiles
+        const Stored<K> key(rng, place, kv_heads, keys, dim, a.key, block_tokens, chunk);
 
         const std::size_t stride = count + rng.below(3);
         std::vector<float> wide(detail::query_floats<Heads<K>>(heads, dim), oracle::nan_float()),
@@ -99,7 +103,8 @@ TYPED_TEST(KeyTypes, ProductsEqualDenseOnesForEveryCountGroupAndDim) {
             }
             ASSERT_NEAR(got, expected, 1e-6 * size)
                 << count << " keys from " << begin << ", " << heads << "/" << kv_heads << " heads of " << dim
-                << ", place " << static_cast<int>(place) << ", chunk " << chunk << ", head " << h << ", key " << j;
+                << ", place " << static_cast<int>(place) << ", blocks of " << block_tokens << ", chunk " << chunk
+                << ", head " << h << ", key " << j;
           }
       }
 }

@@ -269,7 +269,7 @@ TEST(ValueNorms, WhatDoesNotFitIsNamed) {
   EXPECT_TRUE(refused(with(heads(v.data(), HeadMajor{2, 20, 4}), 20, 9), Errc::bad_prompt, "11 tokens"));
   EXPECT_TRUE(refused(with(heads(v.data(), HeadMajor{2, 20, 4}), 20, 20), Errc::bad_shape, "past is 20"));
   EXPECT_TRUE(refused(with(heads(v.data(), HeadMajor{1, 20, 1025})), Errc::not_supported, "1025"));
-  EXPECT_TRUE(refused(with(heads<float>(nullptr, HeadMajor{2, 20, 4})), Errc::null_data, "value"));
+  EXPECT_TRUE(refused(with(heads(static_cast<const float*>(nullptr), HeadMajor{2, 20, 4})), Errc::null_data, "value"));
 }
 
 TEST(KeysOnlyRule, RanksShortKeysFirstInEveryPlace) {
@@ -303,8 +303,9 @@ TEST(KeysOnlyRule, WhatDoesNotFitIsNamed) {
   const Heads<float> keys = heads(k.data(), HeadMajor{2, 10, 5});
   EXPECT_TRUE(refused(pruner.prune(KeysOnly{keys, 10}, visual).status, Errc::bad_shape, "past is 10"));
   EXPECT_TRUE(refused(pruner.prune(KeysOnly{keys, 5}, visual).status, Errc::bad_prompt, "5 tokens"));
-  EXPECT_TRUE(refused(pruner.prune(KeysOnly{heads<float>(nullptr, HeadMajor{2, 10, 5})}, visual).status,
-                      Errc::null_data, "key"));
+  EXPECT_TRUE(
+      refused(pruner.prune(KeysOnly{heads(static_cast<const float*>(nullptr), HeadMajor{2, 10, 5})}, visual).status,
+              Errc::null_data, "key"));
   EXPECT_TRUE(
       refused(pruner.prune(KeysOnly{heads(k.data(), HeadMajor{0, 10, 5})}, visual).status, Errc::bad_shape, "0 heads"));
 }

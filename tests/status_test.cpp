@@ -454,6 +454,7 @@ Cases of_attention() {
   };
   return {
       {Errc::bad_shape, {"attention has 0 heads", "at least 1"}, map(0, 1, 8)},
+      {Errc::bad_shape, {"4 heads", "2147483647 tokens", "any memory"}, loaded(4, max_tokens, max_tokens)},
       {Errc::bad_shape, {"2147483648 heads"}, map(max_tokens + 1, 1, 8)},
       {Errc::bad_shape, {"0 query rows", "last prompt token"}, map(2, 0, 8)},
       {Errc::bad_shape, {"0 keys"}, map(2, 1, 0)},

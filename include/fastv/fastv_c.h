@@ -29,6 +29,14 @@
 // Functions that can fail return FASTV_OK (0) or a fastv_code, and write a sentence into the message, which may be
 // NULL. Fields that are 0 have the default that their comment states, and so may be left out of an initialiser.
 // Meanings are those of the C++ headers; config.hpp, view.hpp, evidence.hpp and slots.hpp say more.
+// As detail/begin.hpp, which the library in one file does not have beside it.
+#pragma push_macro("Status")
+#pragma push_macro("columns")
+#pragma push_macro("slots")
+#undef Status
+#undef columns
+#undef slots
+
 #ifndef FASTV_C_H
 #define FASTV_C_H
 
@@ -211,10 +219,6 @@ FASTV_C_API int fastv_slots_positions(const fastv_slots* slots, size_t layer, si
 
 #include "fastv.hpp"
 
-// As detail/begin.hpp, which the library in one file does not have beside it.
-#pragma push_macro("Status")
-#undef Status
-
 struct fastv_pruner {
   fastv::Pruner<> pruner;
   fastv::detail::Buffer<fastv::TokenSpan> spans;
@@ -225,7 +229,7 @@ struct fastv_slots {
 
 namespace fastv {
 namespace detail {
-inline namespace FASTV_KIND {
+inline namespace c_face {
 
 static_assert(is_same<fastv_index, Index> && FASTV_NO_SLOT == Slots::none && FASTV_BY_RATIO == by_ratio, "plain data");
 static_assert(sizeof(fastv_message) == sizeof(Message), "messages are copied whole");
@@ -335,7 +339,7 @@ Status prune_into(fastv_pruner& pruner, const Evidence& evidence, const fastv_sp
 
 inline KeptRows read_kept(const fastv_kept& kept) noexcept { return {{kept.indices, kept.count}, kept.prompt_tokens}; }
 
-}  // namespace FASTV_KIND
+}  // namespace c_face
 }  // namespace detail
 // In the namespace, so that names are those of the library whatever the file has declared before. C knows no
 // namespaces.
@@ -524,5 +528,8 @@ int fastv_slots_positions(const fastv_slots* slots, size_t layer, size_t first_s
 
 }  // namespace fastv
 
-#pragma pop_macro("Status")
 #endif
+
+#pragma pop_macro("slots")
+#pragma pop_macro("columns")
+#pragma pop_macro("Status")

@@ -1,6 +1,7 @@
 // fastv for ggml: pruning as nodes of a graph, on whichever backend the graph runs on.
 #pragma once
 
+#include "fastv.hpp"
 #include "ggml_views.hpp"
 
 #include "detail/begin.hpp"

@@ -113,30 +113,28 @@ amalgamate() {
   flags="-std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wundef -Werror"
   engines=$(pkg-config --cflags eigen3 2>/dev/null | sed 's/-I/-isystem /g')
   for prefix in "$HOME"/.cache/fastv/*/prefix; do engines="$engines -isystem $prefix/include"; done
+  one=$work/one/fastv.hpp
+  mkdir -p "$work/one"
+  printf '#include "fastv.hpp"\n#include "fastv.hpp"\n' >"$work/one/twice.cpp"
   for adaptors in "" eigen ggml torch torch_device "eigen ggml" "ggml eigen" "torch torch_device" "torch_device torch" \
     "eigen torch" "ggml torch_device" "eigen ggml torch torch_device" "eigen eigen"; do
-    one=$work/one/fastv.hpp
-    mkdir -p "$work/one"
     quiet cmake -DADAPTORS="$adaptors" -DOUT="$one" -P "$root/cmake/amalgamate.cmake"
     ! grep -n '#include "' "$one" || fail "an #include of ours is left"
-    for header in $(cd "$root/include/fastv" && ls *.hpp detail/*.hpp); do
-      name=${header%.hpp} wanted=1
-      case $name in
-        eigen | ggml | torch | torch_device)
-          case " $adaptors " in *" $name "*) ;; *) wanted=0 ;; esac
-          # The device's adaptor needs the other.
-          case "$name $adaptors" in "torch "*torch_device*) wanted=1 ;; esac
-          ;;
-      esac
+    # Whatever the headers themselves would include, and nothing else of ours.
+    for header in fastv $adaptors; do echo "#include <fastv/$header.hpp>"; done >"$work/one/wanted.cpp"
+    wanted=$($CXX -std=c++17 -I"$root/include" -MM -MG "$work/one/wanted.cpp" | tr ' \\' '\n\n' | grep -F "/include/fastv/" |
+      sed 's|.*/include/fastv/||; s|detail/\.\./||g' | sort -u)
+    for header in $(cd "$root/include/fastv" && ls *.hpp detail/*.hpp | grep -vE 'detail/(begin|end)'); do
+      expected=$(echo "$wanted" | grep -cxF "$header" || :)
       times=$(grep -cxF "$(head -n 1 "$root/include/fastv/$header")" "$one" || :)
-      [ "$times" = $wanted ] || fail "with ADAPTORS=\"$adaptors\" the file has $header $times times, not $wanted"
+      [ "$times" = "$expected" ] || fail "with ADAPTORS=\"$adaptors\" the file has $header $times times, not $expected"
     done
+    case $adaptors in "" | eigen | "ggml eigen" | "eigen ggml torch torch_device") ;; *) continue ;; esac
     missing=""
     for engine in $(sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' "$one"); do
       echo "#include <$engine>" | $CXX -std=c++17 $engines -fsyntax-only -x c++ - 2>/dev/null || missing="$missing <$engine>"
     done
     [ -z "$missing" ] || { echo "ADAPTORS=\"$adaptors\" is NOT BUILT HERE: no$missing"; continue; }
-    printf '#include "fastv.hpp"\n#include "fastv.hpp"\n' >"$work/one/twice.cpp"
     $CXX $flags $engines -I"$work/one" -fsyntax-only "$work/one/twice.cpp" || fail "ADAPTORS=\"$adaptors\" does not build"
     echo "ADAPTORS=\"$adaptors\" builds"
   done

@@ -5,6 +5,7 @@
 #   check.sh odr                  two translation units of one program, built as differently as may be
 #   check.sh runs NAME FLAG...    the self-check and examples/minimal.cpp, built with FLAGs, say what they should
 #   check.sh refuses CASE         a case of must_not_compile.cpp: its good branch builds, its bad one says what to do
+#   check.sh c_face               fastv_c.h the same, as C99 and with its functions as C++
 #   check.sh macros               behind the headers that define such macros, where they are installed
 #   check.sh all                  all of these, for compilers that are not the build's
 # CXX: the compiler. WORK: a folder for what is built. ENGINES: folders of engines' headers. RUNNER: what runs
@@ -98,6 +99,29 @@ header() {
   [ "$own" -le "$budget" ] || fail "fastv/$name.hpp is over its budget of $budget lines"
 }
 
+c_face() {
+  c=$(echo "$CXX" | sed 's/clang++/clang/; s/g++/gcc/; s/c++/cc/')
+  hostile="#include \"$root/tests/headers/hostile_macros.hpp\""
+  printf '#include <stddef.h>\n#include <stdint.h>\n%s\n' "$hostile" >before.c
+  printf '#include <fastv/fastv_c.h>\n#include <fastv/fastv_c.h>\n' >twice.c
+  cat before.c twice.c >after.c
+  for file in twice.c after.c; do
+    $c -std=c99 -Wall -Wextra -Wconversion -Wshadow -Wundef -Wstrict-prototypes -pedantic-errors -Werror -I"$include" \
+      -fsyntax-only $file || fail "fastv/fastv_c.h does not stand alone as C99"
+  done
+  for part in before after; do $c -std=c99 -I"$include" -dM -E $part.c | sort >macros_$part; done
+  diff macros_before macros_after | grep '^[<>]' | grep -vE '^> #define FASTV_(C_H|C_API|NO_SLOT|BY_RATIO) ' >leaks || :
+  if [ -s leaks ]; then
+    cat leaks
+    fail "fastv/fastv_c.h defines (>) or takes away (<) these macros"
+  fi
+  printf '#define FASTV_C_IMPLEMENTATION\n#include <fastv/fastv_c.h>\n' >functions.cpp
+  compiles -std=c++17 $warnings functions.cpp || fail "the functions of fastv/fastv_c.h do not build without a warning"
+  printf '%s\n' "$hostile" >behind.cpp
+  cat functions.cpp >>behind.cpp
+  compiles -std=c++17 behind.cpp || fail "the functions of fastv/fastv_c.h do not build behind macros of others"
+}
+
 # What a program may well include first.
 macros() {
   for other in X11/Xlib.h X11/Xutil.h X11/Xos.h complex.h term.h curses.h sys/sysmacros.h windows.h AssertMacros.h; do
@@ -189,6 +213,7 @@ all() {
   for name in $(names); do
     "$self" header "$name" || [ $? = 77 ]
   done
+  "$self" c_face
   "$self" macros
   "$self" odr
   "$self" runs plain -O2 -fno-exceptions -fno-rtti

@@ -73,20 +73,20 @@ absent=""
 [ -f "$llama/include/ggml.h" ] || absent="$absent ggml"
 [ -f "$torch/include/ATen/ATen.h" ] || absent="$absent torch"
 
-# build TEST TREE PROGRAM : the test against the tree's sources. Unoptimised: it takes longer to build than to run. gtest
-# and the engines' headers are compiled once.
+# build TEST TREE PROGRAM : the test against the tree's sources. Unoptimised, since it takes longer to build than to run
+# (but for Eigen's products). gtest and the engines' headers are compiled once.
 cat >$work/build.sh <<SCRIPT
 set -eu
 test=\$1 tree=\$2 program=\$3
-flags="-std=c++17 -O0 -w -I\$tree/include -I\$tree/examples -I\$tree/examples/reference -Itests -isystem /usr/include/eigen3"
+flags="-std=c++17 -w -I\$tree/include -I\$tree/examples -I\$tree/examples/reference -Itests -isystem /usr/include/eigen3"
 gtest="$work/counted_new.o -lgtest -lgtest_main -pthread"
 case \$test in
-  golden_check) g++ \$flags tests/golden_check.cpp -o "\$program" ;;
-  ggml) g++ \$flags -include $work/plain.hpp -isystem $llama/include tests/llava/ggml_test.cpp -o "\$program" \
+  golden_check) g++ \$flags -O1 tests/golden_check.cpp -o "\$program" ;;
+  ggml) g++ \$flags -O0 -include $work/plain.hpp -isystem $llama/include tests/llava/ggml_test.cpp -o "\$program" \
     -L$llama/lib -Wl,-rpath,$llama/lib -lggml-base -lggml -lggml-cpu \$gtest ;;
-  torch) g++ \$flags -include $work/torch.hpp -isystem $torch/include tests/torch_test.cpp -o "\$program" \
+  torch) g++ \$flags -O0 -include $work/torch.hpp -isystem $torch/include tests/torch_test.cpp -o "\$program" \
     -L$torch/lib -Wl,-rpath,$torch/lib -ltorch -ltorch_cpu -lc10 \$gtest ;;
-  *) g++ \$flags -include $work/plain.hpp tests/"\$test"_test.cpp -o "\$program" \$gtest ;;
+  *) g++ \$flags -O0 -include $work/plain.hpp tests/"\$test"_test.cpp -o "\$program" \$gtest ;;
 esac
 SCRIPT
 # run PROGRAM TEST[:FILTER]
