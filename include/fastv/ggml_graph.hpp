@@ -190,7 +190,6 @@ class Pruner {
   Result<Plan> begin(const Prompt& prompt) noexcept {
     begun_ = false;
     stage_ = 0;
-    for (Stage& stage : stages_) stage.lists = stage.values = nullptr;
     const Result<Plan> plan = make_plan(Span<const Config>(null_ ? nullptr : configs_, given_), prompt);
     if (!plan) return plan;
     plan_ = *plan;

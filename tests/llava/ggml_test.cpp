@@ -184,11 +184,13 @@ TEST(GgmlRows, MoveTokensAlongEveryAxisAndOfEveryType) {
     }
   }
   HostTensors host;
-  ggml_tensor* positions = host.make(GGML_TYPE_I32, {7});
-  for (int i = 0; i < 7; ++i) static_cast<std::int32_t*>(positions->data)[i] = 100 + i;
+  ggml_tensor* positions = host.make(GGML_TYPE_I32, {7, 2});  // two planes
+  auto* ids = static_cast<std::int32_t*>(positions->data);
+  std::iota(ids, ids + 14, 100);
   ASSERT_TRUE(fastv::compact(kept, positions, 0));
   for (std::size_t k = 0; k < kept.size(); ++k)
-    EXPECT_EQ(static_cast<std::int32_t*>(positions->data)[k], 100 + static_cast<std::int32_t>(kept[k]));
+    for (const std::size_t plane : {0u, 7u})
+      EXPECT_EQ(ids[plane + k], 100 + static_cast<std::int32_t>(plane + kept[k])) << plane;
 }
 
 TEST(GgmlRows, RefuseWhatCannotBeMoved) {
@@ -459,6 +461,9 @@ TEST(GraphScores, AreTheCoresOnTheSameQueriesAndKeys) {
     ggml_tensor* sinks = c.sinks ? graph.list(sink_values) : nullptr;
     const auto scores = fastv::graph::scores(graph.context(), q, k, 0.25f, c.cap, sinks);
     ASSERT_TRUE(scores) << scores.message().c_str();
+    const ggml_tensor* node = *scores;
+    while (node->op != GGML_OP_MUL_MAT) node = node->src[0];
+    EXPECT_EQ(node->op_params[0], GGML_PREC_F32);  // the CPU sums so in any case
     graph.run({*scores});
     const std::vector<float> found = graph.read<float>(*scores);
     const double sum = std::accumulate(found.begin(), found.end(), 0.0);
@@ -811,6 +816,11 @@ TEST(GraphSelect, RatiosOfTheirOwnAndImagesThatAreEmpty) {
     expect_same({config}, {kinds[1].make(90, random)}, visual, 90, "ratios of their own");
   }
   expect_same({Config{}}, {kinds[1].make(20, random)}, {}, 20, "no images");
+  // A pool of one image leaves one image, which may have a minimum.
+  std::vector<Config> pools(2);
+  for (Config& config : pools) config.quota = Quota::pooled, config.min_per_image = 3, config.keep_count = 9;
+  pools[0].filtering_layer = 1, pools[1].keep_count = 4;
+  expect_same(pools, {kinds[1].make(40, random), kinds[1].make(40, random)}, {{5, 30}}, 40, "pools of one image");
   expect_same({Config{}}, {kinds[1].make(20, random)}, {{3, 0, 0, false, 12}}, 20, "an image of which nothing is left");
 }
 
