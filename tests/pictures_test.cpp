@@ -22,6 +22,7 @@ extern "C" const char* __lsan_default_suppressions() { return "leak:libfontconfi
 
 namespace {
 
+using namespace common;
 using namespace scenes;
 using Bytes = std::vector<std::uint8_t>;
 

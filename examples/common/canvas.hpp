@@ -19,7 +19,7 @@
 
 #include "picture.hpp"
 
-namespace scenes {
+namespace common {
 
 struct Ink {
   double red, green, blue, alpha = 1;  // each in [0, 1]
@@ -211,4 +211,4 @@ void write_drawing(const std::string& path, double width, double height, const D
     throw std::runtime_error("cannot write the drawing " + path + ": " + cairo_status_to_string(status));
 }
 
-}  // namespace scenes
+}  // namespace common

@@ -5,7 +5,7 @@
 
 #include "canvas.hpp"
 
-namespace scenes {
+namespace common {
 
 struct Series {
   std::string name;                           // of equal names, one legend entry and one colour
@@ -118,12 +118,12 @@ class ChartDrawing {
     for (int i = 0; i <= ticks(chart_.y); ++i) {
       const double value = chart_.y.low + chart_.y.step * i, y = plot.bottom() - plot.height * place(chart_.y, value);
       canvas.line(plot.x, y, plot.right(), y, i == 0 ? ink::grey : ink::line);
-      canvas.text(scenes::format(chart_.y.format, value), plot.x - 8, y + 5, small, ink::grey, Align::right);
+      canvas.text(format(chart_.y.format, value), plot.x - 8, y + 5, small, ink::grey, Align::right);
     }
     for (int i = 0; i <= ticks(chart_.x); ++i) {
       const double value = chart_.x.low + chart_.x.step * i, x = plot.x + plot.width * place(chart_.x, value);
       canvas.line(x, plot.bottom(), x, plot.bottom() + 5, ink::grey);
-      canvas.text(scenes::format(chart_.x.format, value), x, plot.bottom() + 22, small, ink::grey, Align::centre);
+      canvas.text(format(chart_.x.format, value), x, plot.bottom() + 22, small, ink::grey, Align::centre);
     }
     canvas.text(chart_.x.label, plot.x + plot.width / 2, plot.bottom() + 46, small, ink::grey, Align::centre);
     if (first) canvas.text_upwards(chart_.y.label, plot.x - 52, plot.y + plot.height / 2, small, ink::grey);
@@ -172,4 +172,4 @@ inline void LineChart::write(const std::string& path) const {
   write_drawing(path, drawing.width(), drawing.height(), [&](Canvas& canvas) { drawing.draw(canvas); });
 }
 
-}  // namespace scenes
+}  // namespace common

@@ -24,7 +24,7 @@
 #define STBI_WRITE_NO_STDIO
 #include <stb/stb_image_write.h>
 
-namespace scenes {
+namespace common {
 
 namespace {
 
@@ -183,4 +183,4 @@ std::vector<float> normalise(const Picture& picture, const Preprocessor& preproc
   return values;
 }
 
-}  // namespace scenes
+}  // namespace common

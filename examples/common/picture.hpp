@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-namespace scenes {
+namespace common {
 
 struct Picture {
   int width = 0, height = 0;         // pixels
@@ -51,4 +51,4 @@ Picture fit(const Picture& picture, const Preprocessor& preprocessor);
 // (value * rescale - mean) / deviation, channel by channel: [height, width, 3] bytes -> [3, height, width].
 std::vector<float> normalise(const Picture& picture, const Preprocessor& preprocessor);
 
-}  // namespace scenes
+}  // namespace common

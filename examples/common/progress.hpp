@@ -9,7 +9,7 @@
 #include <mutex>
 #include <string>
 
-namespace scenes {
+namespace common {
 
 class Progress {
  public:
@@ -53,4 +53,4 @@ class Progress {
   std::mutex mutex_;
 };
 
-}  // namespace scenes
+}  // namespace common

@@ -160,7 +160,7 @@ int main(int argc, char** argv) {
               std::size(procedures), static_cast<long long>(expected.hidden.size(1)), static_cast<long long>(n));
 
   {
-    scenes::Progress progress("Timing", static_cast<std::size_t>(rounds));
+    common::Progress progress("Timing", static_cast<std::size_t>(rounds));
     for (long round = 0; round < rounds; ++round) {
       for (Procedure& procedure : procedures) procedure.seconds.push_back(timed(state, procedure, result));
       progress.step();

@@ -40,7 +40,7 @@ class Sampler {
 
 template <class Work>
 auto with_progress(const char* label, const Work& work) {
-  scenes::Progress bar(label, 100);
+  common::Progress bar(label, 100);
   return work([&](double share) { bar.reach(share); });
 }
 

@@ -155,7 +155,7 @@ Eyes::Eyes(const std::string& path, const Words& words, const Shape& shape, int 
 }
 
 Eyes::Picture Eyes::open(const std::string& path) const {
-  const scenes::Picture picture = scenes::load_picture(path);
+  const common::Picture picture = common::load_picture(path);
   return {path, std::unique_ptr<mtmd_bitmap, MtmdDeleter>(mtmd_bitmap_init(static_cast<std::uint32_t>(picture.width),
                                                                            static_cast<std::uint32_t>(picture.height),
                                                                            picture.pixels.data()))};

@@ -12,7 +12,7 @@ namespace llava {
 
 namespace {
 
-using scenes::format;
+using common::format;
 
 double mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
@@ -106,7 +106,7 @@ void write_json(const std::string& path, const Options& options, const Shape& sh
 
 void write_overlay(const std::string& path, const std::vector<std::string>& pictures,
                    const std::vector<PictureSpan>& spans, const std::vector<fastv::Index>& kept, bool padded) {
-  using namespace scenes;
+  using namespace common;
   constexpr double height = 480, gap = 16, caption = 28;
   struct Panel {
     Picture picture;

@@ -15,6 +15,8 @@
 
 namespace scenes {
 
+using namespace common;  // pictures
+
 // What the decoder reads: text, image, text.
 struct Prompt {
   Matrix embeddings;        // [n, D]

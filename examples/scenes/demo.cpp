@@ -150,7 +150,7 @@ std::pair<Run, Run> run_both(const Assistant& assistant, const Prompt& prompt, c
 
 // ---- words for numbers --------------------------------------------------------------------------
 
-using scenes::format;
+using common::format;
 
 // "layers 0-1: 158, layers 2-7: 86"
 std::string layers_text(const fastv::Plan& plan) {
@@ -255,7 +255,7 @@ std::string score_caption(const fastv::Config& pruning, std::size_t layer) {
   return "Attention of the last prompt token " + where + ".";
 }
 
-scenes::Figure figure(const Assistant& assistant, const Prompt& prompt, const scenes::Picture& picture,
+scenes::Figure figure(const Assistant& assistant, const Prompt& prompt, const common::Picture& picture,
                       const fastv::Config& pruning, const Answer& full, const Answer& pruned) {
   const scenes::Matrix attention = assistant.attention(prompt);  // [layers, n]
   const auto first = static_cast<Eigen::Index>(prompt.visual.first),
@@ -303,7 +303,7 @@ std::string punctuated(const scenes::Vocabulary& vocabulary, const std::string& 
 void run(const Options& options) {
   Eigen::setNbThreads(1);  // matrices this small gain nothing from a second thread, and times are steadier
   const Assistant assistant(options.model);
-  const scenes::Picture picture = scenes::load_picture(options.picture);
+  const common::Picture picture = common::load_picture(options.picture);
   const std::string question = punctuated(assistant.vocabulary(), options.question);
   const Prompt prompt = assistant.prompt(assistant.look(picture), question);
   const auto [full, pruned] = run_both(assistant, prompt, options.pruning);

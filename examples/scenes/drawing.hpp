@@ -6,6 +6,8 @@
 
 namespace scenes {
 
+using namespace common;  // pictures
+
 // A line of the table below the panels.
 struct FigureRow {
   std::string name;

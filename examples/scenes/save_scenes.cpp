@@ -8,6 +8,7 @@
 
 int main(int argc, char** argv) {
   using namespace scenes;
+  using namespace common;
   if (argc != 5) {
     std::fprintf(stderr, "usage: %s MNIST_FOLDER SEED COUNT FOLDER\n", argv[0]);
     return 2;

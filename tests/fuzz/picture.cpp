@@ -29,18 +29,18 @@ FASTV_FUZZ_TARGET(picture) {
   const std::vector<std::uint8_t> bytes(in.rest(), in.rest() + in.left());
   if (claimed_pixels(bytes) > 200 * 200) return;
   try {
-    const scenes::Picture picture = scenes::decode_picture(bytes, "the picture");
+    const common::Picture picture = common::decode_picture(bytes, "the picture");
     FUZZ_CHECK(picture.width > 0 && picture.height > 0);
     FUZZ_CHECK(picture.pixels.size() ==
                static_cast<std::size_t>(picture.width) * static_cast<std::size_t>(picture.height) * 3);
-    scenes::Preprocessor preprocessor;
+    common::Preprocessor preprocessor;
     preprocessor.side = 24;
     preprocessor.mean = {0.5f, 0.4f, 0.3f};
     preprocessor.deviation = {0.2f, 0.2f, 0.2f};
-    const scenes::Picture small = scenes::fit(picture, preprocessor);
+    const common::Picture small = common::fit(picture, preprocessor);
     FUZZ_CHECK(small.width == 24 && small.height == 24);
-    FUZZ_CHECK(scenes::normalise(small, preprocessor).size() == 3u * 24 * 24);
-  } catch (const scenes::PictureError& error) {
+    FUZZ_CHECK(common::normalise(small, preprocessor).size() == 3u * 24 * 24);
+  } catch (const common::PictureError& error) {
     FUZZ_CHECK(std::strstr(error.what(), "the picture") != nullptr);
   }
 }

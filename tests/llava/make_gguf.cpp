@@ -69,7 +69,7 @@ struct Options {
 
 template <class Model>
 void make(const Model& model, const std::string& file) {
-  scenes::Progress progress("Writing " + file, 100);
+  common::Progress progress("Writing " + file, 100);
   tiny_gguf::write(model, file, [&](double share) { progress.reach(share); });
 }
 

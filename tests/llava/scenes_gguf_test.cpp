@@ -87,7 +87,7 @@ TEST_F(ScenesGguf, EveryWordIsItsTokenAndReadsRight) {
 TEST_F(ScenesGguf, VisualTokensAreThePatchesFromTheSecondOn) {
   for (const char* name : {"scene_00.png", "scene_31.png", "scene_59.png"}) {
     const std::string picture = folder + "/pictures/" + name;
-    const scenes::Matrix expected = assistant_->look(scenes::load_picture(picture));
+    const scenes::Matrix expected = assistant_->look(common::load_picture(picture));
     const std::vector<float> values = chat_->look(picture);
     ASSERT_EQ(values.size(), static_cast<std::size_t>(expected.size()));
     const Eigen::Map<const scenes::Matrix> seen(values.data(), expected.rows(), expected.cols());
@@ -103,7 +103,7 @@ TEST_F(ScenesGguf, AnswersAreTheReferenceAssistants) {
   scenes::Matrix visual;
   std::size_t asked = 0;
   for (const Item& item : committed()) {
-    if (item.picture != last) visual = assistant_->look(scenes::load_picture(last = item.picture));
+    if (item.picture != last) visual = assistant_->look(common::load_picture(last = item.picture));
     EXPECT_EQ(chat_->answer(item.picture, item.question),
               assistant_->answer(assistant_->prompt(visual, item.question)).text)
         << item.picture << ": " << item.question;
@@ -120,7 +120,7 @@ TEST_F(ScenesGguf, MtmdCliAnswersAsItIs) {
     const CommandResult result = run_mtmd_cli({"-m", model(), "--mmproj", mmproj(), "--image", item.picture, "-p",
                                                item.question, "-n", "16", "--temp", "0", "-t", "1"});
     ASSERT_EQ(result.status, 0);
-    const scenes::Matrix visual = assistant_->look(scenes::load_picture(item.picture));
+    const scenes::Matrix visual = assistant_->look(common::load_picture(item.picture));
     EXPECT_EQ(stripped(result.output), assistant_->answer(assistant_->prompt(visual, item.question)).text)
         << item.picture << ": " << item.question;
   }
