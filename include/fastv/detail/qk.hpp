@@ -46,13 +46,12 @@ struct PointerTile : PlainTile<K, PointerTile<K>> {
   const K* keys[streams];
   const K* key(std::size_t n) const noexcept { return keys[n]; }
 };
-// Neighbours in chunks of 16 bytes: chunk 0 of each, then chunk 1 of each, `apart` elements on. next: elements to what is
-// to be prefetched.
+// Neighbours in chunks of 16 bytes: chunk 0 of each, then chunk 1 of each, `apart` elements on.
 template <class K>
 struct ChunkTile {
   static constexpr std::size_t chunk = InChunks<K>::chunk;
   const K* first;
-  std::ptrdiff_t apart, next;
+  std::ptrdiff_t apart;
   InChunks<K> at(std::size_t n, std::size_t i) const noexcept {
     return {first + n * chunk + static_cast<std::ptrdiff_t>(i / chunk) * apart, apart};
   }
@@ -61,12 +60,7 @@ struct ChunkTile {
       std::memcpy(to + done, at(n, i + done).k, (count - done < chunk ? count - done : chunk) * sizeof(K));
   }
   template <std::size_t Keys>
-  FASTV_INLINE void ask_ahead(std::size_t begin, std::size_t i, std::ptrdiff_t) const noexcept {
-    FASTV_UNROLL
-    for (std::size_t element = 0; element < 2 * width; element += chunk) FASTV_UNROLL
-    for (std::size_t n = 0; n < Keys; ++n)
-      if ((begin + n) % 4 == 0) prefetch(at(begin + n, i + element).k + next);  // 4 of them share a line
-  }
+  FASTV_INLINE void ask_ahead(std::size_t, std::size_t, std::ptrdiff_t) const noexcept {}  // ChunkSource does it
 };
 
 // out[h * streams + n] = q_h . k_n for Keys keys of a tile from key `begin` on. q: [Heads, padded(dim)] from arrange();
@@ -194,15 +188,24 @@ struct ChunkSource {
     PagedTokens<K>& found = tokens[token / streams % streams];
     found.find(keys, first, token, apart);
     const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
+    // With the first of the tiles that lie together, all of them of the next head are asked for, line by line: in the
+    // order in which tiles read them, every other pair of lines first, memory is a third slower.
+    const std::size_t stretch = tiles_together() * streams;
+    if ((first + token) % keys.pages.block_tokens % stretch == 0 && head + 1 < keys.heads)
+      for (std::size_t c = 0; c * chunk < keys.dim; ++c) {
+        const K* chunks =
+            found.at[0] + offset + keys.head_stride + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
+        const auto* from = reinterpret_cast<const unsigned char*>(chunks);
+        prefetch(from, from + stretch * chunk * sizeof(K));
+      }
     bool neighbours = true;
     for (std::size_t n = 1; n < streams; ++n) neighbours = neighbours && found.at[n] == found.at[0] + n * chunk;
-    if (neighbours)
-      return {found.at[0] + offset, keys.pages.chunk_stride, head + 1 < keys.heads ? keys.head_stride : 0};
+    if (neighbours) return {found.at[0] + offset, keys.pages.chunk_stride};
     for (std::size_t c = 0; c * chunk < keys.dim; ++c)
       for (std::size_t n = 0; n < streams; ++n)
         std::memcpy(copy + (c * streams + n) * chunk,
                     found.at[n] + offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride, 16);
-    return {copy, static_cast<std::ptrdiff_t>(streams * chunk), 0};
+    return {copy, static_cast<std::ptrdiff_t>(streams * chunk)};
   }
 };
 
