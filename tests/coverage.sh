@@ -1,23 +1,23 @@
 #!/bin/sh
-# Which lines of include/fastv the tests run: builds unit_tests, decoder_test and golden_check with gcov, prints a
-# percentage a header and every line that was not run. Status 1 if one of those is not explained in
-# tests/uncovered.txt, or if an explanation there is of no use any more.
+# Which lines of include/fastv the tests run, adaptors included: builds the tests with gcov, runs them, and prints a
+# percentage a header and every line that was not run. Status 1 if one of those is not explained in tests/uncovered.txt,
+# or if an explanation there is of no use any more. Needs LibTorch and llama.cpp (cmake/llama_cpp.sh) beside what it
+# installs.
 set -eu
 cd "$(dirname "$0")/.."
 . cmake/packages.sh
-need g++ cmake ninja-build perl libeigen3-dev nlohmann-json3-dev libgtest-dev
+need g++ cmake ninja-build perl libeigen3-dev nlohmann-json3-dev libgtest-dev libtorch-dev
 
 work=build/coverage
+llama_cpp=$(sh cmake/llama_cpp.sh)/prefix
 # Without optimisation a line counts when it runs, and FASTV_VECTORS takes its narrowest path.
-for target in unit_tests decoder_test golden_check; do
-  configure_and_build $work $target -G Ninja -DFASTV_BUILD_EXAMPLES=OFF -DFASTV_BUILD_BENCHMARKS=OFF -DFASTV_NATIVE=OFF \
-    -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="--coverage -O0"
-done
+configure_and_build $work coverage -G Ninja -DFASTV_BUILD_BENCHMARKS=OFF -DFASTV_NATIVE=OFF -DFASTV_LLAMA_CPP_DIR="$llama_cpp" \
+  -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="--coverage -O0" -DCMAKE_C_FLAGS="--coverage -O0"
 find $work -name '*.gcda' -delete
-$work/tests/unit_tests --gtest_brief=1 >/dev/null
-$work/tests/decoder_test --gtest_brief=1 >/dev/null
+for program in unit_tests decoder_test llava/ggml_test; do $work/tests/$program --gtest_brief=1 >/dev/null; done
+$work/examples/libtorch/torch_test --gtest_brief=1 >/dev/null
+$work/tests/c_face_test >/dev/null
 $work/tests/golden_check tests/golden/*.safetensors >/dev/null
-
 # Each object's counts, line by line; a line is covered if any instance in any program ran it.
 rm -rf $work/gcov
 mkdir -p $work/gcov
@@ -32,7 +32,7 @@ perl -e '
   my (%run, %text, $file);
   open my $in, "<", $ARGV[0] or die;
   while (<$in>) {
-    if (/^ *-: *0:Source:(.*)/) { $file = $1 =~ m{(?:^|/)include/fastv/((?:detail/)?\w+\.hpp)$} ? $1 : ""; next }
+    if (/^ *-: *0:Source:(.*)/) { $file = $1 =~ m{(?:^|/)include/fastv/((?:detail/)?\w+\.h(?:pp)?)$} ? $1 : ""; next }
     next unless $file && /^ *([-#=\d*]+): *(\d+):(.*)/ && $2 > 0 && $1 ne "-";
     my ($count, $line, $code) = ($1, $2, $3);
     $run{$file}{$line} = ($run{$file}{$line} || 0) + ($count =~ /^\d/ ? 1 : 0);
@@ -41,7 +41,7 @@ perl -e '
   die "gcov saw no header of include/fastv\n" unless %run;
   my (%explained, %used);
   open my $list, "<", $ARGV[1] or die;
-  while (<$list>) { $explained{"$1\0$2"} = 1 if m{^((?:detail/)?\w+\.hpp): (.*)$} }
+  while (<$list>) { $explained{"$1\0$2"} = 1 if m{^((?:detail/)?\w+\.h(?:pp)?): (.*)$} }
   my ($all, $covered, $bad) = (0, 0, 0);
   for my $f (sort keys %run) {
     my @lines = sort { $a <=> $b } keys %{$run{$f}};
