@@ -219,6 +219,13 @@ TEST(PagedKeys, WrongTablesAndShapesAreNamed) {
         v.pages.block_table = {nullptr, 5};
       },
       Errc::null_data, "block table");
+  // int32 tables are read as Index, and -1 where no block was given.
+  const std::vector<std::int32_t> with_hole = {0, 1, -1, 3, 4}, padded = {4, 3, 2, 1, 0, -1, -1};
+  refused(
+      cache, [&](auto& v) { v.pages.block_table = as_index(with_hole); }, Errc::bad_pages,
+      "block 2 of key is 4294967295");
+  refused(
+      cache, [&](auto& v) { v.pages.block_table = as_index(padded); }, Errc::ok, "");
   refused(
       cache, [](auto& v) { v.pages.block_stride = 3; }, Errc::bad_stride, "block stride");
   refused(

@@ -76,6 +76,31 @@ class Span {
   std::size_t size_ = 0;
 };
 
+namespace detail {
+template <class Pointer>
+inline constexpr bool is_word = false;
+template <>
+inline constexpr bool is_word<std::int32_t*> = true;
+template <>
+inline constexpr bool is_word<const std::int32_t*> = true;
+template <>
+inline constexpr bool is_word<Index*> = true;
+template <>
+inline constexpr bool is_word<const Index*> = true;
+FASTV_INLINE Span<Index> index_span(void* data, std::size_t size) noexcept { return {static_cast<Index*>(data), size}; }
+FASTV_INLINE Span<const Index> index_span(const void* data, std::size_t size) noexcept {
+  return {static_cast<const Index*>(data), size};
+}
+}  // namespace detail
+
+// A list of 32-bit integers as one of Index, where it lies: most engines keep block tables as int32. Entries that are read
+// must not be negative.
+template <class List>
+FASTV_INLINE auto as_index(List&& list) noexcept {
+  static_assert(detail::is_word<decltype(list.data())>, "as_index() takes a list of 32-bit integers");
+  return detail::index_span(list.data(), static_cast<std::size_t>(list.size()));
+}
+
 // TokenSpan::filtering_ratio where the Config decides.
 inline constexpr double by_config = -1;
 
@@ -150,7 +175,11 @@ inline constexpr bool is_heads<Heads<T>> = true;
 struct Unknown {
   template <class T>
   FASTV_INLINE constexpr Unknown(const T&) noexcept {
-    static_assert(is_heads<T>,
+    static_assert(is_heads<T> || !is_pointer<T>,
+                  "heads() takes a pointer to the elements and their shape, as in fastv::heads(data, "
+                  "fastv::TokenMajor{tokens, heads, dim}); of pages, the shape of a block, its table as a list of "
+                  "fastv::Index (fastv::as_index() of one of int32) and the number of tokens");
+    static_assert(is_heads<T> || is_pointer<T>,
                   "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
                   "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
                   "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim})");
