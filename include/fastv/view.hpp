@@ -269,6 +269,13 @@ FASTV_INLINE constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& 
 }
 }  // namespace detail
 
+namespace detail {
+// No blocks of no tokens would look like a cache in one piece; with one token each, what is missing is the table.
+FASTV_INLINE constexpr std::size_t block_size(std::size_t tokens, bool no_blocks) noexcept {
+  return tokens == 0 && no_blocks ? 1 : tokens;
+}
+}  // namespace detail
+
 // Vectors in pages: heads(cache, HeadMajor{8, 16, 128}, block_table, n). shape: that of one block; block_table: of this
 // sequence; tokens: how many it has. Blocks follow each other in the cache; where they are further apart, set
 // pages.block_stride.
@@ -276,7 +283,7 @@ template <class T, class Shape>
 FASTV_INLINE constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> block_table,
                                       std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(cache, block);
-  view.pages.block_tokens = block.tokens;
+  view.pages.block_tokens = detail::block_size(block.tokens, block_table.empty());
   view.pages.block_table = block_table;
   view.tokens = tokens;
   return view;
@@ -285,7 +292,7 @@ FASTV_INLINE constexpr Heads<T> heads(const T* cache, const Shape& block, Span<c
 template <class T, class Shape>
 FASTV_INLINE constexpr Heads<T> heads(Span<const T* const> blocks, const Shape& block, std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(blocks.empty() ? nullptr : blocks[0], block);
-  view.pages.block_tokens = block.tokens;
+  view.pages.block_tokens = detail::block_size(block.tokens, blocks.empty());
   view.pages.block_stride = 0;
   view.pages.blocks = blocks;
   view.tokens = tokens;
