@@ -1,8 +1,9 @@
-# README.md held to what it says: every ```cpp block compiles, and every block of printed lines is what a program prints.
+# README.md held to what it says: every ```cpp and ```c block compiles, and every block of printed lines is what a program
+# prints.
 #
 # A block with an #include is a program of its own, which examples/minimal.cpp ends with. Any other is a fragment: it becomes
 # the body of a function that sees the names which tests/readme/context.hpp declares, or engine_context.hpp where the text
-# since the last block names the engine's adaptor; or, where it starts with a declaration of a type or template, it stands
+# since the last block names the engine's adaptor (c_context.h, where it is C99); or, where it starts with a declaration of a type or template, it stands
 # at namespace scope behind them.
 if(CMAKE_SCRIPT_MODE_FILE AND DEFINED PROGRAM_TEXT)
   # -DPROGRAM_TEXT=file -DSOURCE=file -P: is the block the end of the source?
@@ -38,10 +39,6 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_readme} ${PROJ
 set(_folder ${CMAKE_CURRENT_BINARY_DIR}/readme)
 
 set(_engine_includes "")
-get_target_property(_eigen Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
-foreach(_folder_of_eigen ${_eigen})
-  list(APPEND _engine_includes -isystem ${_folder_of_eigen})
-endforeach()
 foreach(_folder_of_engine ${FASTV_GGML_INCLUDES})
   list(APPEND _engine_includes -isystem ${_folder_of_engine})
 endforeach()
@@ -49,11 +46,9 @@ endforeach()
 function(add_cpp_block line code before)
   set(_context context)
   set(_needs "")
-  if(before MATCHES "fastv/(eigen|ggml|torch)\\.hpp")
+  if(before MATCHES "fastv/(ggml|torch)\\.hpp")
     set(_context ${CMAKE_MATCH_1}_context)
-    if(NOT CMAKE_MATCH_1 STREQUAL "eigen")  # which every build of the tests has
-      set(_needs ${CMAKE_MATCH_1})
-    endif()
+    set(_needs ${CMAKE_MATCH_1})
   endif()
   if(code MATCHES "#include")
     set(_source "#line ${line} \"README.md\"\n${code}")
@@ -75,6 +70,14 @@ function(add_cpp_block line code before)
     -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme ${_engine_includes})
   set_tests_properties(readme.line_${line} PROPERTIES LABELS readme SKIP_RETURN_CODE 77
     ENVIRONMENT "NEEDS=${_needs};BLOCK=${_folder}/line_${line}.cpp")
+endfunction()
+
+function(add_c_block line code)
+  file(WRITE ${_folder}/line_${line}.c
+    "#include \"c_context.h\"\nint readme_block(void);\nint readme_block(void) {\n#line ${line} \"README.md\"\n${code}return 0;\n}\n")
+  add_test(NAME readme.line_${line} COMMAND ${CMAKE_C_COMPILER} -std=c99 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion
+    -Werror -Wno-unused -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme ${_folder}/line_${line}.c)
+  set_tests_properties(readme.line_${line} PROPERTIES LABELS readme)
 endfunction()
 
 function(add_printed_block line text)
@@ -131,6 +134,8 @@ while(TRUE)
   if(_language STREQUAL "cpp")
     add_cpp_block(${_line} "${_code}" "${_before}")
     math(EXPR _blocks "${_blocks} + 1")
+  elseif(_language STREQUAL "c")
+    add_c_block(${_line} "${_code}")
   elseif(_language STREQUAL "")
     add_printed_block(${_line} "${_code}")
   endif()

@@ -33,7 +33,4 @@ int main() {
 
   for (const std::size_t layer : {std::size_t{0}, layers - 1})  // decoding: one position, a slot in each layer's cache
     std::printf("layer %zu: position %zu goes into slot %zu\n", layer, slots.tokens(), slots.length(layer));
-  if (!slots.append(1)) return 1;
-  std::printf("then layer %zu has %zu keys; the next position is %zu\n", layers - 1, slots.length(layers - 1),
-              slots.tokens());
 }

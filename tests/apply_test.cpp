@@ -250,6 +250,29 @@ TEST(WriteIndices, InTheEnginesTypeAndPlace) {
   EXPECT_TRUE(refused(write_indices(pruned_10(), Span<std::int32_t>(shifted.data(), 5)), Errc::too_small, "5 entries"));
 }
 
+// Lists as they are, with no Span around them, and a sum that an int32 does not hold.
+TEST(WriteIndices, TakesAListAndRefusesSumsThatDoNotFit) {
+  const std::vector<Index> kept = {0, 3, max_tokens - 1};
+  std::vector<std::int32_t> narrow(3);
+  ASSERT_TRUE(write_indices(kept, narrow));
+  EXPECT_EQ(narrow, (std::vector<std::int32_t>{0, 3, 2147483646}));
+  EXPECT_TRUE(refused(write_indices(kept, narrow, 2), Errc::bad_index, "index 2147483646 and the offset 2"));
+  EXPECT_EQ(narrow[1], 3);  // untouched
+  ASSERT_TRUE(write_indices(kept, narrow, 1));
+  EXPECT_EQ(narrow, (std::vector<std::int32_t>{1, 4, 2147483647}));
+  ASSERT_TRUE(write_indices(kept, narrow, -5));
+  EXPECT_EQ(narrow, (std::vector<std::int32_t>{-5, -2, 2147483641}));
+  std::vector<Index> ids(4);
+  ASSERT_TRUE(write_indices(kept, ids, 0x80000001u));
+  EXPECT_EQ(ids[2], 0xffffffffu);
+  EXPECT_EQ(write_indices(kept, ids, 0x80000002u).code, Errc::bad_index);
+  std::array<std::int64_t, 3> wide{};
+  ASSERT_TRUE(write_indices(kept, wide, std::int64_t{1} << 40));
+  EXPECT_EQ(wide[2], (std::int64_t{1} << 40) + 2147483646);
+  EXPECT_EQ(write_indices(kept, wide, 0x7fffffffffffffff).code, Errc::bad_index);
+  EXPECT_TRUE(write_indices(std::vector<Index>{}, narrow, 2147483647));
+}
+
 TEST(Runs, AreAsLongAsTheyCanBe) {
   std::vector<std::array<std::size_t, 3>> runs;
   const auto note = [&](std::size_t to, std::size_t from, std::size_t count) { runs.push_back({to, from, count}); };
@@ -300,6 +323,8 @@ TEST(KeepBitmap, HidesWhatIsNotKept) {
 TEST(NextPosition, IsOnePastTheGreatestOfAllAxes) {
   const std::int32_t axes[] = {0, 1, 2, 3, 3, 3, 0, 1, 7, 1, 2, 5};
   EXPECT_EQ(next_position(Span<const std::int32_t>(axes)), 8);
+  const std::vector<std::int64_t> list = {4, 11, 2};
+  EXPECT_EQ(next_position(list), 12);
 }
 
 // ---- what every verb takes ----------------------------------------------------------------------
@@ -429,6 +454,8 @@ TEST(EveryVerb, RefusesTensorsOfAnotherLengthThanThePrompt) {
     EXPECT_TRUE(is_refused(compact(pruned_10(), rows(values.data(), length))));
     EXPECT_TRUE(is_refused(compact(pruned_10(), Span<std::int64_t>(values.data(), length))));
     EXPECT_TRUE(is_refused(compact(pruned_10(), position_axes(values.data(), 3, length))));
+    EXPECT_TRUE(refused(compact(pruned_10(), rows(values.data(), 30)), Errc::bad_shape,
+                        "of several axes by fastv::position_a"));
     EXPECT_TRUE(is_refused(gather(pruned_10(), rows(values.data(), length), rows(room.data(), 10))));
     EXPECT_TRUE(is_refused(compact_mask(pruned_10(), rows(values.data(), length, length))));
     EXPECT_TRUE(is_refused(compact_pages(pruned_10(), cache).status));

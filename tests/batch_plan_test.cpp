@@ -172,6 +172,9 @@ TEST(PlanBatch, WrongInputsAreNamed) {
   };
   EXPECT_EQ(code({&*plan}), Errc::ok);
   EXPECT_EQ(code({&*plan}, 0), Errc::bad_setting);
+  // Counts of blocks would wrap around.
+  EXPECT_EQ(code({nullptr, nullptr, 5}, static_cast<std::size_t>(-1)), Errc::bad_setting);
+  EXPECT_EQ(code({nullptr, nullptr, 5}, max_tokens), Errc::ok);
   EXPECT_EQ(code({&*plan}, layers + 1), Errc::bad_shape);
   EXPECT_EQ(code({nullptr, nullptr, max_tokens}), Errc::ok);
   EXPECT_EQ(code({nullptr, nullptr, max_tokens + 1}), Errc::bad_shape);

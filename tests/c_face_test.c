@@ -203,6 +203,13 @@ static void check_other_evidence(void) {
   EXPECT(fastv_prune_scores(pruner, NULL, 0, n_tokens, visual, 1, &kept, &why) == FASTV_OK);
   EXPECT(same(&kept, cxx_random(77, expected)));
   fastv_pruner_destroy(pruner);
+
+  config.keep_count = 0;  // beside an R of 1: none
+  config.filtering_ratio = 1;
+  pruner = fastv_pruner_create(&config, &why);
+  EXPECT(fastv_prune_scores(pruner, NULL, 0, n_tokens, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(kept.count == n_tokens - n_visual);
+  fastv_pruner_destroy(pruner);
 }
 
 // Two stages by scores of one's own, what is moved, and the slots, all by plain loops.
@@ -298,6 +305,12 @@ static void check_failures(void) {
   }
   EXPECT(fastv_pruner_create(NULL, &why) == NULL && says("null"));
 
+  // An initialiser that leaves keep_count out must not drop every visual token.
+  const fastv_config short_one = {.filtering_layer = 2, .filtering_ratio = 0.5};
+  EXPECT(fastv_pruner_create(&short_one, &why) == NULL && says("keep_count is 0") && says("0.5"));
+  size_t left_out[4];
+  EXPECT(fastv_plan(&short_one, 1, visual, 1, n_tokens, 4, left_out, &why) == FASTV_BAD_SETTING && says("keep_count"));
+
   fastv_pruner* pruner = fastv_pruner_create(&config, NULL);
   fastv_kept kept = {.count = 3};
   fastv_query_key evidence = {.query = {.data = query_floats, .heads = n_heads, .tokens = 1, .dim = n_dim},
@@ -322,7 +335,32 @@ static void check_failures(void) {
   EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_SHAPE &&
          says("heads_total is 3"));
   evidence.heads_total = 0;
+  evidence.heads_total = 8;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_MISSING_EVIDENCE && says("4 of 8"));
+  evidence.heads_total = 0;
+  // Pages that are half described are not one piece.
+  const fastv_index table[] = {0, 1};
+  evidence.key.block_table = table;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_PAGES && says("0 tokens"));
+  evidence.key.block_tokens = n_block;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_PAGES && says("0 blocks"));
+  evidence.key.block_table = NULL;
+  evidence.key.blocks = 8;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_NULL_DATA && says("block table"));
+  evidence.key.blocks = 0;
+  EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, &kept, &why) == FASTV_BAD_PAGES);
+  evidence.key.block_tokens = 0;
   EXPECT(fastv_prune_query_key(pruner, &evidence, NULL, 1, &kept, &why) == FASTV_NULL_DATA);
+  // What a prune that failed leaves keeps nothing of anything.
+  fastv_rows some = {.data = query_floats, .count = 60, .row_bytes = 4};
+  fastv_span next[1];
+  size_t number = 7;
+  fastv_slots* books = fastv_slots_create();
+  EXPECT(fastv_slots_append(books, n_tokens, NULL) == FASTV_OK);
+  EXPECT(fastv_compact(&kept, &some, &why) == FASTV_BAD_PROMPT && says("0 tokens"));
+  EXPECT(fastv_slots_keep(books, 2, &kept, &why) == FASTV_BAD_PROMPT && says("failed"));
+  EXPECT(fastv_next_spans(&kept, visual, 1, next, &number, &why) == FASTV_BAD_PROMPT && number == 0);
+  fastv_slots_destroy(books);
   EXPECT(fastv_prune_query_key(NULL, &evidence, visual, 1, &kept, &why) == FASTV_NULL_DATA);
   EXPECT(fastv_prune_query_key(pruner, NULL, visual, 1, &kept, &why) == FASTV_NULL_DATA);
   EXPECT(fastv_prune_query_key(pruner, &evidence, visual, 1, NULL, &why) == FASTV_NULL_DATA);

@@ -219,6 +219,19 @@ TEST(PagedKeys, WrongTablesAndShapesAreNamed) {
         v.pages.block_table = {nullptr, 5};
       },
       Errc::null_data, "block table");
+  // No blocks of no tokens are no cache in one piece.
+  const float row[32] = {};
+  const Heads<float> none = heads(static_cast<const float*>(row), HeadMajor{1, 0, 4}, Span<const Index>(), 8);
+  const Status status = KeysOnly{none}.check();
+  EXPECT_EQ(status.code, Errc::bad_pages) << status.message().c_str();
+  EXPECT_EQ(KeysOnly{heads(Span<const float* const>(), HeadMajor{1, 0, 4}, 8)}.check().code, Errc::bad_pages);
+  // int32 tables are read as Index, and -1 where no block was given.
+  const std::vector<std::int32_t> with_hole = {0, 1, -1, 3, 4}, padded = {4, 3, 2, 1, 0, -1, -1};
+  refused(
+      cache, [&](auto& v) { v.pages.block_table = as_index(with_hole); }, Errc::bad_pages,
+      "block 2 of key is 4294967295");
+  refused(
+      cache, [&](auto& v) { v.pages.block_table = as_index(padded); }, Errc::ok, "");
   refused(
       cache, [](auto& v) { v.pages.block_stride = 3; }, Errc::bad_stride, "block stride");
   refused(

@@ -381,6 +381,9 @@ TEST(WrongPages, AreNamedAndNothingIsTouched) {
   check([](KvPages& p) { p.block_table = {p.block_table.data(), 4}; }, Errc::bad_pages, "4 blocks but 5");
   check([](KvPages& p) { p.block_table = {}; }, Errc::bad_pages, "0 blocks but 5");
   check([](KvPages& p) { p.block_table = {nullptr, 5}; }, Errc::null_data, "block table");
+  std::vector<std::int32_t> with_hole = {0, 1, 2, 3, -1};
+  check([&](KvPages& p) { p.block_table = as_index(with_hole); }, Errc::bad_pages,
+        "block 4 of the cache is 4294967295");
   check([](KvPages& p) { p.data = nullptr; }, Errc::null_data, "the cache");
   check([](KvPages& p) { p.row_stride = -32; }, Errc::bad_stride, "-32");
   check([](KvPages& p) { p.row_stride = 31; }, Errc::bad_stride, "row stride");

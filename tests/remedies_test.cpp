@@ -383,6 +383,47 @@ TEST(CorrectByPrior, ConfigAsksForTheSeparatorsRow) {
   EXPECT_TRUE(refused(Pruner<>(config).prune(evidence, visual).status, Errc::bad_setting, "30"));
 }
 
+// A range around images is of its text alone.
+TEST(TextRaters, PassOverVisualTokens) {
+  Rng rng(9);
+  const std::size_t tokens = 30, width = 8;
+  const std::vector<float> hidden = random_floats(rng, tokens * width);
+  const std::vector<TokenSpan> visual = {{3, 9}, {16, 8}};
+  std::vector<Index> rows(tokens);
+  std::vector<float> scratch(2 * tokens);
+  for (const TokenSpan text : {TokenSpan{0, 30}, {2, 20}, {11, 6}, {10, 2 + 4}}) {
+    std::vector<std::size_t> words;
+    for (std::size_t t = text.first; t < text.first + text.count; ++t)
+      if (t < 3 || (t >= 12 && t < 16) || t >= 24) words.push_back(t);
+    std::vector<double> relevance(words.size(), 0.0);
+    for (const TokenSpan& span : visual)
+      for (std::size_t i = span.first; i < span.first + span.count; ++i) {
+        std::vector<double> e;
+        for (const std::size_t word : words) {
+          double sum = 0;
+          for (std::size_t d = 0; d < width; ++d)
+            sum += static_cast<double>(hidden[i * width + d]) * static_cast<double>(hidden[word * width + d]);
+          e.push_back(std::exp(sum));
+        }
+        const double total = std::accumulate(e.begin(), e.end(), 0.0);
+        for (std::size_t j = 0; j < words.size(); ++j) relevance[j] += e[j] / total / 17;
+      }
+    std::vector<Index> expected;
+    for (std::size_t j = 0; j < words.size(); ++j)
+      if (relevance[j] >= 1.0 / static_cast<double>(words.size())) expected.push_back(static_cast<Index>(words[j]));
+    const auto found = text_raters(hidden.data(), tokens, width, width, visual, text, rows, scratch);
+    ASSERT_TRUE(found) << found.message().c_str();
+    EXPECT_EQ(std::vector<Index>(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(*found)), expected);
+  }
+  EXPECT_TRUE(refused(text_raters(hidden.data(), tokens, width, width, visual, {4, 8}, rows, scratch).status,
+                      Errc::bad_prompt, "all 8 tokens from position 4 on are visual"));
+  // Of equal relevance, all of it or the last word: never a visual token.
+  const std::vector<float> equal(tokens * width, 0.1f);
+  const auto same = text_raters(equal.data(), tokens, width, width, visual, {10, 10}, rows, scratch);
+  ASSERT_TRUE(same);
+  for (std::size_t i = 0; i < *same; ++i) EXPECT_TRUE(rows[i] >= 12 && rows[i] < 16) << rows[i];
+}
+
 TEST(TextRaters, AreTheTextTokensAboveMeanRelevance) {
   Rng rng(8);
   const std::size_t tokens = 40, width = 16, stride = 20;

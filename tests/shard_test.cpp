@@ -81,6 +81,23 @@ TEST(HeadShards, PartialSumsAddUpToTheWholeOnEveryNumberOfRanks) {
     ASSERT_TRUE(same);
     EXPECT_EQ(std::vector<Index>(same.begin(), same.end()), expected_kept);
   }
+  // By its own heads each rank would keep other tokens.
+  QueryKey<float> some = whole.tensors.view;
+  some.heads_total = 2 * heads;
+  EXPECT_TRUE(refused(pruner.prune(some, visual).status, Errc::missing_evidence, "8 of 16 heads"));
+  EXPECT_TRUE(pruner.scores().empty());
+  const std::vector<float> map(heads * tokens, 0.01f);
+  Probabilities<float> some_rows = probabilities(map.data(), heads, 1, tokens);
+  some_rows.heads_total = heads + 1;
+  EXPECT_TRUE(refused(pruner.prune(some_rows, visual).status, Errc::missing_evidence, "8 of 9 heads"));
+  BatchPruner<> batch;
+  const Request requests[] = {{{}, visual, 0, tokens}};
+  const KeptBatch none = batch.prune(requests, [&](std::size_t) { return some; });
+  ASSERT_EQ(none.failed, 1u);
+  EXPECT_TRUE(refused(none.sequences[0].status, Errc::missing_evidence, "8 of 16 heads"));
+  Config random;
+  random.selection = Selection::random;
+  EXPECT_TRUE(Pruner<>(random).prune(some, visual));  // looks at no score
   QueryKey<float> wrong = whole.tensors.view;
   wrong.heads_total = 7;
   EXPECT_TRUE(refused(pruner.prune(wrong, visual).status, Errc::bad_shape, "heads_total is 7"));

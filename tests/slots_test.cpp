@@ -307,6 +307,9 @@ TEST(Slots, WrongCallsSaySoAndChangeNothing) {
   EXPECT_EQ(slots.write_positions(4, 2, Span<Index>(few)).code, Errc::bad_index);
   EXPECT_EQ(slots.write_positions(4, static_cast<std::size_t>(-1), Span<Index>(few)).code, Errc::bad_index);
   EXPECT_EQ(slots.write_positions(4, 0, Span<Index>(nullptr, 2)).code, Errc::null_data);
+  std::vector<std::int64_t> list(2);
+  EXPECT_TRUE(slots.write_positions(4, 1, list));
+  EXPECT_EQ(list, (std::vector<std::int64_t>{3, 4}));
   EXPECT_TRUE(slots.write_positions(4, 1, Span<Index>(few)));
   EXPECT_EQ(few[0], 3u);
   EXPECT_EQ(few[1], 4u);

@@ -438,6 +438,13 @@ Cases of_evidence() {
          config.prior_rows = one_row;
          return Pruner<>(config).prune(Scores<float>{{numbers, 3}, 8}, visual).status;
        }()},
+      {Errc::missing_evidence,
+       {"2 of 4 heads", "partial sums", "fastv::Scores"},
+       [] {
+         auto evidence = sound();
+         evidence.heads_total = 4;
+         return Pruner<>().prune(evidence, visual).status;
+       }()},
       {Errc::missing_evidence, {"Selection::top_k", "query and key"}, Pruner<>().prune(NoEvidence{8}, visual).status},
   };
 }
@@ -556,6 +563,10 @@ Cases of_attention() {
       {Errc::bad_pages, {"table of key", "2 blocks", "3 are", "whole table"}, broken([](auto& e) {
          e.key = heads(numbers, TokenMajor{3, 2, 4}, table, 8);
        })},
+      {Errc::bad_pages, {"block 1 of key", "4294967295", "negative int32", "its number"}, broken([](auto& e) {
+         static const Index hole[] = {0, 0xffffffffu};
+         e.key = heads(numbers, TokenMajor{4, 2, 4}, hole, 8);
+       })},
       {Errc::null_data, {"the block table"}, broken([](auto& e) {
          e.key = heads(numbers, TokenMajor{3, 2, 4}, nowhere<const Index>(3), 8);
        })},
@@ -585,6 +596,9 @@ Cases of_applying() {
       {Errc::bad_shape, {"8 rows", "4 bytes", "1 planes", "rows(mask, n, n)"}, compact_mask(two, room)},
       {Errc::too_small, {"list of numbers", "0 entries"}, kept_visual_numbers(two, visual, {}).status},
       {Errc::too_small, {"list of indices", "1 ", "needs 2"}, write_indices(two, Span<Index>(list, 1))},
+      {Errc::bad_index,
+       {"index 2 ", "offset 4294967295", "32 bits", "wider"},
+       write_indices(two, Span<Index>(list, 2), 0xffffffffu)},
   };
 }
 
@@ -620,6 +634,7 @@ Cases of_remedies() {
       {Errc::not_supported,
        {"1025 ", "most 1024"},
        value_norms(heads(numbers, TokenMajor{3, 1, 1025}), Span<const TokenSpan>(), Span<float>(norms))},
+      {Errc::bad_prompt, {"all 2 tokens", "position 2", "visual", "behind"}, rated(numbers, visual, {2, 2})},
       {Errc::bad_prompt, {"no visual tokens"}, rated(numbers, {}, {5, 3})},
       {Errc::bad_prompt, {"text has 0 tokens", "name those"}, rated(numbers, visual, {5, 0})},
       {Errc::bad_prompt, {"position 5 ", "4 tokens", "has 8"}, rated(numbers, visual, {5, 4})},

@@ -170,7 +170,6 @@ TEST_F(Torch, TheFieldsAreThoseOfTheCoresViews) {
       [](auto& a, auto& b) { a.window = b.window = 20; },
       [](auto& a, auto& b) { a.past = b.past = 6; },
       [](auto& a, auto& b) { a.first_key = b.first_key = 3, a.past = b.past = 6; },
-      [](auto& a, auto& b) { a.heads_total = b.heads_total = 8; },
       [&](auto& a, auto& b) { a.value_norms = b.value_norms = norms; },
   };
   std::set<std::vector<double>> different;
@@ -197,11 +196,21 @@ TEST_F(Torch, TheFieldsAreThoseOfTheCoresViews) {
   Probabilities<bfloat16> core = probabilities(as_bfloat16(map.data_ptr<at::BFloat16>()), 4, 2, n + 6);
   evidence.value.first_key = core.first_key = 2;
   evidence.value.past = core.past = 8;
-  evidence.value.heads_total = core.heads_total = 16;
   evidence.value.value_norms = core.value_norms = norms;
   Pruner<> ours, cores;
   EXPECT_EQ(values_of(ours.prune(evidence, one_image)), values_of(cores.prune(core, one_image)));
   EXPECT_EQ(values_of(ours.scores()), values_of(cores.scores()));
+
+  // Of some heads: partial sums, which prune() does not take.
+  evidence.value.heads_total = core.heads_total = 16;
+  std::vector<float> part(30), same(30);
+  EXPECT_TRUE(score(Config{}, *evidence, one_image, Span<float>(part)));
+  EXPECT_TRUE(score(Config{}, core, one_image, Span<float>(same)));
+  EXPECT_EQ(part, same);
+  EXPECT_EQ(ours.prune(evidence, one_image).code(), Errc::missing_evidence);
+  Result<TensorQueryKey> some = query_key(q, k, 0.35f);
+  some.value.heads_total = 8;
+  EXPECT_EQ(ours.prune(some, one_image).code(), Errc::missing_evidence);
 }
 
 // Keys alone, values' lengths and keys without RoPE, as the core has them from a copy in floats.

@@ -170,6 +170,20 @@ TEST(Span, NeverAddsMutabilityOrChangesTheElementType) {
   static_assert(!std::is_convertible<std::vector<Derived>&, fastv::Span<const Base>>::value, "strides would differ");
 }
 
+TEST(AsIndex, IsTheSameMemory) {
+  std::vector<std::int32_t> table = {3, 7, -1};
+  const std::vector<std::int32_t>& constant = table;
+  const fastv::Span<fastv::Index> moved = fastv::as_index(table);
+  const fastv::Span<const fastv::Index> read = fastv::as_index(constant);
+  EXPECT_EQ(static_cast<void*>(moved.data()), static_cast<void*>(table.data()));
+  EXPECT_EQ(read.data(), moved.data());
+  EXPECT_EQ(read.size(), 3u);
+  EXPECT_EQ(read[2], 0xffffffffu);
+  moved[0] = 5;
+  EXPECT_EQ(table[0], 5);
+  EXPECT_EQ(fastv::as_index(fastv::Span(table.data() + 1, 2))[0], 7u);
+}
+
 TEST(Span, WalksItsElementsInOrder) {
   int numbers[] = {3, 1, 2};
   const fastv::Span<int> span = numbers;

@@ -112,6 +112,30 @@ template <class T>
 struct IfContainer<T, decltype(static_cast<void>(*made<T&>().data()), static_cast<void>(made<T&>().size()))> {
   using type = void;
 };
+// What is in it.
+template <class T>
+struct Mutable {
+  using type = T;
+};
+template <class T>
+struct Mutable<const T> {
+  using type = T;
+};
+template <class List>
+using ValueOf = typename Mutable<typename Pointee<decltype(made<List&>().data())>::type>::type;
+
+// Lists that are to hold positions.
+template <class T>
+constexpr void expect_integers() noexcept {
+  static_assert(is_value<T> && static_cast<T>(1) / 2 == 0 && sizeof(T) >= 4,
+                "positions and indices need integers of at least 32 bits: hand over a list of std::int32_t or "
+                "std::int64_t");
+}
+template <class Integer>
+constexpr Integer greatest_integer() noexcept {
+  constexpr Integer quarter = static_cast<Integer>(Integer{1} << (8 * sizeof(Integer) - 2));
+  return static_cast<Integer>(-1) > 0 ? static_cast<Integer>(-1) : static_cast<Integer>(quarter - 1 + quarter);
+}
 
 }  // namespace FASTV_KIND
 }  // namespace detail
@@ -206,13 +230,21 @@ Status compact_mask(const KeptRows& kept, detail::UnknownRows mask) noexcept;
 
 // ---- indices, for what the engine moves itself ---------------------------------------------------
 
-// The kept indices in the engine's integer type (std::int32_t, std::int64_t, ...), `offset` added to each. O(kept).
-template <class Integer>
-Status write_indices(const KeptRows& kept, Span<Integer> out, Integer offset = 0) noexcept {
+// The kept indices as the engine's integers: a std::vector, Span or other list of std::int32_t, std::int64_t, ..., `offset`
+// added to each. O(kept).
+template <class List, class = typename detail::IfContainer<List>::type>
+Status write_indices(const KeptRows& kept, List&& out, detail::ValueOf<List> offset = 0) noexcept {
+  using Integer = detail::ValueOf<List>;
+  detail::expect_integers<Integer>();
   if (!kept.status) return kept.status;
   if (Status status = detail::check_indices(kept.indices, max_tokens); !status) return status;
-  if (Status status = detail::expect_room(out, kept.indices.size(), "the list of indices"); !status) return status;
-  for (std::size_t i = 0; i < kept.indices.size(); ++i) out[i] = static_cast<Integer>(kept.indices[i]) + offset;
+  const Span<Integer> room(out.data(), static_cast<std::size_t>(out.size()));
+  if (Status status = detail::expect_room(room, kept.indices.size(), "the list of indices"); !status) return status;
+  const std::size_t last = kept.indices.empty() ? 0 : kept.indices[kept.indices.size() - 1];
+  if (offset > 0 && last > static_cast<std::uint64_t>(detail::greatest_integer<Integer>() - offset))
+    return fail(Errc::bad_index, "kept index {} and the offset {} are together more than {} bits hold: use wider ones",
+                last, offset, 8 * sizeof(Integer));
+  for (std::size_t i = 0; i < kept.indices.size(); ++i) room[i] = static_cast<Integer>(kept.indices[i]) + offset;
   return {};
 }
 
@@ -251,11 +283,13 @@ inline Result<std::size_t> kept_visual_numbers(const KeptRows& kept, Span<const 
 
 // Position id of the first decoded token where the caller has position ids of its own: the greatest of all axes and
 // tokens, plus one (Qwen2-VL's rule for M-RoPE; n for plain ids 0 .. n - 1). Ask before compacting the ids; kept tokens
-// keep theirs. positions: [axes, count], any order. O(axes * count).
-template <class T>
-T next_position(Span<const T> positions) noexcept {
-  T next = 0;
-  for (const T position : positions) next = position >= next ? static_cast<T>(position + 1) : next;
+// keep theirs. positions: [axes, count], any order, a std::vector, Span or other list. O(axes * count).
+template <class List, class = typename detail::IfContainer<const List>::type>
+detail::ValueOf<const List> next_position(const List& positions) noexcept {
+  using Integer = detail::ValueOf<const List>;
+  Integer next = 0;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(positions.size()); ++i)
+    next = positions.data()[i] >= next ? static_cast<Integer>(positions.data()[i] + 1) : next;
   return next;
 }
 

@@ -13,8 +13,8 @@ namespace fastv {
 struct Request {
   Config config;                 // its own settings
   Span<const TokenSpan> visual;  // positions within the sequence; empty: it passes untouched
-  std::size_t first;             // its first row in the packed tensors
-  std::size_t tokens;            // its length, without padding
+  std::size_t first = 0;         // its first row in the packed tensors
+  std::size_t tokens = 0;        // its length, without padding
 };
 
 // The batch's kept rows. Valid until the next prune() of the same BatchPruner.
@@ -120,7 +120,7 @@ class BatchPruner {
       if (detail::ranks(request.config, place.images)) {
         // Checked before its size is believed: one wrong shape must not move the others' memory.
         const auto evidence = evidence_of(i);
-        status = detail::check_evidence(evidence);
+        status = detail::check_ranking(evidence);
         if (status) status = check_length(evidence, request);
         if (!status) continue;
         place.scored = true;

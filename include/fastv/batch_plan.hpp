@@ -154,7 +154,10 @@ inline namespace FASTV_KIND {
 //   const auto batch = fastv::plan_batch(steps, layers, 16, groups, lengths);
 inline Result<BatchPlan> plan_batch(Span<const SequenceStep> steps, std::size_t layers, std::size_t block_tokens,
                                     Span<BatchGroup> groups, Span<std::int32_t> lengths) noexcept {
-  if (layers == 0) return {{}, fail(Errc::bad_setting, "the model has 0 layers: state at least 1")};
+  if (layers == 0 || layers > max_tokens)
+    return {{},
+            layers == 0 ? fail(Errc::bad_setting, "the model has 0 layers: state at least 1")
+                        : fail(Errc::bad_setting, "the model has {} layers, more than any: state its number", layers)};
   if (steps.size() > max_tokens)
     return {{},
             fail(Errc::bad_shape, "the batch has {} sequences but at most {} are supported", steps.size(), max_tokens)};

@@ -76,7 +76,7 @@ struct Probabilities {
   std::ptrdiff_t key_stride = 1;       // elements from key to key
   std::size_t past = 0;                // keys of earlier turns
   std::size_t first_key = 0;           // tokens before the first key at hand: a sliding window has let go of them
-  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: score() returns partial sums
   Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
 
   FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
@@ -151,6 +151,9 @@ FASTV_INLINE LoadedKeys<Load> loaded_keys(std::size_t heads, std::size_t tokens,
 //   logit += bias[key], if there is a bias row; -infinity hides a key, whatever else it holds
 //   p      = exp(logit) / (sum of exp(logit) over the keys the row sees + exp(sinks[head]), if there are sinks)
 //
+// Positions are those of tokens that follow each other. Where the keys at hand lack tokens that an earlier stage or turn
+// dropped, a window is a bias row by the real positions (Slots::position_of()), and ALiBi needs Probabilities.
+//
 // Keys: Heads<T>, paged or not, or LoadedKeys.
 template <class Q, class Keys = Heads<Q>>
 struct QueryKey {
@@ -168,7 +171,7 @@ struct QueryKey {
   std::size_t window = 0;              // sliding window: a row sees this many tokens up to its own; 0: all
   std::size_t past = 0;                // keys of earlier turns
   std::size_t first_key = 0;           // tokens before the first key at hand: a sliding window has let go of them
-  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: scores are then partial sums
+  std::size_t heads_total = 0;         // of all ranks, where heads are sharded: score() returns partial sums
   Span<const float> value_norms = {};  // see value_norms() in remedies.hpp; empty: unweighted
 
   FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
@@ -390,6 +393,47 @@ Status check_evidence(const Evidence& evidence) noexcept {
     return evidence.check();
   else
     return {};
+}
+// Partial sums rank nothing: every rank would keep other tokens.
+inline Status expect_all_heads(std::size_t heads, std::size_t heads_total) noexcept {
+  if (heads_total <= heads) return {};
+  return fail(Errc::missing_evidence,
+              "the evidence has {} of {} heads, whose scores are partial sums: add up those that score() returns on "
+              "every rank, and prune by fastv::Scores",
+              heads, heads_total);
+}
+template <class Evidence>
+Status expect_whole(const Evidence&) noexcept {
+  return {};
+}
+template <class T>
+Status expect_whole(const Probabilities<T>& evidence) noexcept {
+  return expect_all_heads(evidence.heads, evidence.heads_total);
+}
+template <class Q, class Keys>
+Status expect_whole(const QueryKey<Q, Keys>& evidence) noexcept {
+  return expect_all_heads(evidence.query.heads, evidence.heads_total);
+}
+// Of an adaptor's evidence, which hands out one of the above.
+struct ExpectWhole {
+  template <class View>
+  Status operator()(const View& view) const noexcept {
+    return expect_whole(view);
+  }
+};
+template <class Evidence, class = void>
+inline constexpr bool has_visit = false;
+template <class Evidence>
+inline constexpr bool
+    has_visit<Evidence, decltype(static_cast<void>(Status(made<const Evidence&>().visit(ExpectWhole{}))))> = true;
+// What evidence must be to rank by: right, and whole.
+template <class Evidence>
+Status check_ranking(const Evidence& evidence) noexcept {
+  if (Status status = check_evidence(evidence); !status) return status;
+  if constexpr (has_visit<Evidence>)
+    return evidence.visit(ExpectWhole{});
+  else
+    return expect_whole(evidence);
 }
 template <class Evidence>
 std::size_t scratch_of(const Evidence& evidence) noexcept {

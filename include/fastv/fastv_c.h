@@ -89,7 +89,7 @@ typedef struct fastv_config {
   size_t filtering_layer;  // K: layers that run before the stage
   double filtering_ratio;  // R: share of the visual tokens that is dropped
   int ratio_of, rounding;
-  size_t keep_count;  // visual tokens that stay; FASTV_BY_RATIO: R decides
+  size_t keep_count;  // visual tokens that stay; FASTV_BY_RATIO: R decides. 0 only beside an R of 1: to keep none
   int quota;
   size_t min_per_image;
   int score_rows, selection;
@@ -276,6 +276,13 @@ inline Result<Config> read_config(const fastv_config& from) noexcept {
   config.uniform_share = from.uniform_share;
   config.window_rows = from.window_rows;
   config.window_columns = from.window_columns;
+  if (from.keep_count == 0 && from.filtering_ratio != 1)  // an initialiser that left it out, as a rule
+    return {
+        {},
+        fail(Errc::bad_setting,
+             "keep_count is 0, so that every visual token would be dropped whatever filtering_ratio, {}, says: start "
+             "from fastv_default_config(), or set filtering_ratio to 1 to keep none",
+             from.filtering_ratio)};
   Status status = read_setting(from.ratio_of, RatioOf::original, "ratio_of", config.ratio_of);
   if (status) status = read_setting(from.rounding, Rounding::up, "rounding", config.rounding);
   if (status) status = read_setting(from.quota, Quota::pooled, "quota", config.quota);
@@ -320,8 +327,9 @@ Heads<T> read_heads(const T* data, const fastv_heads& from) noexcept {
                 from.dim,
                 stride_or(from.head_stride, from.dim),
                 stride_or(from.token_stride, from.heads * from.dim)};
-  if (from.block_table == nullptr) return view;
-  view.pages.block_table = {from.block_table, from.blocks};
+  if (from.block_table == nullptr && from.blocks == 0 && from.block_tokens == 0) return view;
+  const bool bare = from.blocks == 0 && from.block_tokens == 0;  // a table alone: refused for its blocks of 0 tokens
+  view.pages.block_table = {from.block_table, bare ? 1 : from.blocks};
   view.pages.block_tokens = from.block_tokens;
   view.pages.block_stride = stride_or(from.block_stride, from.block_tokens * from.heads * from.dim);
   return view;
@@ -337,7 +345,16 @@ Status prune_into(fastv_pruner& pruner, const Evidence& evidence, const fastv_sp
   return kept.status;
 }
 
-inline KeptRows read_kept(const fastv_kept& kept) noexcept { return {{kept.indices, kept.count}, kept.prompt_tokens}; }
+// C has no failed Kept: that of a prune that failed is all 0.
+inline KeptRows read_kept(const fastv_kept& kept) noexcept {
+  return {{kept.indices, kept.count},
+          kept.prompt_tokens,
+          kept.prompt_tokens != 0
+              ? Status{}
+              : fail(Errc::bad_prompt,
+                     "the kept indices are of 0 tokens, as a prune that failed leaves them: look at "
+                     "what it returned, and go on where that is FASTV_OK")};
+}
 
 }  // namespace c_face
 }  // namespace detail

@@ -74,7 +74,7 @@ inline Status check_kept(const KeptRows& kept, std::size_t count) noexcept {
   if (kept.prompt_tokens != KeptRows::unknown && kept.prompt_tokens != count)
     return fail(Errc::bad_shape,
                 "the tensor has {} rows but the prompt has {} tokens: hand over one row per prompt token, "
-                "as in fastv::rows(data, {}, width)",
+                "as in fastv::rows(data, {}, width), and ids of several axes by fastv::position_axes()",
                 count, kept.prompt_tokens, kept.prompt_tokens);
   return check_indices(kept.indices, count);
 }

@@ -136,7 +136,7 @@ class Pruner {
     const std::size_t tokens = evidence.prompt_tokens();
     // Shapes first: spans cannot be judged by a wrong one, and it could request an absurd allocation.
     if (config_.selection == Selection::top_k && !visual.empty()) {
-      if (Status status = detail::check_evidence(evidence); !status) return failed(status);
+      if (Status status = detail::check_ranking(evidence); !status) return failed(status);
     }
     if (Status status = validate(config_, visual, tokens); !status) return failed(status);
     const Result<detail::Images> images = detail::count_images(config_, visual);

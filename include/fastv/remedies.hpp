@@ -137,8 +137,9 @@ Status value_norms(const Values& values, Span<const TokenSpan> visual, Span<floa
 //
 //   r_j = 1/L sum_i softmax_j(h_i . h_j)_j   over visual tokens i and text tokens j
 //
-// is at least the mean relevance. hidden: [tokens, width], rows `stride` elements apart. raters: receives their prompt
-// positions, for Config::listed_rows; scratch: 2 * count floats. Returns how many there are. O(L * count * width).
+// is at least the mean relevance. Visual tokens in that range are passed over. hidden: [tokens, width], rows `stride`
+// elements apart. raters: receives their prompt positions, for Config::listed_rows; scratch: 2 * count floats. Returns
+// how many there are. O(L * count * width).
 template <class T>
 Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t width, std::size_t stride,
                                 Span<const TokenSpan> visual, TokenSpan text, Span<Index> raters,
@@ -165,7 +166,17 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
 
   float* relevance = scratch.data();
   float* logits = relevance + text.count;
+  std::size_t words = text.count;
   for (std::size_t j = 0; j < text.count; ++j) relevance[j] = 0;
+  for (const TokenSpan& span : visual)  // those within the range are no text: less than nothing, and so never relevant
+    for (std::size_t i = span.first; i < span.first + span.count; ++i)
+      if (i >= text.first && i - text.first < text.count) {
+        relevance[i - text.first] = -1;
+        --words;
+      }
+  if (words == 0)
+    return {0, fail(Errc::bad_prompt, "all {} tokens from position {} on are visual: name those behind the images",
+                    text.count, text.first)};
   for (const TokenSpan& span : visual)
     for (std::size_t i = span.first; i < span.first + span.count; ++i) {
       for (std::size_t j = 0; j < text.count; ++j) {
@@ -173,7 +184,7 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
         float sum = 0;
         for (std::size_t d = 0; d < width; ++d)
           sum += static_cast<float>(to_float(a[d])) * static_cast<float>(to_float(b[d]));
-        logits[j] = sum;
+        logits[j] = relevance[j] < 0 ? detail::minus_infinity<float>() : sum;
       }
       const float most = detail::greatest(logits, text.count);
       if (detail::is_nan(most) || detail::is_infinite(most))
@@ -185,12 +196,14 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
       for (std::size_t j = 0; j < text.count; ++j) relevance[j] += logits[j] * inverse;
     }
   float mean = 0;
-  for (std::size_t j = 0; j < text.count; ++j) mean += relevance[j] / static_cast<float>(text.count);
+  for (std::size_t j = 0; j < text.count; ++j)
+    mean += relevance[j] < 0 ? 0.0f : relevance[j] / static_cast<float>(words);
   std::size_t found = 0;
   for (std::size_t j = 0; j < text.count; ++j)
     if (relevance[j] >= mean) raters[found++] = static_cast<Index>(text.first + j);
   // Rounding may put equal relevances a hair below their mean: then fall back to the last text token.
-  if (found == 0) raters[found++] = static_cast<Index>(text.first + text.count - 1);
+  for (std::size_t j = text.count; found == 0; --j)
+    if (!(relevance[j - 1] < 0)) raters[found++] = static_cast<Index>(text.first + j - 1);
   return {found, {}};
 }
 

@@ -249,14 +249,18 @@ class Slots {
     return detail::slots_before(runs(layer), position);
   }
   // The first slot that a query at `position` sees through a sliding window of `window` positions up to its own; 0: no
-  // window. Slots before it are never read again by this layer, so that whole blocks of them may be freed. O(log runs).
+  // window. Slots before it are not read again by this layer unless the sequence is rolled back to or before `position`,
+  // so that whole blocks of them may be freed. O(log runs).
   std::size_t first_in_window(std::size_t layer, std::size_t position, std::size_t window) const noexcept {
     return window == 0 || position < window ? 0 : slots_before(layer, position - window + 1);
   }
-  // The positions of the positions.size() slots from first_slot on, in the engine's integer type. All length(layer) of
-  // them are the kept set of the sequence, as KeptRows(positions, tokens()). O(positions + log runs).
-  template <class Integer>
-  Status write_positions(std::size_t layer, std::size_t first_slot, Span<Integer> positions) const noexcept {
+  // The positions of the list.size() slots from first_slot on, as the engine's integers: see write_indices(). All
+  // length(layer) of them are the kept set of the sequence, as KeptRows(list, tokens()). O(positions + log runs).
+  template <class List, class = typename detail::IfContainer<List>::type>
+  Status write_positions(std::size_t layer, std::size_t first_slot, List&& list) const noexcept {
+    using Integer = detail::ValueOf<List>;
+    detail::expect_integers<Integer>();
+    const Span<Integer> positions(list.data(), static_cast<std::size_t>(list.size()));
     const Span<const SlotRun> held = runs(layer);
     const std::size_t length = detail::length_of(held), count = positions.size();
     if (first_slot > length || count > length - first_slot)

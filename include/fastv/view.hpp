@@ -76,6 +76,31 @@ class Span {
   std::size_t size_ = 0;
 };
 
+namespace detail {
+template <class Pointer>
+inline constexpr bool is_word = false;
+template <>
+inline constexpr bool is_word<std::int32_t*> = true;
+template <>
+inline constexpr bool is_word<const std::int32_t*> = true;
+template <>
+inline constexpr bool is_word<Index*> = true;
+template <>
+inline constexpr bool is_word<const Index*> = true;
+FASTV_INLINE Span<Index> index_span(void* data, std::size_t size) noexcept { return {static_cast<Index*>(data), size}; }
+FASTV_INLINE Span<const Index> index_span(const void* data, std::size_t size) noexcept {
+  return {static_cast<const Index*>(data), size};
+}
+}  // namespace detail
+
+// A list of 32-bit integers as one of Index, where it lies: most engines keep block tables as int32. Entries that are read
+// must not be negative.
+template <class List>
+FASTV_INLINE auto as_index(List&& list) noexcept {
+  static_assert(detail::is_word<decltype(list.data())>, "as_index() takes a list of 32-bit integers");
+  return detail::index_span(list.data(), static_cast<std::size_t>(list.size()));
+}
+
 // TokenSpan::filtering_ratio where the Config decides.
 inline constexpr double by_config = -1;
 
@@ -150,7 +175,11 @@ inline constexpr bool is_heads<Heads<T>> = true;
 struct Unknown {
   template <class T>
   FASTV_INLINE constexpr Unknown(const T&) noexcept {
-    static_assert(is_heads<T>,
+    static_assert(is_heads<T> || !is_pointer<T>,
+                  "heads() takes a pointer to the elements and their shape, as in fastv::heads(data, "
+                  "fastv::TokenMajor{tokens, heads, dim}); of pages, the shape of a block, its table as a list of "
+                  "fastv::Index (fastv::as_index() of one of int32) and the number of tokens");
+    static_assert(is_heads<T> || is_pointer<T>,
                   "fastv knows no view of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
                   "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their shape, as in "
                   "fastv::heads(data, fastv::TokenMajor{tokens, heads, dim})");
@@ -240,6 +269,13 @@ FASTV_INLINE constexpr Heads<T> block_of(const T* data, const ChunkedHeadMajor& 
 }
 }  // namespace detail
 
+namespace detail {
+// No blocks of no tokens would look like a cache in one piece; with one token each, what is missing is the table.
+FASTV_INLINE constexpr std::size_t block_size(std::size_t tokens, bool no_blocks) noexcept {
+  return tokens == 0 && no_blocks ? 1 : tokens;
+}
+}  // namespace detail
+
 // Vectors in pages: heads(cache, HeadMajor{8, 16, 128}, block_table, n). shape: that of one block; block_table: of this
 // sequence; tokens: how many it has. Blocks follow each other in the cache; where they are further apart, set
 // pages.block_stride.
@@ -247,7 +283,7 @@ template <class T, class Shape>
 FASTV_INLINE constexpr Heads<T> heads(const T* cache, const Shape& block, Span<const Index> block_table,
                                       std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(cache, block);
-  view.pages.block_tokens = block.tokens;
+  view.pages.block_tokens = detail::block_size(block.tokens, block_table.empty());
   view.pages.block_table = block_table;
   view.tokens = tokens;
   return view;
@@ -256,7 +292,7 @@ FASTV_INLINE constexpr Heads<T> heads(const T* cache, const Shape& block, Span<c
 template <class T, class Shape>
 FASTV_INLINE constexpr Heads<T> heads(Span<const T* const> blocks, const Shape& block, std::size_t tokens) noexcept {
   Heads<T> view = detail::block_of(blocks.empty() ? nullptr : blocks[0], block);
-  view.pages.block_tokens = block.tokens;
+  view.pages.block_tokens = detail::block_size(block.tokens, blocks.empty());
   view.pages.block_stride = 0;
   view.pages.blocks = blocks;
   view.tokens = tokens;

@@ -324,7 +324,14 @@ void raters(Input& in) {
   const auto found = fastv::text_raters(hidden.data(), tokens, width, stride, visual.view(), {first, count},
                                         rows.span(), scratch.span());
   check_message(found.status);
-  FUZZ_CHECK(static_cast<bool>(found) == (prompt.visual_tokens() > 0));
+  std::vector<bool> is_text(tokens, true);
+  for (const TokenSpan& span : prompt.visual)
+    std::fill_n(is_text.begin() + static_cast<std::ptrdiff_t>(span.first), span.count, false);
+  const auto words_of = [&](std::size_t from, std::size_t some) {
+    const auto begin = is_text.begin() + static_cast<std::ptrdiff_t>(from);
+    return std::count(begin, begin + static_cast<std::ptrdiff_t>(some), true);
+  };
+  FUZZ_CHECK(static_cast<bool>(found) == (prompt.visual_tokens() > 0 && words_of(first, count) > 0));
   if (!found) return;
   std::vector<double> relevance(count, 0.0);
   for (const TokenSpan& span : prompt.visual)
@@ -332,13 +339,15 @@ void raters(Input& in) {
       std::vector<double> e(count, 0.0);
       double sum = 0;
       for (std::size_t j = 0; j < count; ++j) {
+        if (!is_text[first + j]) continue;
         for (std::size_t d = 0; d < width; ++d)
           e[j] += static_cast<double>(hidden[i * stride + d]) * static_cast<double>(hidden[(first + j) * stride + d]);
         sum += e[j] = std::exp(e[j]);
       }
       for (std::size_t j = 0; j < count; ++j) relevance[j] += e[j] / sum;
     }
-  const double mean = std::accumulate(relevance.begin(), relevance.end(), 0.0) / static_cast<double>(count);
+  const double mean =
+      std::accumulate(relevance.begin(), relevance.end(), 0.0) / static_cast<double>(words_of(first, count));
   std::size_t k = 0;
   bool near = false;  // rounding may decide
   for (std::size_t j = 0; j < count; ++j) {
@@ -346,10 +355,12 @@ void raters(Input& in) {
     if (listed) ++k;
     near = near || std::fabs(relevance[j] - mean) < 1e-4 * mean;
     if (!near) FUZZ_CHECK(listed == (relevance[j] >= mean));
+    FUZZ_CHECK(!listed || is_text[first + j]);
   }
   FUZZ_CHECK(k == *found && *found > 0);
   TokenSpan text{in.hostile(), in.hostile()};
-  const bool fine = text.count > 0 && text.first < tokens && text.count <= tokens - text.first && text.count <= count;
+  const bool fine = text.count > 0 && text.first < tokens && text.count <= tokens - text.first && text.count <= count &&
+                    words_of(text.first, text.count) > 0;
   const auto told =
       fastv::text_raters(hidden.data(), tokens, width, stride, visual.view(), text, rows.span(), scratch.span());
   check_message(told.status);

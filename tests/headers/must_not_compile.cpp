@@ -193,7 +193,7 @@ int main() {
 #else
   (void)fastv::compact(std::vector<fastv::Index>{0, 1}, fastv::rows(ids.data(), 4));
 #endif
-#elif FASTV_CASE == 24  // says: fastv::heads(data, fastv::TokenMajor{tokens, heads, dim})
+#elif FASTV_CASE == 24  // says: a pointer to the elements and their shape, as in fastv::heads(data, fastv::TokenMajor{
 #ifdef FASTV_BAD
   (void)fastv::heads(p, 4, 2, 8);
 #else
@@ -204,6 +204,19 @@ int main() {
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t token) { return token; });
 #else
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t, std::size_t, float* out) { *out = 0; });
+#endif
+#elif FASTV_CASE == 26  // says: its table as a list of fastv::Index (fastv::as_index() of one of int32)
+  [[maybe_unused]] const std::vector<std::int32_t> signed_table = {0};
+#ifdef FASTV_BAD
+  (void)fastv::heads(p, fastv::HeadMajor{2, 4, 8}, signed_table, 4);
+#else
+  (void)fastv::heads(p, fastv::HeadMajor{2, 4, 8}, fastv::as_index(signed_table), 4);
+#endif
+#elif FASTV_CASE == 27  // says: integers of at least 32 bits
+#ifdef FASTV_BAD
+  (void)fastv::write_indices(indices, fp16);
+#else
+  (void)fastv::write_indices(indices, indices);
 #endif
 #else
 #error "must_not_compile.cpp has no such case"

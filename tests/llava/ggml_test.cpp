@@ -373,6 +373,8 @@ TEST_P(GgmlEvidence, IsThatOfTheSameValues) {
   agree("heads_total", [&](auto& e) { e.heads_total = 16; });
   agree("value_norms", [&](auto& e) { e.value_norms = norms; });
   agree("causal", [&](auto& e) { e.causal = false; });
+  tensors.heads_total = 16;  // scores are partial sums
+  EXPECT_EQ(fastv::Pruner<>().prune(tensors, visual).code(), Errc::missing_evidence);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, GgmlEvidence,

@@ -10,8 +10,8 @@ extern const fastv::half *query, *key_cache;
 
 // A batch with paged caches.
 extern const std::size_t packed_tokens;
-extern std::vector<fastv::Request> requests;
+extern fastv::Plan plan;
+extern fastv::Slots other_slots;
 extern std::vector<const fastv::half*> queries;
 extern std::vector<std::vector<fastv::Index>> block_tables;
-extern std::vector<fastv::Index> block_table;
 extern const fastv::half* key_blocks;

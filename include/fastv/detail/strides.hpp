@@ -84,7 +84,16 @@ Status check_block_table(Span<const Index> table, Span<T* const> blocks, std::si
                 "sequence",
                 what, given, needed);
   if (needed == 0) return {};
-  if (blocks.empty()) return table.data() == nullptr ? fail_null("the block table") : Status{};
+  if (blocks.empty()) {
+    if (table.data() == nullptr) return fail_null("the block table");
+    for (std::size_t i = 0; i < needed; ++i)
+      if (table[i] > max_tokens)
+        return fail(Errc::bad_pages,
+                    "block {} of {} is {} in the block table, as a negative int32 reads: give every block that has "
+                    "tokens its number",
+                    i, what, table[i]);
+    return {};
+  }
   if (blocks.data() == nullptr) return fail_null("the blocks");
   for (std::size_t i = 0; i < needed; ++i)
     if (blocks[i] == nullptr) return fail(Errc::null_data, "the pointer to block {} of {} is null", i, what);
