@@ -314,7 +314,13 @@ Cases of_settings() {
       {Errc::bad_setting, {"is 3 ", "layer 2 ", "use 1"}, planned_over(early, 3)},
       {Errc::bad_setting, {"is 2 ", "Selection::uniform"}, planned_over(last_only, 2)},
       {Errc::bad_setting, {"is 2 ", "Selection::uniform"}, planned_over(sliding, 2)},
-      {Errc::bad_shape, {"past has 3 ", "2 layer groups"}, planned_behind(past)},
+      {Errc::bad_shape, {"past has 3 ", "4 layers", "one each"}, planned_behind(past)},
+      {Errc::not_supported,
+       {"more than 8 layers", "9 is one too many", "fewer layers"},
+       [] {
+         const std::size_t own[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+         return make_plan(Config{}, Prompt{52, 10, visual, own}).status;
+       }()},
       {Errc::null_data, {"past"}, planned_behind(nowhere<const std::size_t>(1))},
       {Errc::bad_prompt, {"52 tokens", "2147483647 keys", "most 2147483647 "}, planned_behind(endless)},
   };

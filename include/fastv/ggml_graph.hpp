@@ -590,8 +590,7 @@ class Pruner {
                   stage.competing);
     if (scores->type != GGML_TYPE_F32)
       return fail(Errc::not_supported, "the scores are of type {}: cast them to F32", ggml_type_name(scores->type));
-    const std::size_t n = plan_.tokens_in_group(stage_), past = plan_.past[stage_],
-                      given = detail::from_ne(scores->ne[0]);
+    const std::size_t n = plan_.tokens_in_group(stage_), past = past_keys(), given = detail::from_ne(scores->ne[0]);
     if (ggml_nrows(scores) != 1 || !ggml_is_contiguous(scores) || (given != n && given < past + n))
       return fail(Errc::bad_shape,
                   "there are {} scores for {} tokens behind {} keys of earlier turns: hand over one list, with one per "
@@ -600,11 +599,14 @@ class Pruner {
     return {};
   }
 
+  // Keys of earlier turns in the layer whose attention ranks, which is not layer -1.
+  std::size_t past_keys() const noexcept { return plan_.past_in_layer(configs_[stage_].filtering_layer - 1); }
+
   // The scores of this sequence's own tokens, [n], or null.
   ggml_tensor* own_scores(ggml_context* ctx, ggml_tensor* scores) const noexcept {
     if (scores == nullptr || !detail::ranks(configs_[stage_], stages_[stage_].images)) return nullptr;
     const std::size_t n = plan_.tokens_in_group(stage_);
-    return part(ctx, scores, detail::from_ne(scores->ne[0]) == n ? 0 : plan_.past[stage_], n);
+    return part(ctx, scores, detail::from_ne(scores->ne[0]) == n ? 0 : past_keys(), n);
   }
 
   static ggml_tensor* input(ggml_context* ctx, ggml_type type, std::size_t count, const char* name) noexcept {
