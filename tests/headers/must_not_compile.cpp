@@ -3,6 +3,57 @@
 #include <fastv/fastv.hpp>
 #include <vector>
 
+#if FASTV_CASE >= 100  // of an engine, and skipped where it is not installed: 100 on of LibTorch, 200 on of ggml
+
+#if FASTV_CASE < 200
+#include <fastv/torch.hpp>
+using Tensor = at::Tensor;
+#else
+#include <fastv/ggml.hpp>
+using Tensor = ggml_tensor*;
+#endif
+
+int main() {
+  const std::vector<fastv::Index> indices = {0, 1};
+  Tensor tensor{};
+#if FASTV_CASE == 0
+#elif FASTV_CASE == 100  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::compact(indices, tensor);
+#else
+  (void)fastv::compact(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 101  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::gather(indices, tensor);
+#else
+  (void)fastv::gather(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 102  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::rows(tensor);
+#else
+  (void)fastv::rows(tensor, 1);
+#endif
+#elif FASTV_CASE == 200  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::compact(indices, tensor);
+#else
+  (void)fastv::compact(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 201  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::gather(indices, tensor, tensor);
+#else
+  (void)fastv::gather(indices, tensor, tensor, 1);
+#endif
+#else
+#error "must_not_compile.cpp has no such case"
+#endif
+}
+
+#else
+
 namespace at {
 struct Tensor {  // stands for LibTorch's: an object that holds its sizes itself
   std::vector<float> data_;
@@ -209,3 +260,4 @@ int main() {
 #error "must_not_compile.cpp has no such case"
 #endif
 }
+#endif
