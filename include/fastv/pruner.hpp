@@ -107,7 +107,7 @@ class Pruner {
   // Complexity: that of the evidence's score(), and O(tokens).
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
-    if constexpr (detail::expect_evidence<Evidence>())
+    if constexpr (detail::expect_evidence<Evidence, Score>())
       return prune_checked(evidence, visual, parallel_for);
     else
       return {};

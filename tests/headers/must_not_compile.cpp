@@ -85,6 +85,60 @@ struct Whole : Lengths {
     return {};
   }
 };
+// The same with one member that is not as the contract has it.
+struct CountsUnlessConst : Whole {
+  std::size_t prompt_tokens() noexcept { return 4; }
+};
+struct CountsNothing : Whole {
+  void prompt_tokens() const noexcept {}
+};
+struct ScoresUnlessConst : Lengths {
+  template <class Score>
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>) noexcept {
+    return {};
+  }
+};
+struct ScoresIntoAVector : Lengths {
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, std::vector<float>&) const noexcept { return {}; }
+};
+struct ScoresForTheOldContract : Lengths {  // rows, spans and scores apart
+  template <class Score, class ParallelFor>
+  fastv::Status score(const fastv::QueryRows&, fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>,
+                      const ParallelFor&) const noexcept {
+    return {};
+  }
+};
+struct ScoresWithoutAStatus : Lengths {
+  template <class Score>
+  void score(fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>) const noexcept {}
+};
+struct ScoresInFloat : Lengths {
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, fastv::Span<float>) const noexcept { return {}; }
+};
+struct ChecksUnlessConst : Whole {
+  fastv::Status check() noexcept { return {}; }
+};
+struct ChecksASize : Whole {
+  fastv::Status check(std::size_t) const noexcept { return {}; }
+};
+struct ChecksWithoutAStatus : Whole {
+  bool check() const noexcept { return true; }
+};
+struct ScratchUnlessConst : Whole {
+  std::size_t scratch_floats() noexcept { return 8; }
+};
+struct Sound : Whole {
+  bool check = true;  // no function
+  std::size_t scratch_floats() const noexcept { return 8; }
+};
+struct Own {};
+struct Other {};
+namespace fastv {
+template <>
+struct KeysOnly<Own> : Lengths {};
+template <>
+struct KeysOnly<Other> : Whole {};
+}  // namespace fastv
 
 int main() {
   [[maybe_unused]] std::vector<fastv::TokenSpan> visual = {{1, 2}};
@@ -142,7 +196,7 @@ int main() {
 #else
   (void)fastv::probabilities(p, 1, 1, 4);
 #endif
-#elif FASTV_CASE == 8  // says: evidence_of(i) must return fastv::Probabilities, QueryKey
+#elif FASTV_CASE == 8  // says: evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores
 #ifdef FASTV_BAD
   fastv::BatchPruner<float> batch;
   (void)batch.prune({}, [&](std::size_t) { return tensor; });
@@ -255,6 +309,90 @@ int main() {
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t token) { return token; });
 #else
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t, std::size_t, float* out) { *out = 0; });
+#endif
+#elif FASTV_CASE == 26  // says: prompt_tokens() of this evidence cannot be called as std::size_t prompt_tokens() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(CountsUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 27  // says: prompt_tokens() of this evidence cannot be called as std::size_t prompt_tokens() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(CountsNothing{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 28  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 29  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresIntoAVector{}, visual);
+#else
+  (void)pruner.prune(ScoresInFloat{}, visual);
+#endif
+#elif FASTV_CASE == 30  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresForTheOldContract{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 31  // says: and returns a Status
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresWithoutAStatus{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 32  // says: Score being float or, of a Pruner<double>, double
+#ifdef FASTV_BAD
+  (void)fastv::Pruner<double>().prune(ScoresInFloat{}, visual);
+#else
+  (void)fastv::Pruner<float>().prune(ScoresInFloat{}, visual);
+#endif
+#elif FASTV_CASE == 33  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 34  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksASize{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 35  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksWithoutAStatus{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 36  // says: scratch_floats() of this evidence cannot be called as std::size_t
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScratchUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 37  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(fastv::KeysOnly<Own>{}, visual);
+#else
+  (void)pruner.prune(fastv::KeysOnly<Other>{}, visual);
+#endif
+#elif FASTV_CASE == 38  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)fastv::score({}, Lengths{}, visual, fastv::Span<float>(ids));
+#else
+  (void)fastv::score({}, Whole{}, visual, fastv::Span<float>(ids));
+#endif
+#elif FASTV_CASE == 39  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)fastv::BatchPruner<float>().prune({}, [](std::size_t) { return ChecksUnlessConst{}; });
+#else
+  (void)fastv::BatchPruner<float>().prune({}, [](std::size_t) { return Sound{}; });
 #endif
 #else
 #error "must_not_compile.cpp has no such case"
