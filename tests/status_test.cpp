@@ -164,6 +164,13 @@ Status selected(std::vector<float> scores) {
   return selected(scores, kept, scratch);
 }
 
+// Two images, of two tokens and of three.
+Status unranked(std::vector<float> scores, const Config& config) {
+  Index kept[8];
+  Mark<float> scratch[16];
+  return select<float>(config, scores, std::vector<TokenSpan>{{0, 2}, {3, 3}}, 8, kept, scratch).status;
+}
+
 // A valid view of two heads, one row, eight keys of dimension four; one thing is then broken.
 QueryKey<float> sound() {
   return query_key(heads(numbers, TokenMajor{1, 2, 4}), heads(numbers, TokenMajor{8, 2, 4}), 0.5f);
@@ -379,6 +386,18 @@ Cases of_selection() {
       {Errc::bad_value, {"token 2 ", "infinite"}, selected({0, nan, -infinity})},
       {Errc::bad_value, {"all 3 ", "NaN", "layer 1 "}, selected({nan, -nan, nan})},
       {Errc::bad_value, {"all 3 ", "are 0", "layer 1 ", "sliding window"}, selected({0, -0.0f, 0})},
+      {Errc::bad_value,
+       {"2 of 3 ", "image 1 ", "are all 0", "layer 1 ", "sliding window"},
+       unranked({1, 2, 0, 0, 0}, {})},
+      {Errc::bad_value,
+       {"in 1 groups", "layer 1 ", "sliding window"},
+       unranked({0, 0, 1, 0, 0},
+                [] {
+                  Config spread = pooled();  // the grid takes the only token whose score is not 0
+                  spread.keep_count = 3;
+                  spread.uniform_share = 1.0 / 3;
+                  return spread;
+                }())},
       {Errc::too_small, {"kept indices", "2 ", "needs 5"}, selected({numbers, 3}, {kept, 2}, scratch)},
       {Errc::too_small, {"scratch", "4 ", "needs 5"}, selected({numbers, 3}, kept, {scratch, 4})},
       {Errc::null_data, {"kept indices"}, selected({numbers, 3}, nowhere<Index>(8), scratch)},

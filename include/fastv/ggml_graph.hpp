@@ -156,8 +156,8 @@ inline Result<ggml_tensor*> gather_positions(ggml_context* ctx, ggml_tensor* pos
 // All shapes are known before a value exists, so the graph stays static and runs on whichever backend the rest of it
 // runs on. It keeps the tokens that fastv::select() keeps, whatever the backend's sort does with equal scores: of equal
 // ones the earlier, NaN below all others. Where fastv::select() fails on the scores, the graph goes on: infinite ones
-// count as the greatest finite number of their sign, and if all are NaN or 0 the first tokens of each image stay.
-// counts() tells. (A backend that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than
+// count as the greatest finite number of their sign, and where all that compete (in an image, a window, a pool) are NaN or
+// 0 the first of them stay. counts() tells. (A backend that flushes denormals, as CUDA does, ranks them as zeros, and as equal what is less than
 // 1e-38 apart.)
 //
 // Every rule becomes, for each stage: tokens that stay in any case, and groups of tokens of which a known number stays
@@ -201,7 +201,7 @@ class Pruner {
   // Tensors that select() and counts() make at most for all stages, to size a context and a graph by.
   std::size_t nodes() const noexcept {
     std::size_t sum = 0;
-    for (std::size_t s = 0; s < plan_.stages; ++s) sum += 100 + 28 * stages_[s].classes;
+    for (std::size_t s = 0; s < plan_.stages; ++s) sum += 130 + 40 * stages_[s].classes;
     return sum;
   }
 
@@ -219,8 +219,9 @@ class Pruner {
     return scores ? select(ctx, *scores) : scores;
   }
 
-  // How many of the visual scores that the last select() was given are NaN, 0 and infinite: F32 [3], for selected(). A
-  // node that the host may put into the graph as an output, and read when it has run.
+  // How many of the visual scores that the last select() was given are NaN, 0 and infinite, and in how many of the groups
+  // that compete all are 0: F32 [4], for selected(). A node that the host may put into the graph as an output, and read
+  // when it has run.
   Result<ggml_tensor*> counts(ggml_context* ctx) noexcept {
     if (ctx == nullptr) return {nullptr, detail::fail_null("the context")};
     if (stage_ == 0 || scores_ == nullptr)
@@ -233,7 +234,9 @@ class Pruner {
     ggml_tensor* zeros = ggml_sub(ctx, numbers, sum(size));
     ggml_tensor* infinite = sum(ggml_scale_bias(ctx, size, 1, -detail::greatest_float));
     ggml_tensor* nans = ggml_scale_bias(ctx, numbers, -1, visual);
-    return {ggml_concat(ctx, ggml_concat(ctx, nans, zeros, 0), infinite, 0), {}};
+    ggml_tensor* unranked = competing_ == nullptr ? ggml_scale(ctx, nans, 0) : unranked_nodes(ctx);
+    ggml_tensor* values = ggml_concat(ctx, ggml_concat(ctx, nans, zeros, 0), infinite, 0);
+    return {ggml_concat(ctx, values, unranked, 0), {}};
   }
 
   // What fastv::select() says of the scores of a stage, by what counts() holds after a run: their numbers, or why they
@@ -242,8 +245,8 @@ class Pruner {
     if (Status status = check_counts(counts, stage); !status) return {{}, status};
     const Selected found{plan_.tokens_in_group(stage + 1), static_cast<std::size_t>(counts[0]),
                          static_cast<std::size_t>(counts[1])};
-    const Status status =
-        detail::check_counts(config(stage), stages_[stage].images, found.nan_scores, found.zero_scores);
+    const Status status = detail::check_counts(config(stage), stages_[stage].images, found.nan_scores,
+                                               found.zero_scores, static_cast<std::size_t>(counts[3]));
     return {status ? found : Selected{}, status};
   }
 
@@ -290,7 +293,8 @@ class Pruner {
     detail::Buffer<std::int32_t>
         places;                    // [fixed + competing] tokens, [rows] which of those that compete, [competing] where
                                    // they are in the rows, [groups + pool] see highest(), [counted] visual tokens
-    detail::Buffer<float> floats;  // [rows] -infinity where padded, [groups + pool] quota and a half, [masked]
+    detail::Buffer<float> floats;  // [rows] -infinity where padded, [groups + pool] quota and a half, [groups + pool] 1
+                                   // where some stay and some go, else 0, [masked]
     ggml_tensor *lists = nullptr, *values = nullptr;  // the inputs they are copied into
 
     std::size_t rows_at() const noexcept { return fixed + competing; }
@@ -299,7 +303,8 @@ class Pruner {
     std::size_t counted_at() const noexcept { return lowest_at() + groups + (pool ? 1 : 0); }
     std::size_t lists_size() const noexcept { return counted_at() + counted; }
     std::size_t quota_at() const noexcept { return padded ? rows : 0; }
-    std::size_t mask_at() const noexcept { return quota_at() + groups + (pool ? 1 : 0); }
+    std::size_t ranks_at() const noexcept { return quota_at() + groups + (pool ? 1 : 0); }
+    std::size_t mask_at() const noexcept { return ranks_at() + groups + (pool ? 1 : 0); }
     std::size_t values_size() const noexcept { return mask_at() + masked; }
   };
   using Mark = detail::Word<float>;
@@ -523,7 +528,9 @@ class Pruner {
     std::int32_t* inverse = stage.places.first(0).data() + stage.inverse_at();
     std::int32_t* lowest = stage.places.first(0).data() + stage.lowest_at();
     float* quotas = stage.floats.first(0).data() + stage.quota_at();
+    float* ranks = stage.floats.first(0).data() + stage.ranks_at();
     const auto half_more = [](std::size_t quota) { return static_cast<float>(quota) + 0.5f; };
+    const auto ranked = [](std::size_t quota, std::size_t size) { return quota > 0 && quota < size ? 1.0f : 0.0f; };
     std::size_t entry = 0, group = 0;
     for (std::size_t c = 0; c < 32; ++c) {
       std::size_t row = 0;
@@ -540,6 +547,7 @@ class Pruner {
         }
         const std::size_t last = from.quota == 0 ? 0 : from.quota - 1;
         lowest[group] = static_cast<std::int32_t>(row * stage.size[c] + last);
+        ranks[group] = ranked(from.quota, from.size);
         quotas[group++] = half_more(from.quota);
         ++row;
       }
@@ -547,6 +555,7 @@ class Pruner {
     if (stage.pool) {
       lowest[group] = static_cast<std::int32_t>(pool_quota == 0 ? 0 : pool_quota - 1);
       quotas[group] = half_more(pool_quota);
+      ranks[group] = ranked(pool_quota, stage.competing);
     }
     for (std::size_t i = 0; i < stage.counted; ++i)
       stage.places[stage.counted_at() + i] = static_cast<std::int32_t>(token_at(text + i));
@@ -560,11 +569,11 @@ class Pruner {
 
   // What counts() held.
   Status check_counts(Span<const float> counts, std::size_t stage) const noexcept {
-    if (Status status = detail::expect_room(counts, 3, "the counts"); !status) return status;
+    if (Status status = detail::expect_room(counts, 4, "the counts"); !status) return status;
     if (!begun_ || stage >= plan_.stages)
       return fail(Errc::bad_prompt, "stage {} is asked for but there are {}", stage, begun_ ? plan_.stages : 0);
     const std::size_t total = stages_[stage].images.tokens;
-    for (const float count : counts.first(3))
+    for (const float count : counts.first(4))
       if (detail::is_nan(count) || !(count >= 0 && count <= static_cast<float>(total)))
         return fail(Errc::bad_value, "{} is no count of {} visual scores: hand over what counts() held after a run",
                     static_cast<double>(count), total);
@@ -646,6 +655,7 @@ class Pruner {
       tokens = pick(ctx, order, tokens);
     }
     scores_ = scores;
+    competing_ = nullptr;
 
     ggml_tensor* kept = tokens;
     if (stage_ > 0 || competing > 0) {
@@ -653,7 +663,8 @@ class Pruner {
       ggml_tensor* positions = ggml_cast(ctx, tokens, GGML_TYPE_F32);
       ggml_tensor* key = positions;
       if (competing > 0) {
-        ggml_tensor* stays = stays_nodes(ctx, pick(ctx, scores, part(ctx, tokens, fixed, competing)));
+        competing_ = pick(ctx, scores, part(ctx, tokens, fixed, competing));
+        ggml_tensor* stays = stays_nodes(ctx, competing_);
         key = ggml_add(ctx, part(ctx, positions, fixed, competing),
                        ggml_scale_bias(ctx, stays, -detail::behind_all, detail::behind_all));
         if (fixed > 0) key = ggml_concat(ctx, part(ctx, positions, 0, fixed), key, 0);
@@ -699,6 +710,31 @@ class Pruner {
     return top(detail::ranked(ctx, nodes.value, ggml_add(ctx, not_a_number, lift)), stage.competing, 1);
   }
 
+  // F32 [1]: how many groups of the last stage compete by zeros alone, some to stay and some to go.
+  ggml_tensor* unranked_nodes(ggml_context* ctx) noexcept {
+    const Stage& stage = stages_[stage_ - 1];
+    ggml_tensor* size = ggml_abs(ctx, competing_);
+    ggml_tensor* zeros = ggml_sub(ctx, ggml_step(ctx, ggml_scale_bias(ctx, size, 1, 1)), ggml_step(ctx, size));
+    ggml_tensor* rows = stage.in_order ? zeros : pick(ctx, zeros, part(ctx, stage.lists, stage.rows_at(), stage.rows));
+    ggml_tensor* all = nullptr;  // [groups + pool]: 1 where every entry of the row is a zero
+    const auto add = [&](ggml_tensor* of, std::size_t entries, std::size_t groups) {
+      ggml_tensor* matrix = ggml_reshape_2d(ctx, of, detail::to_ne(entries), detail::to_ne(groups));
+      ggml_tensor* sums = ggml_reshape_1d(ctx, ggml_sum_rows(ctx, matrix), detail::to_ne(groups));
+      ggml_tensor* ones = ggml_step(ctx, ggml_scale_bias(ctx, sums, 1, 0.5f - static_cast<float>(entries)));
+      all = all == nullptr ? ones : ggml_concat(ctx, all, ones, 0);
+    };
+    std::size_t entry = 0;
+    for (std::size_t c = 0; c < 32; ++c) {
+      const std::size_t entries = stage.size[c], groups = stage.count[c];
+      if (groups == 0) continue;
+      add(stage.classes == 1 ? rows : part(ctx, rows, entry, entries * groups), entries, groups);
+      entry += entries * groups;
+    }
+    if (stage.pool) add(zeros, stage.competing, 1);
+    const std::size_t groups = stage.groups + (stage.pool ? 1 : 0);
+    return ggml_sum_rows(ctx, ggml_mul(ctx, all, part(ctx, stage.values, stage.ranks_at(), groups)));
+  }
+
   std::size_t given_ = 0;  // stages, valid or not
   bool null_ = false, begun_ = false;
   std::size_t stage_ = 0;  // stages in the graph
@@ -711,7 +747,7 @@ class Pruner {
   detail::Buffer<Group> groups_;
   std::size_t members_count_ = 0, groups_count_ = 0;
   // Of the graph under construction: what the last select() read and left.
-  ggml_tensor *scores_ = nullptr, *visual_tokens_ = nullptr, *kept_ = nullptr, *mask_ = nullptr;
+  ggml_tensor *scores_ = nullptr, *competing_ = nullptr, *visual_tokens_ = nullptr, *kept_ = nullptr, *mask_ = nullptr;
 };
 
 }  // namespace FASTV_KIND

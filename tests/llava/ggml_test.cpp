@@ -950,6 +950,51 @@ TEST(GraphSelect, GoesOnWhereTheCoreFailsAndTells) {
   }
 }
 
+// Zeros in some of the groups that compete, of every rule on every layout and in every stage of a schedule.
+TEST(GraphSelect, TellsWhereAGroupIsRankedByZerosAlone) {
+  oracle::Rng random(12);
+  std::size_t refused = 0, ranked = 0;
+  for (const Layout& layout : layouts)
+    for (const Setting& setting : settings)
+      for (int draw = 0; draw < 4; ++draw) {
+        Config config;
+        setting.change(config);
+        std::size_t total = 0;
+        for (const TokenSpan& span : layout.visual) total += span.count;
+        if (config.keep_count != fastv::by_ratio) config.keep_count = std::min(config.keep_count, total);
+        std::vector<Config> schedule{config};
+        if (config.window_rows == 0 && config.quota == Quota::per_image && draw % 2 == 1) {
+          schedule.push_back(Config{});
+          schedule[1].filtering_layer = 5;
+        }
+        std::vector<std::vector<float>> scores;
+        for (std::size_t s = 0; s < schedule.size(); ++s) {
+          scores.emplace_back(layout.tokens);
+          const double share = draw == 0 ? 0.02 : draw == 1 ? 0.6 : 0.2;
+          for (const TokenSpan& span : layout.visual) {
+            const bool seen = random.chance(0.5);
+            for (std::size_t t = span.first; t < span.first + span.count; ++t)
+              scores[s][t] = seen && random.chance(share)
+                                 ? random.chance(0.1) ? nan : static_cast<float>(1 + random.below(3))
+                                 : -0.0f;
+          }
+        }
+        const bool fails = !by_core(schedule, scores, layout.visual, layout.tokens).status;
+        (fails ? refused : ranked) += 1;
+        expect_same(schedule, scores, layout.visual, layout.tokens,
+                    std::string(layout.name) + ", " + setting.name + ", draw " + std::to_string(draw));
+      }
+  EXPECT_GT(refused, 100u);
+  EXPECT_GT(ranked, 100u);
+  // What it says, where one image of two has no score but 0.
+  std::vector<float> scores(20);
+  for (std::size_t t = 2; t < 14; ++t) scores[t] = static_cast<float>(t);
+  says(by_graph({Config{}}, {scores}, {{2, 12}, {15, 4}}, 20).status, Errc::bad_value,
+       "all scores are 0 in 1 groups of visual tokens (images, windows or pools), so that nothing ranks these: does "
+       "layer 1 see them");
+  says(by_core({Config{}}, {scores}, {{2, 12}, {15, 4}}, 20).status, Errc::bad_value, "2 of 4 tokens in image 1");
+}
+
 TEST(GraphSelect, TakesScoresOfKeysOrOfTokens) {
   // Keys of two earlier turns, and cells behind the prompt's that are not written yet.
   oracle::Rng random(6);
@@ -969,7 +1014,7 @@ TEST(GraphSelect, TakesScoresOfKeysOrOfTokens) {
     ASSERT_TRUE(counts);
     graph.run({*kept, *counts}, &pruner);
     EXPECT_EQ(graph.read_indices(*kept), expected);
-    EXPECT_EQ(graph.read<float>(*counts), (std::vector<float>{0, 0, 0}));
+    EXPECT_EQ(graph.read<float>(*counts), (std::vector<float>{0, 0, 0, 0}));
   }
 }
 
@@ -1053,7 +1098,7 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   says(pruner.select(ctx, scores).status, Errc::bad_prompt, "select() has no prompt: call begin() first");
   says(pruner.counts(ctx).status, Errc::missing_evidence, "counts() has no scores");
   says(pruner.set_inputs(no_input), Errc::bad_prompt, "0 of 1 stages");
-  says(pruner.selected(std::vector<float>(3)).status, Errc::bad_prompt, "stage 0 is asked for but there are 0");
+  says(pruner.selected(std::vector<float>(4)).status, Errc::bad_prompt, "stage 0 is asked for but there are 0");
 
   ASSERT_TRUE(pruner.begin({20, 32, visual}));
   EXPECT_TRUE(pruner.due(2));
@@ -1077,11 +1122,11 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   says(pruner.set_inputs(no_input), Errc::null_data, "an input of stage 0 has no memory");
   graph.run({*kept}, &pruner);
 
-  says(pruner.selected(std::vector<float>(2)).status, Errc::too_small, "the counts has room for 2 entries");
-  says(pruner.selected(std::vector<float>(3), 1).status, Errc::bad_prompt, "stage 1 is asked for but there are 1");
-  says(pruner.selected(std::vector<float>{13, 0, 0}).status, Errc::bad_value, "13 is no count of 12");
-  says(pruner.selected(std::vector<float>{nan, 0, 0}).status, Errc::bad_value, "is no count of 12");
-  const auto selected = pruner.selected(std::vector<float>{2, 3, 0});
+  says(pruner.selected(std::vector<float>(3)).status, Errc::too_small, "the counts has room for 3 entries");
+  says(pruner.selected(std::vector<float>(4), 1).status, Errc::bad_prompt, "stage 1 is asked for but there are 1");
+  says(pruner.selected(std::vector<float>{13, 0, 0, 0}).status, Errc::bad_value, "13 is no count of 12");
+  says(pruner.selected(std::vector<float>{nan, 0, 0, 0}).status, Errc::bad_value, "is no count of 12");
+  const auto selected = pruner.selected(std::vector<float>{2, 3, 0, 0});
   ASSERT_TRUE(selected);
   EXPECT_EQ(selected->count, 14u);
   EXPECT_EQ(selected->nan_scores, 2u);
