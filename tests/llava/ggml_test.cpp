@@ -6,12 +6,16 @@
 
 #include <cmath>
 #include <fastv/ggml.hpp>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "../oracle.hpp"
+#include "../sentences.hpp"
 
 namespace {
 
@@ -146,7 +150,13 @@ std::vector<float> by_head(const std::vector<float>& values, std::size_t heads, 
   return out;
 }
 
+// The sentences that tests have raised so far.
+std::set<std::string>& raised() {
+  static std::set<std::string> all;
+  return all;
+}
 bool says(const Status& status, Errc code, const char* words) {
+  if (status.sentence != nullptr) raised().insert(status.sentence);
   const bool right = status.code == code && std::strstr(status.message().c_str(), words) != nullptr;
   if (!right) ADD_FAILURE() << "'" << status.message().c_str() << "' has another code, or not the words: " << words;
   return right;
@@ -193,7 +203,7 @@ TEST(GgmlRows, MoveTokensAlongEveryAxisAndOfEveryType) {
       EXPECT_EQ(ids[plane + k], 100 + static_cast<std::int32_t>(plane + kept[k])) << plane;
 }
 
-TEST(GgmlRows, RefuseWhatCannotBeMoved) {
+void rows_that_cannot_be_moved() {
   HostTensors host;
   const auto refuses = [&](ggml_tensor* tensor, int axis, Errc code, const char* words) {
     says(fastv::rows(tensor, axis).status, code, words);
@@ -216,8 +226,9 @@ TEST(GgmlRows, RefuseWhatCannotBeMoved) {
   // What prune() returned knows how many rows there must be.
   says(fastv::compact(fastv::KeptRows(Span<const Index>(), 5), whole, 1), Errc::bad_shape, "5");
 }
+TEST(GgmlRows, RefuseWhatCannotBeMoved) { rows_that_cannot_be_moved(); }
 
-TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
+void memory_that_is_not_the_hosts() {
   // The buffers of repacked weights are not, though they are on the CPU.
   ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
   const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
@@ -239,8 +250,9 @@ TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
     says(fastv::write_indices(std::vector<Index>{0}, tensor), Errc::not_supported, "indices is not in host memory");
   }
 }
+TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) { memory_that_is_not_the_hosts(); }
 
-TEST(GgmlIndices, AreWrittenAsI32) {
+void indices_as_i32() {
   HostTensors host;
   fastv::Pruner<float> pruner;
   const std::vector<TokenSpan> visual{{4, 24}};
@@ -260,6 +272,7 @@ TEST(GgmlIndices, AreWrittenAsI32) {
   const fastv::Kept failed = pruner.prune(fastv::Scores<float>{scores, 3}, visual);
   says(fastv::write_indices(failed, indices), failed.code(), "");
 }
+TEST(GgmlIndices, AreWrittenAsI32) { indices_as_i32(); }
 
 TEST(GgmlHeads, AreReadAsGgmlWidensThem) {
   constexpr std::size_t dim = 256, heads = 2, tokens = 9;
@@ -394,7 +407,7 @@ TEST(GgmlEvidence, QueriesMayBeHalves) {
   }
 }
 
-TEST(GgmlEvidence, SaysWhatIsWrong) {
+void wrong_evidence() {
   HostTensors host;
   const std::vector<TokenSpan> visual{{4, 24}};
   fastv::Pruner<float> pruner;
@@ -428,6 +441,7 @@ TEST(GgmlEvidence, SaysWhatIsWrong) {
   behind.past = 50;
   EXPECT_EQ(behind.prompt_tokens(), 0u);
 }
+TEST(GgmlEvidence, SaysWhatIsWrong) { wrong_evidence(); }
 
 // ---- scores in the graph ------------------------------------------------------------------------
 
@@ -527,7 +541,7 @@ TEST(GraphScores, KeysOfEarlierTurnsAreAttendedToButAreNoCandidates) {
   }
 }
 
-TEST(GraphScores, SayWhatIsWrong) {
+void wrong_attention() {
   TestGraph graph;
   ggml_context* ctx = graph.context();
   const auto make = [&](ggml_type type, std::vector<std::int64_t> shape) {
@@ -566,6 +580,7 @@ TEST(GraphScores, SayWhatIsWrong) {
   says(pruner.select(ctx, fastv::graph::scores(ctx, nullptr, k, 1)).status, Errc::null_data, "query is null");
   EXPECT_EQ(pruner.stage(), 0u);
 }
+TEST(GraphScores, SayWhatIsWrong) { wrong_attention(); }
 
 // ---- selection in the graph ---------------------------------------------------------------------
 
@@ -1037,7 +1052,7 @@ TEST(GraphSelect, OnePrunerServesManyPrompts) {
   }
 }
 
-TEST(GraphSelect, SaysWhatHasNoFormInAGraph) {
+void what_has_no_form_in_a_graph() {
   const std::vector<TokenSpan> visual{{2, 6, 3}, {9, 4, 2}};
   const auto refuses = [&](const std::vector<Config>& schedule, Errc code, const char* words, std::size_t layers = 32) {
     fastv::graph::Pruner pruner{Span<const Config>(schedule)};
@@ -1086,8 +1101,9 @@ TEST(GraphSelect, SaysWhatHasNoFormInAGraph) {
   EXPECT_FALSE(idle.due(2));
   EXPECT_TRUE(idle.set_inputs([](ggml_tensor*, const void*, std::size_t) { FAIL(); }));
 }
+TEST(GraphSelect, SaysWhatHasNoFormInAGraph) { what_has_no_form_in_a_graph(); }
 
-TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
+void calls_too_early_or_too_often() {
   const std::vector<TokenSpan> visual{{2, 12}};
   const auto no_input = [](ggml_tensor*, const void*, std::size_t) { FAIL(); };
   TestGraph graph;
@@ -1126,6 +1142,7 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   says(pruner.selected(std::vector<float>(4), 1).status, Errc::bad_prompt, "stage 1 is asked for but there are 1");
   says(pruner.selected(std::vector<float>{13, 0, 0, 0}).status, Errc::bad_value, "13 is no count of 12");
   says(pruner.selected(std::vector<float>{nan, 0, 0, 0}).status, Errc::bad_value, "is no count of 12");
+  says(pruner.selected(std::vector<float>{0, 0, 3, 0}).status, Errc::bad_value, "3 of 12 visual scores are infinite");
   const auto selected = pruner.selected(std::vector<float>{2, 3, 0, 0});
   ASSERT_TRUE(selected);
   EXPECT_EQ(selected->count, 14u);
@@ -1143,8 +1160,9 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   EXPECT_FALSE(pruner.begin({0, 32, visual}));
   says(pruner.select(ctx, scores).status, Errc::bad_prompt, "call begin() first");
 }
+TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) { calls_too_early_or_too_often(); }
 
-TEST(GraphGather, EveryAxisOfThePositions) {
+void every_axis_of_the_positions() {
   constexpr std::int64_t n = 9, axes = 4;
   std::vector<std::int32_t> position_values(axes * n);
   std::iota(position_values.begin(), position_values.end(), 1000);
@@ -1169,6 +1187,26 @@ TEST(GraphGather, EveryAxisOfThePositions) {
   refuses(positions, 0, kept, Errc::bad_shape, "36 positions are not 0 axes");
   refuses(positions, 5, kept, Errc::bad_shape, "36 positions are not 5 axes");
   says(fastv::graph::gather_positions(nullptr, positions, 1, kept).status, Errc::null_data, "context");
+}
+TEST(GraphGather, EveryAxisOfThePositions) { every_axis_of_the_positions(); }
+
+TEST(Sentences, OfTheAdaptorAreAllRaised) {
+  rows_that_cannot_be_moved();
+  memory_that_is_not_the_hosts();
+  indices_as_i32();
+  wrong_evidence();
+  wrong_attention();
+  what_has_no_form_in_a_graph();
+  calls_too_early_or_too_often();
+  every_axis_of_the_positions();
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(sentences::folder()))
+    if (entry.path().filename().string().compare(0, 4, "ggml") == 0) names.push_back(entry.path().filename().string());
+  std::set<std::string> written = sentences::of_headers(names);
+  for (auto it = written.begin(); IsSkipped() && it != written.end();)  // see memory_that_is_not_the_hosts()
+    it = it->find("is not in host memory") == std::string::npos ? std::next(it) : written.erase(it);
+  EXPECT_GT(written.size(), 20u);
+  sentences::expect_raised(written, raised());
 }
 
 }  // namespace
