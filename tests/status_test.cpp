@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "counted_new.hpp"
+#include "fastv/detail/graph_lists.hpp"
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
 #include "sentences.hpp"
@@ -820,11 +821,40 @@ Cases of_the_c_face() {
   };
 }
 
+Cases of_graph_lists() {
+  static const Index rows[] = {4};
+  static const TokenSpan two[] = {{1, 3}, {5, 3}}, nothing_else[] = {{0, 4}};
+  const auto listed = [](Span<const Config> schedule, Span<const TokenSpan> spans, std::size_t tokens) {
+    return detail::ScheduleLists(schedule).begin({tokens, 16, spans});
+  };
+  Config least = pooled(), none;
+  least.keep_count = 5;
+  least.min_per_image = 1;
+  none.selection = Selection::uniform;
+  none.filtering_ratio = 1;
+  std::vector<Config> twice(2, least);
+  twice[1].filtering_layer = 4;
+  const auto one = [&](const Config& config, Span<const TokenSpan> spans = visual, std::size_t tokens = 8) {
+    return listed(Span<const Config>(&config, 1), spans, tokens);
+  };
+  return {
+      {Errc::not_supported, {"8388609 tokens", "most 8388608:", "two graphs"}, one({}, visual, 8388609)},
+      {Errc::bad_setting, {"stage 0 ", "none of 4 "}, one(none, nothing_else, 4)},
+      {Errc::not_supported, {"stage 1 ", "min_per_image 1 ", "no minimum"}, listed(twice, two, 10)},
+      {Errc::not_supported, {"stage 0 ", "ScoreRows::last", "two graphs"}, one(with_rows(rows))},
+      {Errc::not_supported, {"stage 0 ", "prior_rows"}, one([] {
+         Config config;
+         config.prior_rows = rows;
+         return config;
+       }())},
+  };
+}
+
 Cases all_cases() {
   Cases all;
-  for (const Cases& some :
-       {of_settings(), of_prompts(), of_selection(), of_costs(), of_evidence(), of_attention(), of_applying(),
-        of_remedies(), of_shards(), of_batches(), of_pages(), of_slots(), of_batch_plans(), of_the_c_face()})
+  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_costs(), of_evidence(), of_attention(),
+                            of_applying(), of_remedies(), of_shards(), of_batches(), of_pages(), of_slots(),
+                            of_batch_plans(), of_the_c_face(), of_graph_lists()})
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }

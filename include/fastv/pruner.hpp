@@ -20,11 +20,6 @@ struct Workspace {
   Span<float> scratch;        // score_scratch(evidence)
 };
 
-// Does the rule look at scores, and is there something to rank?
-inline bool ranks(const Config& config, const Images& images) noexcept {
-  return config.selection == Selection::top_k && images.tokens > 0;
-}
-
 // Scores by settings, spans and evidence that have been validated.
 template <class Score, class Evidence, class ParallelFor>
 Status score_validated(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, std::size_t tokens,

@@ -263,6 +263,11 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// Does the rule look at scores, and is there something to rank?
+inline bool ranks(const Config& config, const Images& images) noexcept {
+  return config.selection == Selection::top_k && images.tokens > 0;
+}
+
 // Scores of which none ranks a token above another: NaN alone, or zeros alone in some of the groups that compete (an
 // image, a window, a pool), where some tokens must stay and some go.
 inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores, std::size_t zero_scores,
