@@ -141,17 +141,18 @@ TEST(PlanBatch, AgreesWithEveryLayerOfEverySequence) {
 
 TEST(PlanBatch, ThePastOfAPlanCountsWithoutSlots) {
   const TokenSpan visual[] = {{1, 20}};
-  const std::size_t past[] = {30, 11};
+  std::size_t past[layers];
+  for (std::size_t layer = 0; layer < layers; ++layer) past[layer] = layer < 4 ? 30 : layer < 7 ? 11 : 17;
   const Result<Plan> plan = make_plan(Config{4, 0.75}, Prompt{25, layers, visual, past});
   ASSERT_TRUE(plan);
   const SequenceStep steps[] = {{&*plan}, {nullptr, nullptr, 3}};
   BatchGroup groups[layers];
-  std::int32_t lengths[batch_plan_entries(2, 2)];
+  std::int32_t lengths[batch_plan_entries(2, 3)];
   const Result<BatchPlan> batch = plan_batch(steps, layers, 8, groups, lengths);
   ASSERT_TRUE(batch) << batch.message().c_str();
   std::vector<Sequence> sequences(2);
   for (std::size_t layer = 0; layer < layers; ++layer) {
-    sequences[0].past[layer] = layer < 4 ? 30 : 11;
+    sequences[0].past[layer] = past[layer];
     sequences[0].queries[layer] = layer < 4 ? 25 : 10;
     sequences[1].queries[layer] = 3;
   }
@@ -199,8 +200,14 @@ TEST(PlanBatch, WrongInputsAreNamed) {
   EXPECT_EQ(broken([](Plan& p) { p.stage[0].kept_visual = 21; }), Errc::bad_setting);
   EXPECT_EQ(broken([](Plan& p) { p.stage[0].filtering_layer = layers; }), Errc::bad_setting);
   EXPECT_EQ(broken([](Plan& p) { p.stages = 2; }), Errc::bad_setting);  // the second at layer 0
-  EXPECT_EQ(broken([](Plan& p) { p.past[1] = max_tokens; }), Errc::bad_shape);
-  EXPECT_EQ(broken([](Plan& p) { p.past[0] = static_cast<std::size_t>(-1); }), Errc::bad_shape);
+  EXPECT_EQ(broken([](Plan& p) { p.past[0].keys = max_tokens; }), Errc::bad_shape);
+  EXPECT_EQ(broken([](Plan& p) { p.past[0].keys = static_cast<std::size_t>(-1); }), Errc::bad_shape);
+  EXPECT_EQ(broken([](Plan& p) { p.pasts = 0; }), Errc::bad_setting);
+  EXPECT_EQ(broken([](Plan& p) { p.pasts = max_stages + 2; }), Errc::bad_setting);
+  EXPECT_EQ(broken([](Plan& p) { p.past[0].first_layer = 1; }), Errc::bad_setting);
+  EXPECT_EQ(broken([](Plan& p) { p.pasts = 2; }), Errc::bad_setting);  // the second at layer 0
+  EXPECT_EQ(broken([](Plan& p) { p.pasts = 2, p.past[1] = {layers, 5}; }), Errc::bad_setting);
+  EXPECT_EQ(broken([](Plan& p) { p.pasts = 2, p.past[1] = {layers - 1, 5}; }), Errc::ok);
   EXPECT_EQ(broken([](Plan& p) { p.tokens = max_tokens + 1; }), Errc::bad_shape);
 
   const SequenceStep halves[] = {{nullptr, nullptr, max_tokens / 2 + 1}, {nullptr, nullptr, max_tokens / 2 + 1}};

@@ -248,6 +248,11 @@ static void check_stages_and_slots(void) {
 
   fastv_slots* slots = fastv_slots_create();
   EXPECT(fastv_slots_append(slots, n, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_append(slots, 1, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_keep(slots, 2, &kept, &why) == FASTV_BAD_SHAPE && says("hold 1 of what was appended last"));
+  EXPECT(fastv_slots_rollback(slots, 0, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_append(slots, 7, NULL) == FASTV_OK);
+  EXPECT(fastv_slots_append_chunk(slots, n - 7, NULL) == FASTV_OK);
   EXPECT(fastv_slots_keep(slots, 2, &kept, &why) == FASTV_OK);
   fastv_span left[2];
   size_t spans = 99;
@@ -392,6 +397,7 @@ static void check_failures(void) {
   EXPECT(fastv_slots_keep(NULL, 2, &kept, NULL) == FASTV_NULL_DATA);
   EXPECT(fastv_slots_append(NULL, 1, NULL) == FASTV_NULL_DATA);
   EXPECT(fastv_slots_append(slots, SIZE_MAX, NULL) == FASTV_BAD_PROMPT);
+  EXPECT(fastv_slots_append_chunk(NULL, 1, NULL) == FASTV_NULL_DATA);
   EXPECT(fastv_slots_rollback(NULL, 0, NULL) == FASTV_NULL_DATA);
   EXPECT(fastv_slots_copy(slots, NULL, NULL) == FASTV_NULL_DATA);
   EXPECT(fastv_slots_copy(NULL, slots, NULL) == FASTV_NULL_DATA);

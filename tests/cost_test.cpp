@@ -162,8 +162,8 @@ TEST(KvBytes, VisualTokensShrinkTo53PercentAtK2R50) {
 
 // ---- keys of earlier turns ----------------------------------------------------------------------
 
-TEST(PastKeys, AreAttendedToAndStoredInTheirGroups) {
-  const std::size_t past[] = {100, 40};
+TEST(PastKeys, AreAttendedToAndStoredInTheirLayers) {
+  const std::size_t past[] = {100, 40, 40, 40};
   const TokenSpan visual[] = {{2, 6}};
   Config config;
   config.filtering_layer = 1;
@@ -225,7 +225,7 @@ double slow_cost(const ModelShape& shape, const Plan& plan, const Budget& budget
   double total = 0, whole = 0;
   for (std::size_t layer = 0; layer < shape.layers; ++layer) {
     const double all = static_cast<double>(plan.tokens), tokens = static_cast<double>(plan.tokens_in_layer(layer));
-    const double past = static_cast<double>(plan.past[plan.group_of(layer)]);
+    const double past = static_cast<double>(plan.past_in_layer(layer));
     const double d = static_cast<double>(shape.hidden), q = static_cast<double>(shape.heads * shape.head_dim),
                  kv = static_cast<double>(shape.kv_heads * shape.head_dim),
                  ffn = static_cast<double>(shape.ffn_matrices * shape.hidden * shape.intermediate);
@@ -302,7 +302,8 @@ TEST(Planner, KeepsMostTokensAndPrunesLatestUnderEveryKindOfBudget) {
 
 TEST(Planner, CountsTheKeysOfEarlierTurns) {
   for (const std::vector<std::size_t>& past :
-       {std::vector<std::size_t>{2000}, std::vector<std::size_t>{2000, 500}, std::vector<std::size_t>{0, 0}}) {
+       {std::vector<std::size_t>{2000}, std::vector<std::size_t>{2000, 2000, 2000, 500, 500, 900},
+        std::vector<std::size_t>(6)}) {
     Prompt chat{631, 6, image_spans};
     chat.past = past;
     expect_best({Budget::Of::kv_bytes, 8.5e6, 2, 10}, small, chat, 2);
@@ -321,7 +322,7 @@ TEST(Planner, CountsTheKeysOfEarlierTurns) {
 }
 
 TEST(Planner, NothingPrunedCostsAllWhateverTheEarlierTurnsLeft) {
-  const std::size_t past[] = {2000, 500};  // earlier turns were pruned as well
+  const std::size_t past[] = {2000, 2000, 2000, 500, 500, 500};  // earlier turns were pruned as well
   Prompt chat{631, 6, image_spans};
   chat.past = past;
   const auto settings = settings_under({Budget::Of::flops_ratio, 1.0}, small, chat);

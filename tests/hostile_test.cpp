@@ -46,7 +46,7 @@ TEST(Hostile, PlansOfNowhere) {
   EXPECT_EQ(make_plan(nowhere<const Config>(2), prompt).code(), Errc::null_data);
   prompt.past = nowhere<const std::size_t>(1);
   EXPECT_EQ(make_plan(Span<const Config>(stages), prompt).code(), Errc::null_data);
-  prompt.past = nowhere<const std::size_t>(3);
+  prompt.past = nowhere<const std::size_t>(6);
   EXPECT_EQ(make_plan(Span<const Config>(stages), prompt).code(), Errc::null_data);
   prompt = {8, 6, image};
   prompt.full_attention = nowhere<const bool>(6);

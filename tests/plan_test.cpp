@@ -384,29 +384,44 @@ TEST(PastKeys, OneNumberIsThatOfAllLayers) {
   EXPECT_EQ(plan->kept(), 25u) << "earlier turns are no tokens of this prompt";
 }
 
-TEST(PastKeys, ANumberPerGroupIsThatOfItsLayers) {
+TEST(PastKeys, ANumberPerLayerIsItsOwn) {
   const TokenSpan visual[] = {{5, 36}};
-  const std::size_t past[] = {100, 60, 30};
+  const std::size_t past[] = {100, 100, 60, 60, 100, 30};  // earlier turns were pruned at other layers
   const Config schedule[] = {stage_at(1), stage_at(3)};
   Prompt prompt{52, 6, visual};
   prompt.past = past;
   const auto plan = make_plan(schedule, prompt);
   ASSERT_TRUE(holds(plan));
-  for (std::size_t layer = 0; layer < 6; ++layer)
-    EXPECT_EQ(plan->kv_length(layer, 2), (layer < 1 ? 152u : layer < 3 ? 94u : 55u) + 2) << layer;
-  prompt.past = Span<const std::size_t>(past, 2);
-  EXPECT_EQ(make_plan(schedule, prompt).code(), Errc::bad_shape);
-  prompt.past = past;
-  EXPECT_EQ(make_plan(Config{}, prompt).code(), Errc::bad_shape);
+  EXPECT_EQ(plan->pasts, 4u);
+  for (std::size_t layer = 0; layer < 6; ++layer) {
+    EXPECT_EQ(plan->past_in_layer(layer), past[layer]) << layer;
+    EXPECT_EQ(plan->kv_length(layer, 2), past[layer] + (layer < 1 ? 52u : layer < 3 ? 34u : 25u) + 2) << layer;
+  }
+  for (const std::size_t entries : {2u, 3u, 5u}) {
+    prompt.past = Span<const std::size_t>(past, entries);
+    EXPECT_EQ(make_plan(schedule, prompt).code(), Errc::bad_shape) << entries;
+  }
   EXPECT_TRUE(holds(make_plan(Span<const Config>(), Prompt{52, 6, visual, Span<const std::size_t>(past, 1)})));
 }
 
 TEST(PastKeys, TogetherWithThePromptTheyFitAnIndex) {
-  const std::size_t past[] = {max_tokens - 52, max_tokens - 51};
+  const std::size_t past[] = {max_tokens - 52, 0, 0, 0, 0, max_tokens - 51};
   const auto code = [&](Span<const std::size_t> keys) { return make_plan(Config{}, Prompt{52, 6, {}, keys}).code(); };
   EXPECT_EQ(code({past, 1}), Errc::ok);
-  EXPECT_EQ(code({past + 1, 1}), Errc::bad_prompt);
-  EXPECT_EQ(code({past, 2}), Errc::bad_prompt);
+  EXPECT_EQ(code({past + 5, 1}), Errc::bad_prompt);
+  EXPECT_EQ(code(past), Errc::bad_prompt);
+}
+
+// As many as a conversation leaves that Slots can follow: each of its groups may hold another number.
+TEST(PastKeys, ChangeAtMostEightTimes) {
+  for (const std::size_t changes : {8u, 9u}) {
+    std::vector<std::size_t> past(20);
+    for (std::size_t layer = 0; layer < past.size(); ++layer) past[layer] = layer < changes ? layer + 3 : changes + 3;
+    const auto plan = make_plan(Config{}, Prompt{52, 20, {}, past});
+    ASSERT_EQ(plan.code(), changes == 8 ? Errc::ok : Errc::not_supported);
+    for (std::size_t layer = 0; plan && layer < past.size(); ++layer)
+      EXPECT_EQ(plan->past_in_layer(layer), past[layer]);
+  }
 }
 
 // ---- layers without full attention --------------------------------------------------------------

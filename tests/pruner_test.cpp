@@ -334,6 +334,59 @@ TEST(Unseen, ASinkThatTakesItAllDoesNotDecide) {
 
 // ---- rows that evidence does not have -----------------------------------------------------------
 
+// A KeysOnly of the user's own writes the contract anew; it is evidence as any other.
+struct OwnKeys {};
+}  // namespace
+namespace fastv {
+template <>
+struct KeysOnly<OwnKeys> {
+  std::size_t prompt_tokens() const noexcept { return 10; }
+  template <class Score>
+  Status score(Span<const TokenSpan>, Span<Score> scores) const noexcept {
+    for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = static_cast<Score>(i + 1);
+    return {};
+  }
+};
+}  // namespace fastv
+namespace {
+TEST(Contract, ASpecialisationThatMeetsItIsEvidence) {
+  const TokenSpan visual[] = {{2, 6}};
+  Pruner<> pruner;
+  EXPECT_EQ(indices(pruner.prune(KeysOnly<OwnKeys>{}, visual)), (std::vector<Index>{0, 1, 5, 6, 7, 8, 9}));
+}
+
+// What is named as the contract has it but cannot be called so stops the compiler (tests/headers/must_not_compile.cpp);
+// here is how it is told from what is not there at all.
+TEST(Contract, MembersThatDoNotFitAreNotTakenForAbsentOnes) {
+  struct Right {
+    std::size_t prompt_tokens() const noexcept { return 1; }
+    Status check() const noexcept { return {}; }
+    std::size_t scratch_floats() const noexcept { return 1; }
+  };
+  struct NotConst {
+    std::size_t prompt_tokens() noexcept { return 1; }
+    Status check() noexcept { return {}; }
+    std::size_t scratch_floats() noexcept { return 1; }
+  };
+  struct Otherwise {
+    void prompt_tokens() const noexcept {}
+    Status check(int) const noexcept { return {}; }
+    void scratch_floats() const {}
+  };
+  struct Data {
+    std::size_t prompt_tokens, check, scratch_floats;
+  };
+  EXPECT_TRUE(detail::has_prompt_tokens<Right> && detail::has_check<Right> && detail::has_scratch<Right>);
+  EXPECT_FALSE(detail::has_prompt_tokens<NotConst> || detail::has_check<NotConst> || detail::has_scratch<NotConst>);
+  EXPECT_FALSE(detail::has_prompt_tokens<Otherwise> || detail::has_check<Otherwise> || detail::has_scratch<Otherwise>);
+  EXPECT_TRUE(detail::names_prompt_tokens<NotConst> && detail::names_check<NotConst> &&
+              detail::names_scratch<NotConst>);
+  EXPECT_TRUE(detail::names_prompt_tokens<Otherwise> && detail::names_check<Otherwise> &&
+              detail::names_scratch<Otherwise>);
+  EXPECT_FALSE(detail::names_prompt_tokens<Data> || detail::names_check<Data> || detail::names_scratch<Data>);
+  EXPECT_FALSE(detail::names_prompt_tokens<int> || detail::names_check<OwnKeys> || detail::names_scratch<OwnKeys>);
+}
+
 TEST(Rows, AreRefusedByEvidenceThatHasNone) {
   const std::vector<float> own(576, 1.0f), energy(631, 1.0f);
   const Index rows[] = {630};

@@ -450,11 +450,74 @@ TEST(ZeroScores, AreRefusedWhereSomethingMustBeRanked) {
 
 TEST(ZeroScores, AreCountedWhereOthersAreNot) {
   const oracle::Layout layout{12, {{1, 4}, {6, 4}}};
-  const Outcome selected = select_from(Config{}, std::vector<float>{0, -0.0f, 0, 0, 0, 3, 0, 1}, layout);
+  const Outcome selected = select_from(Config{}, std::vector<float>{0, -0.0f, 0, 2, 0, 3, 0, 1}, layout);
   ASSERT_TRUE(selected.status);
-  EXPECT_EQ(selected.zero_scores, 6u);
-  EXPECT_EQ(selected.kept, (std::vector<Index>{0, 1, 2, 5, 7, 9, 10, 11})) << "of equal scores the earlier token";
+  EXPECT_EQ(selected.zero_scores, 5u);
+  EXPECT_EQ(selected.kept, (std::vector<Index>{0, 1, 4, 5, 7, 9, 10, 11})) << "of equal scores the earlier token";
   EXPECT_EQ(select_from(Config{}, std::vector<double>{0, 1, 2, 3, 0, 3, -1, 1}, layout).zero_scores, 2u);
+}
+
+// What competes is an image, a window of one, or a pool: each for itself.
+TEST(ZeroScores, AreRefusedWhereAGroupHasNoOthers) {
+  oracle::Layout layout{24, {{1, 8, 4}, {10, 8, 4}}};
+  const std::vector<float> first_only = {1, 2, 3, 4, 5, 6, 7, 8, 0, 0, -0.0f, 0, 0, 0, 0, 0};
+  const auto refused = [&](const Config& config, const std::vector<float>& scores, const char* words) {
+    const Outcome out = select_from(config, scores, layout);
+    EXPECT_EQ(out.status.code, Errc::bad_value) << words;
+    EXPECT_NE(std::string(out.status.message().c_str()).find(words), std::string::npos) << out.status.message().c_str();
+    EXPECT_EQ(select_from(config, std::vector<double>(scores.begin(), scores.end()), layout).status.code,
+              Errc::bad_value);
+  };
+  const auto ranked = [&](const Config& config, const std::vector<float>& scores) {
+    const Outcome out = select_from(config, scores, layout);
+    EXPECT_TRUE(out.status) << out.status.message().c_str();
+  };
+  Config config;
+  refused(config, first_only, "4 of 8 tokens in image 1 would stay by scores that are all 0");
+  refused(config, first_only, "does layer 1 see the image");
+  // Nothing is left to rank in the only image that has other scores, or nothing in the other.
+  for (const double ratio : {0.0, 1.0}) {
+    layout.visual[0].filtering_ratio = ratio;
+    refused(config, first_only, "4 of 8 tokens in image 1");
+    layout.visual[0].filtering_ratio = by_config;
+    layout.visual[1].filtering_ratio = ratio;
+    ranked(config, first_only);
+    ranked(config, std::vector<float>(16, ratio == 0 ? 0.25f : -3.0f));  // equal, but not 0
+    layout.visual[1].filtering_ratio = by_config;
+  }
+  std::vector<float> scores = first_only;
+  scores[13] = oracle::nan_float();  // below the zeros: they are ranked above it
+  ranked(config, scores);
+  scores[13] = 1e-40f;
+  ranked(config, scores);
+  // A pool has the other image's scores; the minimum of each image has not.
+  config.quota = Quota::pooled;
+  ranked(config, first_only);
+  config.min_per_image = 3;
+  refused(config, first_only, "3 of 8 tokens in image 1");
+  config.min_per_image = 8;  // all of it
+  ranked(config, first_only);
+  config.min_per_image = 0;
+  config.uniform_share = 0.5;  // the grid takes the one score that is not 0
+  scores.assign(16, 0.0f);
+  ranked(config, first_only);
+  scores[2] = 1;
+  refused(config, scores, "all scores are 0 in 1 groups of visual tokens");
+  scores[2] = 0, scores[3] = 1;
+  ranked(config, scores);
+  config.quota = Quota::per_image;
+  refused(config, first_only, "2 of 6 tokens in image 1");
+  config.uniform_share = 1;  // the grid takes all
+  ranked(config, std::vector<float>(16));
+  config.uniform_share = 0;
+  // Windows of 2 x 2, of which one has zeros alone.
+  config.window_rows = config.window_columns = 2;
+  scores = {0, 0, 1, 2, 0, 0, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8};
+  refused(config, scores, "2 of 4 tokens in image 0");
+  scores[5] = 1;
+  ranked(config, scores);
+  config.window_rows = config.window_columns = 1;  // one token has nothing to be ranked against
+  ranked(config, first_only);
 }
 
 // A prompt without visual tokens has no scores, and none of them is 0.
@@ -465,6 +528,14 @@ TEST(ZeroScores, NoScoresAtAllAreFine) {
 }
 
 // ---- every setting against the slow selection ---------------------------------------------------
+
+// Whether some group of the last slow selection competed by zeros alone, some to stay and some to go.
+bool by_zeros_alone = false;
+void compete(const std::vector<float>& scores, const std::vector<Index>& group, std::size_t stay) {
+  bool zeros = stay > 0 && stay < group.size();
+  for (const Index i : group) zeros = zeros && !oracle::is_nan(scores[i]) && oracle::rank_of(scores[i]) == 0;
+  by_zeros_alone = by_zeros_alone || zeros;
+}
 
 // Of tokens `from`, the `count` of the highest scores.
 std::vector<Index> best_of(const std::vector<float>& scores, const std::vector<Index>& from, std::size_t count) {
@@ -521,8 +592,10 @@ std::vector<Index> slow_image(const Config& config, const std::vector<float>& sc
     std::vector<std::size_t> sizes;
     for (const auto& window : windows) sizes.push_back(window.size());
     const std::vector<std::size_t> shares = oracle::quotas(sizes, count - even);
-    for (std::size_t w = 0; w < windows.size(); ++w)
+    for (std::size_t w = 0; w < windows.size(); ++w) {
+      compete(scores, windows[w], shares[w]);
       for (const Index i : best_of(scores, windows[w], shares[w])) chosen.insert(i);
+    }
   }
   return {chosen.begin(), chosen.end()};
 }
@@ -542,6 +615,7 @@ std::vector<Index> slow_choice(const Config& config, const std::vector<float>& s
       all.push_back(of_image.back().back());
     }
   }
+  by_zeros_alone = false;
   std::set<Index> chosen;
   const auto choose = [&](const std::vector<Index>& some) { chosen.insert(some.begin(), some.end()); };
   if (config.quota == Quota::per_image) {
@@ -552,8 +626,11 @@ std::vector<Index> slow_choice(const Config& config, const std::vector<float>& s
   }
   const std::size_t minima = std::accumulate(counts.least.begin(), counts.least.end(), std::size_t{0});
   if (ranks) choose(grid_of(all, 0, std::min(even_of(config, counts.all), counts.all - minima)));
+  if (ranks) compete(scores, without(all, chosen), counts.all - chosen.size());
   for (std::size_t i = 0; i < images.size(); ++i) {
     const std::vector<Index> free = without(of_image[i], chosen);
+    const std::size_t taken = of_image[i].size() - free.size();
+    if (ranks && taken < counts.least[i]) compete(scores, free, counts.least[i] - taken);
     const std::size_t have = of_image[i].size() - free.size();
     if (!ranks)
       choose(grid_of(of_image[i], images[i].columns, counts.least[i]));
@@ -589,6 +666,7 @@ oracle::Layout random_prompt(Rng& rng, std::size_t most_spans, std::size_t most_
 
 TEST(Select, RandomPromptsKeepWhatTheSlowSelectionKeepsAndAlwaysExactlyThePlan) {
   Rng rng(32);
+  int unranked = 0;
   for (int draw = 0; draw < 6000; ++draw) {
     SCOPED_TRACE(testing::Message() << "draw " << draw);
     const bool windows = rng.chance(0.3);
@@ -612,12 +690,23 @@ TEST(Select, RandomPromptsKeepWhatTheSlowSelectionKeepsAndAlwaysExactlyThePlan) 
         if (!span.continues && rng.chance(0.5)) span.filtering_ratio = static_cast<double>(rng.below(1001)) / 1000;
     config.seed = rng.next();
     auto scores = awkward_scores<float>(rng, std::max<std::size_t>(total, 1));
+    if (rng.chance(0.3)) {  // a stretch of zeros, which may be all that some group has
+      const std::size_t first = rng.below(scores.size()), last = rng.between(first, scores.size());
+      for (std::size_t i = first; i < last; ++i) scores[i] = rng.chance(0.5) ? 0.0f : -0.0f;
+    }
     scores[rng.below(scores.size())] = 0.5f;  // not all NaN, nor all 0
     scores.resize(total);
 
     const auto plan = make_plan(config, {layout.tokens, 4, layout.visual});
     ASSERT_TRUE(plan) << plan.message().c_str();
     const auto selected = select_from(config, scores, layout);
+    const std::vector<Index> slow =
+        config.selection == Selection::random ? std::vector<Index>() : slow_choice(config, scores, layout.visual);
+    if (config.selection == Selection::top_k && by_zeros_alone) {
+      ++unranked;
+      ASSERT_EQ(selected.status.code, Errc::bad_value);
+      continue;
+    }
     ASSERT_TRUE(selected.status) << selected.status.message().c_str();
     ASSERT_EQ(selected.kept.size(), plan->kept());
     ASSERT_TRUE(strictly_ascending_below(selected.kept, layout.tokens));
@@ -636,8 +725,7 @@ TEST(Select, RandomPromptsKeepWhatTheSlowSelectionKeepsAndAlwaysExactlyThePlan) 
       }
     }
     if (config.selection != Selection::random) {
-      ASSERT_EQ(selected.kept,
-                oracle::whole_prompt(layout.tokens, layout.visual, slow_choice(config, scores, layout.visual)));
+      ASSERT_EQ(selected.kept, oracle::whole_prompt(layout.tokens, layout.visual, slow));
     }
     if (config.selection != Selection::top_k) continue;
     std::size_t nans = 0, zeros = 0;
@@ -648,6 +736,8 @@ TEST(Select, RandomPromptsKeepWhatTheSlowSelectionKeepsAndAlwaysExactlyThePlan) 
     ASSERT_EQ(selected.nan_scores, nans);
     ASSERT_EQ(selected.zero_scores, zeros);
   }
+  EXPECT_GT(unranked, 50);
+  EXPECT_LT(unranked, 1500);
 }
 
 // ---- windows ------------------------------------------------------------------------------------

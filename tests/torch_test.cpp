@@ -14,6 +14,8 @@
 #include <set>
 #include <string>
 
+#include "sentences.hpp"
+
 namespace {
 
 using namespace fastv;
@@ -582,6 +584,15 @@ TEST_F(Torch, EachErrorNamesTheValueAndTheFix) {
     for (const char* name : wrong.names)
       EXPECT_NE(sentence.find(name), std::string::npos) << '"' << name << "\" is not in: " << sentence;
   }
+}
+
+TEST_F(Torch, EverySentenceOfTheHeadersIsRaised) {
+  std::set<std::string> raised;
+  for (const Wrong& wrong : all_wrong())
+    if (wrong.status.sentence != nullptr) raised.insert(wrong.status.sentence);
+  const std::set<std::string> written = sentences::of_headers({"torch.hpp", "torch_device.hpp"});
+  EXPECT_GT(written.size(), 18u);
+  sentences::expect_raised(written, raised);
 }
 
 TEST_F(Torch, AFailurePassesItsStatusOnAndTouchesNothing) {

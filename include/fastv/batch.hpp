@@ -58,12 +58,8 @@ class BatchPruner {
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
-    using Evidence = decltype(evidence_of(std::size_t{0}));
-    static_assert(
-        detail::is_evidence<Evidence>,
-        "evidence_of(i) must return fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of "
-        "yours with prompt_tokens() and score(), of sequence i: see evidence.hpp");
-    if constexpr (detail::is_evidence<Evidence>)
+    using Evidence = decltype(detail::value_of(evidence_of(std::size_t{0})));
+    if constexpr (detail::expect_evidence<Evidence, Score>())
       return prune_checked(requests, evidence_of, parallel_for);
     else
       return {};

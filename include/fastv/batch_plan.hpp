@@ -74,7 +74,10 @@ inline Status check_step(const SequenceStep& step, std::size_t i, std::size_t la
     return fail(Errc::bad_setting, "the plan of sequence {} has {} stages but at most {} are supported", i, plan.stages,
                 max_stages);
   std::size_t left = plan.visual;
-  bool sound = plan.visual <= plan.tokens;
+  bool sound = plan.visual <= plan.tokens && plan.pasts > 0 && plan.pasts <= max_stages + 1;
+  for (std::size_t p = 0; sound && p < plan.pasts; ++p)
+    sound = p == 0 ? plan.past[p].first_layer == 0
+                   : plan.past[p].first_layer > plan.past[p - 1].first_layer && plan.past[p].first_layer < layers;
   for (std::size_t s = 0; s < plan.stages; ++s) {
     const Plan::Stage& stage = plan.stage[s];
     sound = sound && stage.filtering_layer < layers && stage.kept_visual <= left &&
@@ -111,7 +114,7 @@ inline Status fill_group(Span<const SequenceStep> steps, std::size_t block_token
     const SequenceStep& step = steps[i];
     const std::size_t query = step.plan != nullptr ? step.plan->tokens_in_layer(layer) : step.tokens;
     const std::size_t past = step.slots != nullptr  ? step.slots->length(layer)
-                             : step.plan != nullptr ? step.plan->past[step.plan->group_of(layer)]
+                             : step.plan != nullptr ? step.plan->past_in_layer(layer)
                                                     : 0;
     if (query > max_tokens || past > max_tokens - query || past + query > max_tokens - keys)
       return fail(
@@ -171,10 +174,13 @@ inline Result<BatchPlan> plan_batch(Span<const SequenceStep> steps, std::size_t 
     if (Status status = detail::check_step(step, i, layers); !status) return {{}, status};
     const std::size_t stages = step.plan == nullptr ? 0 : step.plan->stages;
     const std::size_t held = step.slots == nullptr ? 0 : step.slots->groups();
+    const std::size_t pasts = step.plan == nullptr || held > 0 ? 0 : step.plan->pasts;
     for (std::size_t s = 0; s < stages && count <= groups.size(); ++s)
       count = detail::begin_group(groups, count, step.plan->stage[s].filtering_layer);
     for (std::size_t g = 0; g < held && count <= groups.size(); ++g)
       count = detail::begin_group(groups, count, step.slots->first_layer(g));
+    for (std::size_t p = 0; p < pasts && count <= groups.size(); ++p)
+      count = detail::begin_group(groups, count, step.plan->past[p].first_layer);
     if (count > groups.size())
       return {{},
               fail(Errc::too_small,

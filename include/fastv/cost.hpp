@@ -191,7 +191,7 @@ inline double layer_seconds(Span<const LayerTime> times, std::size_t tokens) noe
 inline double cost_under(const ModelShape& shape, const Plan& plan, const Budget& budget) noexcept {
   switch (budget.of) {
     case Budget::Of::flops_ratio: {
-      Plan whole = plan;  // over the same keys of earlier turns, group by group
+      Plan whole = plan;  // over the same keys of earlier turns, layer by layer
       for (Plan::Stage& stage : whole.stage) stage.kept_visual = plan.visual;
       return model_cost<double>(shape, plan, 0) / model_cost<double>(shape, whole, 0);
     }

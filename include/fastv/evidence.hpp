@@ -205,10 +205,9 @@ QueryKey<float> query_key(detail::Unknown, detail::Anything = 0, detail::Anythin
 // for KV Cache Compression", EMNLP 2024).
 template <class Keys>
 struct KeysOnly {
-  static_assert(detail::is_keys<Keys>,
-                "KeysOnly holds the keys as a view: fastv::heads(k, shape), an adaptor's heads(), or loaded_keys()");
-  Keys keys;             // of layer K-1, [kv heads, keys, dim]
-  std::size_t past = 0;  // keys of earlier turns
+  static constexpr bool holds_keys = detail::is_keys<Keys>;  // true of a view of keys, which all members below need
+  Keys keys;                                                 // of layer K-1, [kv heads, keys, dim]
+  std::size_t past = 0;                                      // keys of earlier turns
 
   FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
     return keys.tokens > past ? keys.tokens - past : 0;
@@ -339,53 +338,100 @@ inline Status rows_default(const QueryRows& rows) noexcept {
 
 // ---- the contract, as the library reads it ------------------------------------------------------
 
+// Each required member as it is called, and as far as it returns what it must.
 template <class Evidence, class = void>
 inline constexpr bool has_prompt_tokens = false;
 template <class Evidence>
 inline constexpr bool
-    has_prompt_tokens<Evidence, decltype(static_cast<void>(made<const Evidence&>().prompt_tokens()))> = true;
+    has_prompt_tokens<Evidence, decltype(takes<std::size_t>(made<const Evidence&>().prompt_tokens()))> = true;
 
-template <class Evidence, class = void>
+template <class Evidence, class Score = float, class = void>
 inline constexpr bool scores_by_rows = false;
-template <class Evidence>
-inline constexpr bool
-    scores_by_rows<Evidence, decltype(static_cast<void>(made<const Evidence&>().score(
-                                 made<const Scoring&>(), made<Span<float>>(), made<const Serial&>())))> = true;
-template <class Evidence, class = void>
+template <class Evidence, class Score>
+inline constexpr bool scores_by_rows<Evidence, Score,
+                                     decltype(takes<Status>(made<const Evidence&>().score(
+                                         made<const Scoring&>(), made<Span<Score>>(), made<const Serial&>())))> = true;
+template <class Evidence, class Score = float, class = void>
 inline constexpr bool scores_by_spans = false;
-template <class Evidence>
-inline constexpr bool scores_by_spans<Evidence, decltype(static_cast<void>(made<const Evidence&>().score(
-                                                    made<Span<const TokenSpan>>(), made<Span<float>>())))> = true;
-
-template <class Evidence>
-inline constexpr bool is_whole = true;
-template <class Keys>
-inline constexpr bool is_whole<KeysOnly<Keys>> = is_keys<Keys>;
-template <class Evidence>
-inline constexpr bool has_score = scores_by_rows<Evidence> || scores_by_spans<Evidence>;
-template <class Evidence>
-inline constexpr bool is_evidence = is_whole<Evidence>&& has_prompt_tokens<Evidence>&& has_score<Evidence>;
-template <class Evidence>
-constexpr bool expect_evidence() noexcept {
-  static_assert(has_prompt_tokens<Evidence>,
-                "evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
-                "prompt_tokens() and score(), see evidence.hpp: make one of your tensors by fastv::probabilities() or "
-                "fastv::query_key()");
-  static_assert(!has_prompt_tokens<Evidence> || has_score<Evidence>,
-                "this evidence has prompt_tokens() but no score() const that can be called as score(const Scoring&, "
-                "Span<float>, const ParallelFor&) or score(Span<const TokenSpan>, Span<float>): see evidence.hpp");
-  return is_evidence<Evidence>;
-}
+template <class Evidence, class Score>
+inline constexpr bool scores_by_spans<Evidence, Score,
+                                      decltype(takes<Status>(made<const Evidence&>().score(
+                                          made<Span<const TokenSpan>>(), made<Span<Score>>())))> = true;
+template <class Evidence, class Score>
+inline constexpr bool has_score = scores_by_rows<Evidence, Score> || scores_by_spans<Evidence, Score>;
 
 template <class Evidence, class = void>
 inline constexpr bool has_check = false;
 template <class Evidence>
-inline constexpr bool has_check<Evidence, decltype(static_cast<void>(made<const Evidence&>().check()))> = true;
+inline constexpr bool has_check<Evidence, decltype(takes<Status>(made<const Evidence&>().check()))> = true;
 template <class Evidence, class = void>
 inline constexpr bool has_scratch = false;
 template <class Evidence>
-inline constexpr bool has_scratch<Evidence, decltype(static_cast<void>(made<const Evidence&>().scratch_floats()))> =
+inline constexpr bool has_scratch<Evidence, decltype(takes<std::size_t>(made<const Evidence&>().scratch_floats()))> =
     true;
+
+// Members of these names that cannot be called so: not const, with other parameters, or returning something else. What
+// is optional would be passed over in silence.
+template <class Member>
+inline constexpr bool is_function = false;
+template <class Function, class Evidence>
+inline constexpr bool is_function<Function Evidence::*> = !is_const<const Function>;  // functions are never const
+template <class Evidence, class = void>
+inline constexpr bool names_prompt_tokens = false;
+template <class Evidence>
+inline constexpr bool names_prompt_tokens<Evidence, decltype(static_cast<void>(&Evidence::prompt_tokens))> =
+    is_function<decltype(&Evidence::prompt_tokens)>;
+template <class Evidence, class = void>
+inline constexpr bool names_check = false;
+template <class Evidence>
+inline constexpr bool names_check<Evidence, decltype(static_cast<void>(&Evidence::check))> =
+    is_function<decltype(&Evidence::check)>;
+template <class Evidence, class = void>
+inline constexpr bool names_scratch = false;
+template <class Evidence>
+inline constexpr bool names_scratch<Evidence, decltype(static_cast<void>(&Evidence::scratch_floats))> =
+    is_function<decltype(&Evidence::scratch_floats)>;
+
+// KeysOnly itself, not a specialisation that writes the contract anew.
+template <class Evidence, class = void>
+inline constexpr bool lacks_keys = false;
+template <class Keys>
+inline constexpr bool lacks_keys<KeysOnly<Keys>, decltype(static_cast<void>(KeysOnly<Keys>::holds_keys))> =
+    !KeysOnly<Keys>::holds_keys;
+
+// Of what a call returns, the type without const and reference. Never defined.
+template <class Evidence>
+Evidence value_of(const Evidence&) noexcept;
+
+// True of evidence; of anything else exactly one of these sentences stops the compiler.
+template <class Evidence, class Score = float>
+constexpr bool expect_evidence() noexcept {
+  constexpr bool tokens = has_prompt_tokens<Evidence>, keys = tokens && !lacks_keys<Evidence>,
+                 score = keys && has_score<Evidence, Score>,
+                 check = score && (has_check<Evidence> || !names_check<Evidence>),
+                 scratch = check && (has_scratch<Evidence> || !names_scratch<Evidence>);
+  static_assert(tokens || names_prompt_tokens<Evidence>,
+                "evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours with "
+                "prompt_tokens() and score(), see evidence.hpp: make one of your tensors by fastv::probabilities() or "
+                "fastv::query_key()");
+  static_assert(tokens || !names_prompt_tokens<Evidence>,
+                "prompt_tokens() of this evidence cannot be called as std::size_t prompt_tokens() const: see "
+                "evidence.hpp");
+  static_assert(keys || !tokens,
+                "KeysOnly holds the keys as a view: fastv::heads(k, shape), an adaptor's heads(), or loaded_keys()");
+  static_assert(score || !keys,
+                "this evidence has prompt_tokens() but no score() const that can be called as score(const Scoring&, "
+                "Span<Score>, const ParallelFor&) or score(Span<const TokenSpan>, Span<Score>) and returns a Status, "
+                "Score being float or, of a Pruner<double>, double: see evidence.hpp");
+  static_assert(check || !score,
+                "check() of this evidence cannot be called as Status check() const, and so would check nothing: see "
+                "evidence.hpp");
+  static_assert(
+      scratch || !check,
+      "scratch_floats() of this evidence cannot be called as std::size_t scratch_floats() const, and so would "
+      "ask for no memory: see evidence.hpp");
+  return scratch;
+}
 
 template <class Evidence>
 Status check_evidence(const Evidence& evidence) noexcept {
@@ -445,7 +491,7 @@ std::size_t scratch_of(const Evidence& evidence) noexcept {
 template <class Score, class Evidence, class ParallelFor>
 Status score_by(const Evidence& evidence, const Scoring& scoring, Span<Score> scores,
                 const ParallelFor& parallel_for) noexcept {
-  if constexpr (scores_by_rows<Evidence>) {
+  if constexpr (scores_by_rows<Evidence, Score>) {
     return evidence.score(scoring, scores, parallel_for);
   } else {
     if (Status status = rows_default(scoring.queries); !status) return status;

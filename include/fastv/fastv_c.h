@@ -192,6 +192,8 @@ FASTV_C_API fastv_slots* fastv_slots_create(void);  // NULL: out of memory
 FASTV_C_API void fastv_slots_destroy(fastv_slots* slots);
 FASTV_C_API void fastv_slots_clear(fastv_slots* slots);
 FASTV_C_API int fastv_slots_append(fastv_slots* slots, size_t tokens, fastv_message* message);
+// A further chunk of the prompt that the last append began, so that fastv_slots_keep() takes them as one.
+FASTV_C_API int fastv_slots_append_chunk(fastv_slots* slots, size_t tokens, fastv_message* message);
 FASTV_C_API int fastv_slots_keep(fastv_slots* slots, size_t filtering_layer, const fastv_kept* kept,
                                  fastv_message* message);
 FASTV_C_API int fastv_slots_rollback(fastv_slots* slots, size_t tokens, fastv_message* message);
@@ -509,6 +511,9 @@ void fastv_slots_clear(fastv_slots* slots) {
 }
 int fastv_slots_append(fastv_slots* slots, size_t tokens, fastv_message* message) {
   return detail::report(slots == nullptr ? detail::fail_null("the slots") : slots->slots.append(tokens), message);
+}
+int fastv_slots_append_chunk(fastv_slots* slots, size_t tokens, fastv_message* message) {
+  return detail::report(slots == nullptr ? detail::fail_null("the slots") : slots->slots.append_chunk(tokens), message);
 }
 int fastv_slots_keep(fastv_slots* slots, size_t filtering_layer, const fastv_kept* kept, fastv_message* message) {
   if (slots == nullptr || kept == nullptr)

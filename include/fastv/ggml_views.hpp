@@ -27,6 +27,8 @@ namespace fastv {
 // ---- between two graphs: tensors in host memory as views ----------------------------------------
 
 namespace detail {
+template <>
+inline constexpr bool needs_dimension<ggml_tensor*> = true;
 inline namespace FASTV_KIND {
 
 // Extents of tensors are signed.

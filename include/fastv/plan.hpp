@@ -16,7 +16,7 @@ struct Prompt {
   std::size_t layers;                    // decoder layers of the model
   Span<const TokenSpan> visual;          // sorted, disjoint; empty for a prompt without images
   Span<const std::size_t> past = {};     // keys of earlier turns already in the cache: one for all layers, or one
-                                         // per layer group, [stages + 1]; empty: none
+                                         // each, [layers], as Slots::length() has it; empty: none
   Span<const bool> full_attention = {};  // [layers]: whether the layer has full attention; empty: all have
 };
 
@@ -25,19 +25,26 @@ inline constexpr std::size_t max_stages = 8;
 
 // Token count and KV length of every layer. Layers before the first stage run on all n tokens and keep all their KV;
 // from a stage's filtering layer on they run on what it kept. Layers between two stages form a group: group 0 up to the
-// first stage, group s from stage s - 1 on. A plain value: make_plan() fills it.
+// first stage, group s from stage s - 1 on. What earlier turns left is told apart from that, since they may have been
+// pruned at other layers. A plain value: make_plan() fills it.
 struct Plan {
   // One stage.
   struct Stage {
     std::size_t filtering_layer;  // layers that run before it
     std::size_t kept_visual;      // visual tokens it keeps
   };
-  std::size_t tokens = 0;                 // n
-  std::size_t layers = 0;                 // of the model
-  std::size_t visual = 0;                 // visual tokens in the prompt
-  std::size_t stages = 0;                 // stages in use; those past it are 0
-  Stage stage[max_stages] = {};           // in order
-  std::size_t past[max_stages + 1] = {};  // keys of earlier turns, per layer group
+  // Layers whose caches hold as many keys of earlier turns.
+  struct Past {
+    std::size_t first_layer;  // up to that of the next entry
+    std::size_t keys;         // of earlier turns, in each of the layers
+  };
+  std::size_t tokens = 0;          // n
+  std::size_t layers = 0;          // of the model
+  std::size_t visual = 0;          // visual tokens in the prompt
+  std::size_t stages = 0;          // stages in use; those past it are 0
+  Stage stage[max_stages] = {};    // in order
+  std::size_t pasts = 1;           // entries of past in use
+  Past past[max_stages + 1] = {};  // by first layer, the first entry's being 0
 
   // Number of layer groups.
   FASTV_INLINE std::size_t groups() const noexcept { return stages + 1; }
@@ -63,10 +70,15 @@ struct Plan {
   FASTV_INLINE std::size_t kept_visual() const noexcept { return stages == 0 ? visual : stage[stages - 1].kept_visual; }
   // All tokens that the last layer runs on.
   FASTV_INLINE std::size_t kept() const noexcept { return tokens - visual + kept_visual(); }
+  // Keys of earlier turns in the cache of `layer`.
+  FASTV_INLINE std::size_t past_in_layer(std::size_t layer) const noexcept {
+    std::size_t i = 0;
+    while (i + 1 < pasts && past[i + 1].first_layer <= layer) ++i;
+    return past[i].keys;
+  }
   // KV length of `layer` after prefill and `generated` decoding steps, earlier turns included.
   FASTV_INLINE std::size_t kv_length(std::size_t layer, std::size_t generated = 0) const noexcept {
-    const std::size_t group = group_of(layer);
-    return past[group] + tokens_in_group(group) + generated;
+    return past_in_layer(layer) + tokens_in_layer(layer) + generated;
   }
   // Position id of the token fed at decoding step `generated` (from 0), counted from the start of this prompt: it counts
   // dropped tokens too, in every layer. (M-RoPE and ids of the caller's own: see next_position() in apply.hpp.)
@@ -305,6 +317,33 @@ inline Status expect_full_attention(const Config& config, const Prompt& prompt) 
               k);
 }
 
+// What earlier turns left, as stretches of layers. O(layers), where there is a number for each.
+inline Status read_past(const Prompt& prompt, Plan& plan) noexcept {
+  if (prompt.past.empty()) return {};
+  if (prompt.past.size() > 1 && prompt.past.size() != prompt.layers)
+    return fail(Errc::bad_shape, "past has {} entries for {} layers: give one for all, or one each", prompt.past.size(),
+                prompt.layers);
+  if (prompt.past.data() == nullptr) return fail_null("past");
+  plan.pasts = 0;
+  for (std::size_t layer = 0; layer < prompt.past.size(); ++layer) {
+    const std::size_t keys = prompt.past[layer];
+    if (keys > max_tokens - prompt.tokens)
+      return fail(Errc::bad_prompt,
+                  "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
+                  "are supported",
+                  prompt.tokens, keys, max_tokens);
+    if (plan.pasts > 0 && plan.past[plan.pasts - 1].keys == keys) continue;
+    if (plan.pasts == sizeof(plan.past) / sizeof(plan.past[0]))
+      return fail(
+          Errc::not_supported,
+          "past changes at more than {} layers, from layer to layer, of which {} is one too many: prune the turns "
+          "of a conversation at fewer layers",
+          plan.pasts - 1, layer);
+    plan.past[plan.pasts++] = {layer, keys};
+  }
+  return {};
+}
+
 }  // namespace FASTV_KIND
 }  // namespace detail
 
@@ -312,7 +351,7 @@ inline namespace FASTV_KIND {
 
 // The plan of a schedule of stages, filtering layers ascending; an empty one prunes nothing. Errors: everything that can
 // be wrong with the settings or the spans. Allocates one entry per span where several stages meet several images.
-// O(stages * spans).
+// O(stages * spans + layers).
 inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt) noexcept {
   if (prompt.layers == 0) return {{}, fail(Errc::bad_setting, "the model has 0 layers: state at least 1")};
   if (schedule.size() > max_stages)
@@ -321,26 +360,12 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt)
                  max_stages)};
   if (Status status = detail::expect_room(schedule, schedule.size(), "the schedule"); !status) return {{}, status};
   if (Status status = validate(prompt.visual, prompt.tokens); !status) return {{}, status};
-  if (prompt.past.size() > 1 && prompt.past.size() != schedule.size() + 1)
-    return {{},
-            fail(Errc::bad_shape, "past has {} entries for {} layer groups: give one for all, or one each",
-                 prompt.past.size(), schedule.size() + 1)};
-  if (!prompt.past.empty() && prompt.past.data() == nullptr) return {{}, detail::fail_null("past")};
 
   Plan plan;
   plan.tokens = prompt.tokens;
   plan.layers = prompt.layers;
   plan.visual = visual_tokens(prompt.visual);
-  for (std::size_t group = 0; group <= schedule.size() && !prompt.past.empty(); ++group) {
-    const std::size_t past = prompt.past[prompt.past.size() == 1 ? 0 : group];
-    if (past > max_tokens - prompt.tokens)
-      return {{},
-              fail(Errc::bad_prompt,
-                   "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
-                   "are supported",
-                   prompt.tokens, past, max_tokens)};
-    plan.past[group] = past;
-  }
+  if (Status status = detail::read_past(prompt, plan); !status) return {{}, status};
   detail::Buffer<TokenSpan> spans;
   detail::Buffer<Index> quotas;
   Span<const TokenSpan> visual = prompt.visual;

@@ -20,11 +20,6 @@ struct Workspace {
   Span<float> scratch;        // score_scratch(evidence)
 };
 
-// Does the rule look at scores, and is there something to rank?
-inline bool ranks(const Config& config, const Images& images) noexcept {
-  return config.selection == Selection::top_k && images.tokens > 0;
-}
-
 // Scores by settings, spans and evidence that have been validated.
 template <class Score, class Evidence, class ParallelFor>
 Status score_validated(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, std::size_t tokens,
@@ -107,7 +102,7 @@ class Pruner {
   // Complexity: that of the evidence's score(), and O(tokens).
   template <class Evidence, class ParallelFor = Serial>
   Kept prune(const Evidence& evidence, Span<const TokenSpan> visual, const ParallelFor& parallel_for = {}) noexcept {
-    if constexpr (detail::expect_evidence<Evidence>())
+    if constexpr (detail::expect_evidence<Evidence, Score>())
       return prune_checked(evidence, visual, parallel_for);
     else
       return {};

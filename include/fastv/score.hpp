@@ -220,7 +220,7 @@ std::size_t score_scratch(const Evidence& evidence) noexcept {
 template <class Score, class Evidence, class ParallelFor = Serial>
 Status score(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual, Span<Score> scores,
              Span<float> scratch = {}, const ParallelFor& parallel_for = {}) noexcept {
-  if constexpr (detail::expect_evidence<Evidence>()) {
+  if constexpr (detail::expect_evidence<Evidence, Score>()) {
     if (Status status = validate(config); !status) return status;
     const std::size_t tokens = evidence.prompt_tokens();
     if (Status status = detail::check_evidence(evidence); !status) return status;

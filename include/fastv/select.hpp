@@ -206,15 +206,37 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
   });
 }
 
-// The highest scores of one image: marks are their order keys.
+// Tokens that compete by scores that are all 0: `stay` of them would, by their places alone. tokens 0: there are none.
+struct Unranked {
+  std::size_t stay = 0, tokens = 0;
+};
+// Whether the tokens that tokens(take) calls take(i) for are such. Marks are their order keys; those that are chosen
+// already count towards the quota and do not compete.
+template <class Mark, class Tokens>
+Unranked find_unranked(const Mark* marks, std::size_t quota, Tokens tokens) noexcept {
+  constexpr Mark zero = static_cast<Mark>(Mark{1} << (8 * sizeof(Mark) - 1));
+  std::size_t taken = 0, competing = 0;
+  Mark others = 0;
+  tokens([&](std::size_t i) {
+    const bool chosen_already = marks[i] == chosen<Mark>;
+    taken += chosen_already ? 1u : 0u;
+    competing += chosen_already ? 0u : 1u;
+    others = static_cast<Mark>(others | (chosen_already ? Mark{0} : marks[i] ^ zero));
+  });
+  const std::size_t stay = quota > taken ? quota - taken : 0;
+  return others == 0 && stay > 0 && stay < competing ? Unranked{stay, competing} : Unranked{};
+}
+
+// The highest scores of one image: marks are their order keys. unranked: null, or receives the first group that is.
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
-                   Mark* scratch) noexcept {
+                   Mark* scratch, Unranked* unranked) noexcept {
   const std::size_t rows = config.window_rows;  // their product with the columns may not fit
   const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
+    if (unranked != nullptr && unranked->tokens == 0) *unranked = find_unranked(marks, quota, tokens);
     if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
@@ -241,21 +263,38 @@ struct Selected {
 namespace detail {
 inline namespace FASTV_KIND {
 
-// Scores of which none ranks a token above another.
-inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
-                           std::size_t zero_scores) noexcept {
+// Does the rule look at scores, and is there something to rank?
+inline bool ranks(const Config& config, const Images& images) noexcept {
+  return config.selection == Selection::top_k && images.tokens > 0;
+}
+
+// Scores of which none ranks a token above another: NaN alone, or zeros alone in some of the groups that compete (an
+// image, a window, a pool), where some tokens must stay and some go.
+inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores, std::size_t zero_scores,
+                           std::size_t unranked_groups) noexcept {
   const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
   if (total > 0 && nan_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are NaN: check what layer {} and the tensors handed over "
                 "hold",
                 total, layer);
-  if (zero_scores == total && images.keep > 0 && images.keep < total)
+  if (unranked_groups == 0) return {};
+  if (zero_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are 0, so that nothing ranks them: does layer {} see the "
                 "images (sliding window, bias, mask)?",
                 total, layer);
-  return {};
+  return fail(Errc::bad_value,
+              "all scores are 0 in {} groups of visual tokens (images, windows or pools), so that nothing ranks these: "
+              "does layer {} see them (sliding window, bias, mask)?",
+              unranked_groups, layer);
+}
+// The same where the image is known.
+inline Status fail_unranked(const Config& config, const Unranked& unranked, std::size_t image) noexcept {
+  return fail(Errc::bad_value,
+              "{} of {} tokens in image {} would stay by scores that are all 0, so that nothing ranks them: does layer "
+              "{} see the image (sliding window, bias, mask)?",
+              unranked.stay, unranked.tokens, image, config.filtering_layer - 1);
 }
 
 // Settings and spans have been validated and the images counted; kept and scratch have room.
@@ -283,17 +322,23 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     for (std::size_t i = 0; infinite > 0; ++i)
       if (is_infinite(scores[i]))
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
-    if (Status status = check_counts(config, images, selected.nan_scores, selected.zero_scores); !status)
-      return {{}, status};
+    if (Status status = check_counts(config, images, selected.nan_scores, 0, 0); !status) return {{}, status};
   } else {
     for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
   }
 
+  Unranked unranked;
+  Unranked* const watch = selected.zero_scores > 0 ? &unranked : nullptr;  // no zero, nothing to look for
+  std::size_t image_number = 0, unranked_image = images.count;
+  const auto end_of_image = [&] {
+    if (unranked.tokens > 0 && unranked_image == images.count) unranked_image = image_number;
+    ++image_number;
+  };
   Random random(config.seed);
   const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count) {
     Mark* m = marks + first;
     switch (config.selection) {
-      case Selection::top_k: mark_by_score(config, m, n, columns, count, rest); break;
+      case Selection::top_k: mark_by_score(config, m, n, columns, count, rest, watch); break;
       case Selection::random: mark_random(m, n, count, random); break;
       case Selection::uniform: mark_uniform(m, n, columns, count); break;
     }
@@ -308,9 +353,18 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
         const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
         if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
       }
+      const auto find = [&](const Mark* m, std::size_t n, std::size_t count) {
+        if (watch == nullptr || unranked.tokens > 0) return;
+        unranked = find_unranked(m, count, [&](auto take) {
+          for (std::size_t i = 0; i < n; ++i) take(i);
+        });
+      };
+      find(marks, total, images.keep);
+      const bool pool_unranked = unranked.tokens > 0;
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
         Mark* m = marks + numbered;
+        find(m, image.tokens, least);
         if (config.selection == Selection::top_k)
           mark_top<Mark, true>(least, [&](auto take) {
             for (std::size_t i = 0; i < image.tokens; ++i) take(m[i]);
@@ -318,6 +372,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
         else
           choose(numbered, image.tokens, image.columns, least);
         numbered += image.tokens;
+        if (!pool_unranked) end_of_image();
       });
       fill_pool(config, marks, total, images.keep, random);
     } else if (total > 0) {
@@ -328,13 +383,18 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     Mark* after = rest + images.count;
     quotas_of(config, visual, images, quotas, Span<Mark>(after, images.count));
     rest = after;
-    std::size_t image_number = 0, numbered = 0;
+    std::size_t numbered = 0;
     for_each_image(visual, [&](const Image& image) {
       if (image.tokens > 0)
         choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(quotas[image_number]));
-      ++image_number;
+      end_of_image();
       numbered += image.tokens;
     });
+  }
+  if (unranked.tokens > 0) {
+    if (selected.zero_scores == total || unranked_image == images.count)
+      return {{}, check_counts(config, images, 0, selected.zero_scores, 1)};
+    return {{}, fail_unranked(config, unranked, unranked_image)};
   }
 
   std::size_t position = 0, numbered = 0;
@@ -366,7 +426,8 @@ inline std::size_t select_scratch(const Config& config, Span<const TokenSpan> vi
 //
 // scores: one per visual token, in the order of for_each_visual(); may be empty for random and uniform. kept: room for
 // Plan::kept() indices. scratch: select_scratch() entries. Errors: everything that can be wrong with settings and spans,
-// scores that are infinite, all NaN or all 0. Re-entrant; no allocation. O(tokens).
+// scores that are infinite, all NaN, or all 0 among the tokens that compete, of which some must stay and some go (an
+// image, a window, a pool). Re-entrant; no allocation. O(tokens).
 template <class Score>
 Result<Selected> select(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
                         std::size_t tokens, Span<Index> kept, Span<Mark<Score>> scratch) noexcept {

@@ -5,7 +5,7 @@
 // on. Slots keeps these books for one sequence:
 //
 //   fastv::Slots slots;
-//   slots.append(n);                     // a prompt (or a chunk of one): n tokens, for every layer
+//   slots.append(n);                     // a prompt: n tokens, for every layer
 //   slots.keep(K, kept);                 // layers K.. hold only what prune() kept of it
 //   slots.append(1);                     // a decoded token
 //   slots.rollback(slots.tokens() - 3);  // three rejected drafts
@@ -118,7 +118,7 @@ class Slots {
   // An empty sequence. Memory is kept for the next one. O(1).
   void clear() noexcept {
     groups_ = 1;
-    tokens_ = 0;
+    tokens_ = prompt_ = 0;
     group_[0].runs.use(0);
   }
 
@@ -132,8 +132,16 @@ class Slots {
 
   // ---- what happens to the sequence ---------------------------------------------------------------
 
-  // More tokens at the end, for every layer: a prompt or a chunk of one, a decoded token, drafts. Amortised O(groups).
+  // More tokens at the end, for every layer: a prompt or the first chunk of one, a decoded token, drafts. Amortised
+  // O(groups).
   Status append(std::size_t tokens = 1) noexcept {
+    const std::size_t first = tokens_;
+    if (Status status = append_chunk(tokens); !status) return status;
+    prompt_ = first;
+    return {};
+  }
+  // A further chunk of the prompt that the last append() began, so that keep() takes them as one.
+  Status append_chunk(std::size_t tokens) noexcept {
     if (tokens > max_tokens - tokens_)
       return fail(Errc::bad_prompt, "the sequence has {} tokens and {} more but at most {} are supported", tokens_,
                   tokens, max_tokens);
@@ -145,7 +153,7 @@ class Slots {
     return {};
   }
 
-  // Of the last kept.prompt_tokens tokens, layers from `filtering_layer` on hold only the kept ones: call it with what
+  // Of the prompt that was appended last, layers from `filtering_layer` on hold only the kept tokens: call it with what
   // prune() returned, once the prompt has been appended and before anything else is. The stages of a schedule come in
   // order, each with indices of what the stage before it left, as the Pruner returns them. A prompt that was not pruned
   // needs no call. O(groups * (kept + runs)).
@@ -158,17 +166,16 @@ class Slots {
     const SlotRun whole{0, 0, static_cast<Index>(tokens_)};
     const Span<const SlotRun> below =
         filtering_layer == 0 ? Span<const SlotRun>(&whole, tokens_ == 0 ? 0 : 1) : runs(filtering_layer - 1);
-    const std::size_t length_below = detail::length_of(below);
-    if (n > length_below)
+    const std::size_t first = detail::slots_before(below, prompt_), last = detail::length_of(below) - first;
+    if (n != last)
       return fail(Errc::bad_shape,
-                  "the kept indices are of {} tokens but the layers below {} hold {}: append() the prompt first", n,
-                  filtering_layer, length_below);
-    const std::size_t first = length_below - n;
-    const std::size_t position = n == 0 ? tokens_ : position_at(below, first);
+                  "the kept indices are of {} tokens but the layers below {} hold {} of what was appended last: call "
+                  "keep() between append() of the prompt (append_chunk() of more of it) and that of the next token",
+                  n, filtering_layer, last);
     const std::size_t own = group_of(filtering_layer);
     for (std::size_t g = own; g < groups_; ++g) {
       const Span<const SlotRun> held = used(group_[g]);
-      const std::size_t there = detail::length_of(held) - detail::slots_before(held, position);
+      const std::size_t there = detail::length_of(held) - detail::slots_before(held, prompt_);
       if (there != n)
         return fail(Errc::bad_shape,
                     "layers from {} on hold {} of the last {} tokens, so they were pruned already: call keep() once a "
@@ -193,7 +200,7 @@ class Slots {
     }
     // `below` is another group than those that are written, or `whole`.
     for (std::size_t g = own + (split ? 1 : 0); g < groups_; ++g) {
-      truncate(group_[g].runs, position);
+      truncate(group_[g].runs, prompt_);
       detail::for_each_kept_stretch(below, first, kept.indices,
                                     [&](std::size_t at, std::size_t count) { push(group_[g].runs, at, count); });
     }
@@ -207,6 +214,7 @@ class Slots {
       return fail(Errc::bad_prompt, "the sequence has {} tokens and cannot be rolled back to {}", tokens_, tokens);
     for (std::size_t g = 0; g < groups_; ++g) truncate(group_[g].runs, tokens);
     tokens_ = tokens;
+    prompt_ = tokens < prompt_ ? tokens : prompt_;
     return {};
   }
 
@@ -222,6 +230,7 @@ class Slots {
     }
     groups_ = other.groups_;
     tokens_ = other.tokens_;
+    prompt_ = other.prompt_;
     return {};
   }
 
@@ -346,11 +355,13 @@ class Slots {
   void swap(Slots& other) noexcept {
     std::swap(groups_, other.groups_);
     std::swap(tokens_, other.tokens_);
+    std::swap(prompt_, other.prompt_);
     for (std::size_t g = 0; g < max_groups; ++g) std::swap(group_[g], other.group_[g]);
   }
 
   std::size_t groups_ = 1;
   std::size_t tokens_ = 0;
+  std::size_t prompt_ = 0;   // where the last append() began
   Group group_[max_groups];  // by first layer
 };
 

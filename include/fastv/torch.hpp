@@ -28,6 +28,8 @@ namespace fastv {
 struct TensorElement;
 
 namespace detail {
+template <>
+inline constexpr bool needs_dimension<at::Tensor> = true;
 inline namespace FASTV_KIND {
 
 template <class T>

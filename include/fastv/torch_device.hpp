@@ -7,8 +7,9 @@
 //
 // The same counts, ties and order as in the core. No value comes back to the host: how many tokens stay depends on
 // shapes alone, so that every operation can be queued behind the layer that has just run. Hence what only values can
-// tell is not reported here: where all scores are 0, or all NaN, the earliest tokens stay, as many as planned. NaN is
-// the lowest.
+// tell is not reported here: of tokens that compete (those of an image, or of all in a pool) by scores that are all 0 or
+// all NaN, the earliest stay, as many as planned. A Pruner that is handed device::scores() on the CPU tells. NaN is the
+// lowest.
 //
 // Settings that need more than an order of scores (other selections, windows, an even share) are refused: a Pruner has
 // them.

@@ -188,12 +188,19 @@ struct Unknown {
                   "shape), fastv::heads(k, shape), 1 / std::sqrt(dim))");
   }
 };
+// An engine's tensor, whose adaptor must be told along which dimension its tokens lie.
+template <class T>
+inline constexpr bool needs_dimension = false;
 // In place of a tensor whose rows are moved.
 struct UnknownRows {
   template <class T>
   FASTV_INLINE constexpr UnknownRows(const T&) noexcept {
     static_assert(
-        is_heads<T> || is_same<T, KvPages>,
+        !needs_dimension<T>,
+        "the dimension along which the tokens of this tensor lie is missing: it comes behind the tensor, as in "
+        "fastv::compact(kept, tensor, 1), fastv::gather(...) and fastv::rows(tensor, 1)");
+    static_assert(
+        is_heads<T> || is_same<T, KvPages> || needs_dimension<T>,
         "fastv knows no rows of this type here: include the adaptor of its engine (<fastv/eigen.hpp>, "
         "<fastv/ggml.hpp>, <fastv/torch.hpp>), or hand over a pointer to the elements and their extents, as in "
         "fastv::rows(data, count, width)");

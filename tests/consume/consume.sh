@@ -166,6 +166,7 @@ single_file() {
     case $header in detail/*) up=../.. ;; *) up=.. ;; esac
     echo "#include \"$up/fastv.hpp\"" >"$work/one/fastv/$header"
   done
+  cp "$root/include/fastv/fastv_c.h" "$work/one/fastv/"
   sources=$(sed -n '/^add_executable(unit_tests$/,/)/p' "$root/tests/CMakeLists.txt" | grep -o '[a-z_]*\.cpp' |
     sed "s|^|$root/tests/|" | paste -sd ';' -)
   [ -n "$sources" ] || fail "found no unit tests in tests/CMakeLists.txt"

@@ -51,12 +51,14 @@ void right_numbers(Input& in) {
   if (!schedule.empty()) own_ratios(in, schedule[0], prompt.visual);
   const Block<TokenSpan> visual(prompt.visual);
   const Block<fastv::Config> stages(schedule);
-  std::vector<std::size_t> before(in.one_in(3) ? in.chance() ? 1 : schedule.size() + 1 : 0);
+  std::vector<std::size_t> before(in.one_in(3) ? in.chance() ? 1 : layers : 0);
   for (std::size_t& keys : before) keys = in.below(50);
+  std::size_t changes = 0;
+  for (std::size_t l = 1; l < before.size(); ++l) changes += before[l] != before[l - 1] ? 1u : 0u;
   const Block<std::size_t> past(before);
   const auto plan = fastv::make_plan(stages.view(), {prompt.tokens, layers, visual.view(), past.view()});
   std::vector<std::size_t> kept;
-  const bool planned = plan_by_hand(schedule, prompt.visual, layers, kept);
+  const bool planned = plan_by_hand(schedule, prompt.visual, layers, kept) && changes <= fastv::max_stages;
   check_message(plan.status);
   FUZZ_CHECK(static_cast<bool>(plan) == planned);
   if (!planned) return;
@@ -65,7 +67,7 @@ void right_numbers(Input& in) {
     std::size_t visual_tokens = prompt.visual_tokens(), group = 0;
     for (std::size_t s = 0; s < schedule.size(); ++s)
       if (schedule[s].filtering_layer <= l) visual_tokens = kept[s], group = s + 1;
-    const std::size_t keys = before.empty() ? 0 : before[before.size() == 1 ? 0 : group];
+    const std::size_t keys = before.empty() ? 0 : before[before.size() == 1 ? 0 : l];
     FUZZ_CHECK(plan->group_of(l) == group);
     FUZZ_CHECK(plan->visual_in_layer(l) == visual_tokens);
     FUZZ_CHECK(plan->tokens_in_layer(l) == prompt.tokens - prompt.visual_tokens() + visual_tokens);
@@ -145,9 +147,8 @@ void any_numbers(Input& in) {
   if (right) right = shares(settings, images(prompt.visual)).count_fits;
   const bool settings_right = right || layers <= settings.filtering_layer;
   if (top_k && !full.empty()) right = right && full.size() == layers && full[settings.filtering_layer - 1] != 0;
-  right = right && (past.size() < 2 || past.size() == 2);
-  for (std::size_t group = 0; group < 2 && !past.empty(); ++group)
-    right = right && past[past.size() == 1 ? 0 : group] <= fastv::max_tokens - prompt.tokens;
+  right = right && (past.size() < 2 || past.size() == layers);
+  for (const std::size_t keys : past) right = right && keys <= fastv::max_tokens - prompt.tokens;
   const Block<TokenSpan> visual(prompt.visual);
   const Block<bool> attention(full);
   const Block<std::size_t> keys(past);

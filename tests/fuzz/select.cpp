@@ -29,6 +29,15 @@ std::size_t drawn(oracle::Rng& rng, std::size_t bound) {
   return static_cast<std::size_t>((rng.next() >> 32) * static_cast<std::uint64_t>(bound) >> 32);
 }
 
+// Whether some group competed by zeros alone, some to stay and some to go; whoever chooses clears it.
+bool by_zeros_alone = false;
+template <class Score>
+void compete(const std::vector<Score>& group, std::size_t stay) {
+  bool zeros = stay > 0 && stay < group.size();
+  for (const Score score : group) zeros = zeros && !oracle::is_nan(score) && oracle::rank_of(score) == 0;
+  by_zeros_alone = by_zeros_alone || zeros;
+}
+
 // Which of one image's tokens stay (numbers within the image), by the rules of select.hpp.
 template <class Score>
 std::vector<Index> choose(const fastv::Config& config, const std::vector<Score>& scores, std::size_t columns,
@@ -74,6 +83,7 @@ std::vector<Index> choose(const fastv::Config& config, const std::vector<Score>&
   for (std::size_t w = 0; w < windows.size(); ++w) {
     std::vector<Score> own;
     for (const Index i : windows[w]) own.push_back(scores[i]);
+    if (!uniform) compete(own, shares[w]);
     for (const Index i : oracle::top(own, shares[w])) chosen.push_back(windows[w][i]);
   }
   std::sort(chosen.begin(), chosen.end());
@@ -97,6 +107,10 @@ std::vector<Index> choose_in_pool(const fastv::Config& config, const std::vector
     const std::size_t even = (std::min)(wanted, share.kept - minima);
     if (even > 0)
       for (const std::size_t place : even_grid(n, 0, even)) take(place);
+    std::vector<Score> others;
+    for (std::size_t i = 0; i < n; ++i)
+      if (!taken[i]) others.push_back(scores[i]);
+    compete(others, left);
   }
   std::size_t first = 0;
   for (std::size_t p = 0; p < all.size(); first += all[p++].tokens) {
@@ -112,6 +126,7 @@ std::vector<Index> choose_in_pool(const fastv::Config& config, const std::vector
         else
           others.push_back(static_cast<Index>(i)), theirs.push_back(own[i]);
       }
+      compete(theirs, least);
       for (const Index i : oracle::top(theirs, least)) take(first + others[i]);
     } else if (all[p].tokens > 0) {
       for (const Index i : choose(config, own, all[p].columns, least, rng)) take(first + i);
@@ -189,10 +204,10 @@ void select_once(Input& in) {
   }
   const Shares share = shares(settings, all);
   valued = valued && !(top_k && total > 0 && nans == total);
-  valued = valued && !(top_k && total > 0 && zeros == total && share.kept > 0 && share.kept < total);
   const bool settings_right = right;
   right = right && valued;
   std::vector<Index> chosen;
+  by_zeros_alone = false;
   if (right && total > 0) {
     oracle::Rng rng(settings.seed);
     const std::size_t minima = std::accumulate(share.least.begin(), share.least.end(), std::size_t{0});
@@ -213,6 +228,8 @@ void select_once(Input& in) {
     }
   }
   if (right) FUZZ_CHECK(chosen.size() == share.kept);
+  valued = valued && !(top_k && by_zeros_alone);
+  right = right && valued;
   const std::vector<Index> expected = oracle::whole_prompt(prompt.tokens, prompt.visual, chosen);
 
   // Every buffer is exactly as large as it must be.

@@ -8,7 +8,7 @@ using namespace fuzz;
 constexpr std::size_t layers = 7;
 
 struct Model {
-  std::size_t tokens = 0;
+  std::size_t tokens = 0, prompt = 0;  // prompt: where the last append() began
   std::vector<std::vector<Index>> held = std::vector<std::vector<Index>>(layers);  // positions, by slot
 };
 
@@ -40,22 +40,27 @@ void expect_same(Input& in, const fastv::Slots& slots, const Model& model) {
   }
 }
 
-// What the layers from K on hold of the last n tokens of the layer below it.
-bool keep(Model& model, std::size_t layer, const std::vector<Index>& kept, std::size_t n) {
+std::vector<Index> below_layer(const Model& model, std::size_t layer) {
   std::vector<Index> below(model.tokens);
   std::iota(below.begin(), below.end(), Index{0});
-  if (layer > 0) below = model.held[layer - 1];
-  if (n > below.size()) return false;
+  return layer > 0 ? model.held[layer - 1] : below;
+}
+std::size_t of_prompt(const Model& model, const std::vector<Index>& held) {
+  std::size_t count = 0;
+  for (const Index token : held) count += token >= model.prompt ? 1u : 0u;
+  return count;
+}
+
+// What the layers from K on hold of the n tokens of the prompt that the layer below them holds.
+bool keep(Model& model, std::size_t layer, const std::vector<Index>& kept, std::size_t n) {
+  const std::vector<Index> below = below_layer(model, layer);
+  if (n != of_prompt(model, below)) return false;
+  for (std::size_t l = layer; l < layers; ++l)
+    if (of_prompt(model, model.held[l]) != n) return false;
   const std::size_t first = below.size() - n;
-  const Index position = n == 0 ? static_cast<Index>(model.tokens) : below[first];
-  for (std::size_t l = layer; l < layers; ++l) {
-    std::size_t there = 0;
-    for (const Index token : model.held[l]) there += token >= position ? 1u : 0u;
-    if (there != n) return false;
-  }
   for (std::size_t l = layer; l < layers; ++l) {
     std::vector<Index>& held = model.held[l];
-    held.erase(std::lower_bound(held.begin(), held.end(), position), held.end());
+    held.erase(std::lower_bound(held.begin(), held.end(), static_cast<Index>(model.prompt)), held.end());
     for (const Index i : kept) held.push_back(below[first + i]);
   }
   return true;
@@ -128,13 +133,15 @@ FASTV_FUZZ_TARGET(slots) {
     Model& model = models[which];
     Status status;
     bool right = true;
-    switch (in.below(9)) {
+    const std::size_t call = in.below(9);
+    switch (call) {
       case 0:
       case 1: {
         const std::size_t count = in.one_in(9) ? in.hostile() : in.below(30);
         right = count < 300;  // more is beyond what a list can follow: told, or left out
         if (!right && count <= fastv::max_tokens - model.tokens) continue;
-        status = slots.append(count);
+        status = call == 0 ? slots.append(count) : slots.append_chunk(count);
+        if (right && call == 0) model.prompt = model.tokens;
         for (std::size_t l = 0; l < layers && right; ++l)
           for (std::size_t i = 0; i < count; ++i) model.held[l].push_back(static_cast<Index>(model.tokens + i));
         if (right) model.tokens += count;
@@ -149,6 +156,7 @@ FASTV_FUZZ_TARGET(slots) {
           held.erase(std::lower_bound(held.begin(), held.end(), static_cast<Index>(back)), held.end());
         }
         if (right) model.tokens = back;
+        model.prompt = (std::min)(model.prompt, model.tokens);
         break;
       }
       case 3: {
@@ -164,8 +172,10 @@ FASTV_FUZZ_TARGET(slots) {
       case 5: status = slots.reserve(in.below(fastv::Slots::max_groups + 1), in.below(40)); break;
       default: {
         const std::size_t layer = in.below(layers);
-        const std::size_t below = layer == 0 ? model.tokens : model.held[layer - 1].size();
-        const std::size_t n = in.one_in(9) ? in.hostile() : in.below(below + 2);
+        const std::vector<Index> below = below_layer(model, layer);
+        const std::size_t n = in.one_in(9)   ? in.hostile()
+                              : in.one_in(4) ? in.below(below.size() + 2)
+                                             : of_prompt(model, below);
         std::vector<Index> kept = n < 400 ? draw_kept(in, n) : std::vector<Index>();
         const bool ascending = !spoil(in, kept, n);
         const Block<Index> indices(kept);

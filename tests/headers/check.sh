@@ -199,6 +199,15 @@ refuses() {
   source=$root/tests/headers/must_not_compile.cpp
   sentence=$(sed -n "s/^#elif FASTV_CASE == $1  *\/\/ says: //p" "$source")
   [ -n "$sentence" ] || fail "must_not_compile.cpp has no case $1"
+  case $1 in
+    1??) engine=ATen/core/Tensor.h ;;
+    2??) engine=ggml.h ;;
+    *) engine="" ;;
+  esac
+  if [ -n "$engine" ] && ! echo "#include <$engine>" | compiles -std=c++17 -x c++ - 2>/dev/null; then
+    echo "case $1 is NOT TESTED HERE: install what has <$engine>, or name its folder in FASTV_ENGINE_INCLUDES"
+    exit 77
+  fi
   compiles -std=c++17 $warnings -DFASTV_CASE="$1" "$source" || fail "the good branch of case $1 does not build"
   if compiles -std=c++17 -DFASTV_CASE="$1" -DFASTV_BAD "$source" 2>bad_$1.txt; then fail "the bad branch of case $1 builds"; fi
   # One error, soon: what comes first is what is read.
@@ -218,7 +227,7 @@ all() {
   "$self" odr
   "$self" runs plain -O2 -fno-exceptions -fno-rtti
   "$self" runs fast_math -O3 -ffast-math
-  for case in $(cases); do "$self" refuses "$case"; done
+  for case in $(cases); do "$self" refuses "$case" || [ $? = 77 ]; done
 }
 
 step=$1

@@ -3,6 +3,57 @@
 #include <fastv/fastv.hpp>
 #include <vector>
 
+#if FASTV_CASE >= 100  // of an engine, and skipped where it is not installed: 100 on of LibTorch, 200 on of ggml
+
+#if FASTV_CASE < 200
+#include <fastv/torch.hpp>
+using Tensor = at::Tensor;
+#else
+#include <fastv/ggml.hpp>
+using Tensor = ggml_tensor*;
+#endif
+
+int main() {
+  const std::vector<fastv::Index> indices = {0, 1};
+  Tensor tensor{};
+#if FASTV_CASE == 0
+#elif FASTV_CASE == 100  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::compact(indices, tensor);
+#else
+  (void)fastv::compact(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 101  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::gather(indices, tensor);
+#else
+  (void)fastv::gather(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 102  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::rows(tensor);
+#else
+  (void)fastv::rows(tensor, 1);
+#endif
+#elif FASTV_CASE == 200  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::compact(indices, tensor);
+#else
+  (void)fastv::compact(indices, tensor, 1);
+#endif
+#elif FASTV_CASE == 201  // says: the dimension along which the tokens of this tensor lie is missing
+#ifdef FASTV_BAD
+  (void)fastv::gather(indices, tensor, tensor);
+#else
+  (void)fastv::gather(indices, tensor, tensor, 1);
+#endif
+#else
+#error "must_not_compile.cpp has no such case"
+#endif
+}
+
+#else
+
 namespace at {
 struct Tensor {  // stands for LibTorch's: an object that holds its sizes itself
   std::vector<float> data_;
@@ -34,6 +85,60 @@ struct Whole : Lengths {
     return {};
   }
 };
+// The same with one member that is not as the contract has it.
+struct CountsUnlessConst : Whole {
+  std::size_t prompt_tokens() noexcept { return 4; }
+};
+struct CountsNothing : Whole {
+  void prompt_tokens() const noexcept {}
+};
+struct ScoresUnlessConst : Lengths {
+  template <class Score>
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>) noexcept {
+    return {};
+  }
+};
+struct ScoresIntoAVector : Lengths {
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, std::vector<float>&) const noexcept { return {}; }
+};
+struct ScoresForTheOldContract : Lengths {  // rows, spans and scores apart
+  template <class Score, class ParallelFor>
+  fastv::Status score(const fastv::QueryRows&, fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>,
+                      const ParallelFor&) const noexcept {
+    return {};
+  }
+};
+struct ScoresWithoutAStatus : Lengths {
+  template <class Score>
+  void score(fastv::Span<const fastv::TokenSpan>, fastv::Span<Score>) const noexcept {}
+};
+struct ScoresInFloat : Lengths {
+  fastv::Status score(fastv::Span<const fastv::TokenSpan>, fastv::Span<float>) const noexcept { return {}; }
+};
+struct ChecksUnlessConst : Whole {
+  fastv::Status check() noexcept { return {}; }
+};
+struct ChecksASize : Whole {
+  fastv::Status check(std::size_t) const noexcept { return {}; }
+};
+struct ChecksWithoutAStatus : Whole {
+  bool check() const noexcept { return true; }
+};
+struct ScratchUnlessConst : Whole {
+  std::size_t scratch_floats() noexcept { return 8; }
+};
+struct Sound : Whole {
+  bool check = true;  // no function
+  std::size_t scratch_floats() const noexcept { return 8; }
+};
+struct Own {};
+struct Other {};
+namespace fastv {
+template <>
+struct KeysOnly<Own> : Lengths {};
+template <>
+struct KeysOnly<Other> : Whole {};
+}  // namespace fastv
 
 int main() {
   [[maybe_unused]] std::vector<fastv::TokenSpan> visual = {{1, 2}};
@@ -91,7 +196,7 @@ int main() {
 #else
   (void)fastv::probabilities(p, 1, 1, 4);
 #endif
-#elif FASTV_CASE == 8  // says: evidence_of(i) must return fastv::Probabilities, QueryKey
+#elif FASTV_CASE == 8  // says: evidence is fastv::Probabilities, QueryKey, KeysOnly, Scores
 #ifdef FASTV_BAD
   fastv::BatchPruner<float> batch;
   (void)batch.prune({}, [&](std::size_t) { return tensor; });
@@ -205,14 +310,98 @@ int main() {
 #else
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t, std::size_t, float* out) { *out = 0; });
 #endif
-#elif FASTV_CASE == 26  // says: its table as a list of fastv::Index (fastv::as_index() of one of int32)
+#elif FASTV_CASE == 26  // says: prompt_tokens() of this evidence cannot be called as std::size_t prompt_tokens() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(CountsUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 27  // says: prompt_tokens() of this evidence cannot be called as std::size_t prompt_tokens() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(CountsNothing{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 28  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 29  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresIntoAVector{}, visual);
+#else
+  (void)pruner.prune(ScoresInFloat{}, visual);
+#endif
+#elif FASTV_CASE == 30  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresForTheOldContract{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 31  // says: and returns a Status
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScoresWithoutAStatus{}, visual);
+#else
+  (void)pruner.prune(Whole{}, visual);
+#endif
+#elif FASTV_CASE == 32  // says: Score being float or, of a Pruner<double>, double
+#ifdef FASTV_BAD
+  (void)fastv::Pruner<double>().prune(ScoresInFloat{}, visual);
+#else
+  (void)fastv::Pruner<float>().prune(ScoresInFloat{}, visual);
+#endif
+#elif FASTV_CASE == 33  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 34  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksASize{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 35  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)pruner.prune(ChecksWithoutAStatus{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 36  // says: scratch_floats() of this evidence cannot be called as std::size_t
+#ifdef FASTV_BAD
+  (void)pruner.prune(ScratchUnlessConst{}, visual);
+#else
+  (void)pruner.prune(Sound{}, visual);
+#endif
+#elif FASTV_CASE == 37  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)pruner.prune(fastv::KeysOnly<Own>{}, visual);
+#else
+  (void)pruner.prune(fastv::KeysOnly<Other>{}, visual);
+#endif
+#elif FASTV_CASE == 38  // says: no score() const that can be called as
+#ifdef FASTV_BAD
+  (void)fastv::score({}, Lengths{}, visual, fastv::Span<float>(ids));
+#else
+  (void)fastv::score({}, Whole{}, visual, fastv::Span<float>(ids));
+#endif
+#elif FASTV_CASE == 39  // says: check() of this evidence cannot be called as Status check() const
+#ifdef FASTV_BAD
+  (void)fastv::BatchPruner<float>().prune({}, [](std::size_t) { return ChecksUnlessConst{}; });
+#else
+  (void)fastv::BatchPruner<float>().prune({}, [](std::size_t) { return Sound{}; });
+#endif
+#elif FASTV_CASE == 40  // says: its table as a list of fastv::Index (fastv::as_index() of one of int32)
   [[maybe_unused]] const std::vector<std::int32_t> signed_table = {0};
 #ifdef FASTV_BAD
   (void)fastv::heads(p, fastv::HeadMajor{2, 4, 8}, signed_table, 4);
 #else
   (void)fastv::heads(p, fastv::HeadMajor{2, 4, 8}, fastv::as_index(signed_table), 4);
 #endif
-#elif FASTV_CASE == 27  // says: integers of at least 32 bits
+#elif FASTV_CASE == 41  // says: integers of at least 32 bits
 #ifdef FASTV_BAD
   (void)fastv::write_indices(indices, fp16);
 #else
@@ -222,3 +411,4 @@ int main() {
 #error "must_not_compile.cpp has no such case"
 #endif
 }
+#endif

@@ -6,12 +6,16 @@
 
 #include <cmath>
 #include <fastv/ggml.hpp>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "../oracle.hpp"
+#include "../sentences.hpp"
 
 namespace {
 
@@ -146,7 +150,13 @@ std::vector<float> by_head(const std::vector<float>& values, std::size_t heads, 
   return out;
 }
 
+// The sentences that tests have raised so far.
+std::set<std::string>& raised() {
+  static std::set<std::string> all;
+  return all;
+}
 bool says(const Status& status, Errc code, const char* words) {
+  if (status.sentence != nullptr) raised().insert(status.sentence);
   const bool right = status.code == code && std::strstr(status.message().c_str(), words) != nullptr;
   if (!right) ADD_FAILURE() << "'" << status.message().c_str() << "' has another code, or not the words: " << words;
   return right;
@@ -193,7 +203,7 @@ TEST(GgmlRows, MoveTokensAlongEveryAxisAndOfEveryType) {
       EXPECT_EQ(ids[plane + k], 100 + static_cast<std::int32_t>(plane + kept[k])) << plane;
 }
 
-TEST(GgmlRows, RefuseWhatCannotBeMoved) {
+void rows_that_cannot_be_moved() {
   HostTensors host;
   const auto refuses = [&](ggml_tensor* tensor, int axis, Errc code, const char* words) {
     says(fastv::rows(tensor, axis).status, code, words);
@@ -216,8 +226,9 @@ TEST(GgmlRows, RefuseWhatCannotBeMoved) {
   // What prune() returned knows how many rows there must be.
   says(fastv::compact(fastv::KeptRows(Span<const Index>(), 5), whole, 1), Errc::bad_shape, "5");
 }
+TEST(GgmlRows, RefuseWhatCannotBeMoved) { rows_that_cannot_be_moved(); }
 
-TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
+void memory_that_is_not_the_hosts() {
   // The buffers of repacked weights are not, though they are on the CPU.
   ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
   const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
@@ -239,8 +250,9 @@ TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) {
     says(fastv::write_indices(std::vector<Index>{0}, tensor), Errc::not_supported, "indices is not in host memory");
   }
 }
+TEST(GgmlRows, RefuseMemoryThatIsNotTheHosts) { memory_that_is_not_the_hosts(); }
 
-TEST(GgmlIndices, AreWrittenAsI32) {
+void indices_as_i32() {
   HostTensors host;
   fastv::Pruner<float> pruner;
   const std::vector<TokenSpan> visual{{4, 24}};
@@ -260,6 +272,7 @@ TEST(GgmlIndices, AreWrittenAsI32) {
   const fastv::Kept failed = pruner.prune(fastv::Scores<float>{scores, 3}, visual);
   says(fastv::write_indices(failed, indices), failed.code(), "");
 }
+TEST(GgmlIndices, AreWrittenAsI32) { indices_as_i32(); }
 
 TEST(GgmlHeads, AreReadAsGgmlWidensThem) {
   constexpr std::size_t dim = 256, heads = 2, tokens = 9;
@@ -396,7 +409,7 @@ TEST(GgmlEvidence, QueriesMayBeHalves) {
   }
 }
 
-TEST(GgmlEvidence, SaysWhatIsWrong) {
+void wrong_evidence() {
   HostTensors host;
   const std::vector<TokenSpan> visual{{4, 24}};
   fastv::Pruner<float> pruner;
@@ -430,6 +443,7 @@ TEST(GgmlEvidence, SaysWhatIsWrong) {
   behind.past = 50;
   EXPECT_EQ(behind.prompt_tokens(), 0u);
 }
+TEST(GgmlEvidence, SaysWhatIsWrong) { wrong_evidence(); }
 
 // ---- scores in the graph ------------------------------------------------------------------------
 
@@ -529,7 +543,7 @@ TEST(GraphScores, KeysOfEarlierTurnsAreAttendedToButAreNoCandidates) {
   }
 }
 
-TEST(GraphScores, SayWhatIsWrong) {
+void wrong_attention() {
   TestGraph graph;
   ggml_context* ctx = graph.context();
   const auto make = [&](ggml_type type, std::vector<std::int64_t> shape) {
@@ -568,6 +582,7 @@ TEST(GraphScores, SayWhatIsWrong) {
   says(pruner.select(ctx, fastv::graph::scores(ctx, nullptr, k, 1)).status, Errc::null_data, "query is null");
   EXPECT_EQ(pruner.stage(), 0u);
 }
+TEST(GraphScores, SayWhatIsWrong) { wrong_attention(); }
 
 // ---- selection in the graph ---------------------------------------------------------------------
 
@@ -952,6 +967,51 @@ TEST(GraphSelect, GoesOnWhereTheCoreFailsAndTells) {
   }
 }
 
+// Zeros in some of the groups that compete, of every rule on every layout and in every stage of a schedule.
+TEST(GraphSelect, TellsWhereAGroupIsRankedByZerosAlone) {
+  oracle::Rng random(12);
+  std::size_t refused = 0, ranked = 0;
+  for (const Layout& layout : layouts)
+    for (const Setting& setting : settings)
+      for (int draw = 0; draw < 4; ++draw) {
+        Config config;
+        setting.change(config);
+        std::size_t total = 0;
+        for (const TokenSpan& span : layout.visual) total += span.count;
+        if (config.keep_count != fastv::by_ratio) config.keep_count = std::min(config.keep_count, total);
+        std::vector<Config> schedule{config};
+        if (config.window_rows == 0 && config.quota == Quota::per_image && draw % 2 == 1) {
+          schedule.push_back(Config{});
+          schedule[1].filtering_layer = 5;
+        }
+        std::vector<std::vector<float>> scores;
+        for (std::size_t s = 0; s < schedule.size(); ++s) {
+          scores.emplace_back(layout.tokens);
+          const double share = draw == 0 ? 0.02 : draw == 1 ? 0.6 : 0.2;
+          for (const TokenSpan& span : layout.visual) {
+            const bool seen = random.chance(0.5);
+            for (std::size_t t = span.first; t < span.first + span.count; ++t)
+              scores[s][t] = seen && random.chance(share)
+                                 ? random.chance(0.1) ? nan : static_cast<float>(1 + random.below(3))
+                                 : -0.0f;
+          }
+        }
+        const bool fails = !by_core(schedule, scores, layout.visual, layout.tokens).status;
+        (fails ? refused : ranked) += 1;
+        expect_same(schedule, scores, layout.visual, layout.tokens,
+                    std::string(layout.name) + ", " + setting.name + ", draw " + std::to_string(draw));
+      }
+  EXPECT_GT(refused, 100u);
+  EXPECT_GT(ranked, 100u);
+  // What it says, where one image of two has no score but 0.
+  std::vector<float> scores(20);
+  for (std::size_t t = 2; t < 14; ++t) scores[t] = static_cast<float>(t);
+  says(by_graph({Config{}}, {scores}, {{2, 12}, {15, 4}}, 20).status, Errc::bad_value,
+       "all scores are 0 in 1 groups of visual tokens (images, windows or pools), so that nothing ranks these: does "
+       "layer 1 see them");
+  says(by_core({Config{}}, {scores}, {{2, 12}, {15, 4}}, 20).status, Errc::bad_value, "2 of 4 tokens in image 1");
+}
+
 TEST(GraphSelect, TakesScoresOfKeysOrOfTokens) {
   // Keys of two earlier turns, and cells behind the prompt's that are not written yet.
   oracle::Rng random(6);
@@ -971,7 +1031,7 @@ TEST(GraphSelect, TakesScoresOfKeysOrOfTokens) {
     ASSERT_TRUE(counts);
     graph.run({*kept, *counts}, &pruner);
     EXPECT_EQ(graph.read_indices(*kept), expected);
-    EXPECT_EQ(graph.read<float>(*counts), (std::vector<float>{0, 0, 0}));
+    EXPECT_EQ(graph.read<float>(*counts), (std::vector<float>{0, 0, 0, 0}));
   }
 }
 
@@ -994,7 +1054,7 @@ TEST(GraphSelect, OnePrunerServesManyPrompts) {
   }
 }
 
-TEST(GraphSelect, SaysWhatHasNoFormInAGraph) {
+void what_has_no_form_in_a_graph() {
   const std::vector<TokenSpan> visual{{2, 6, 3}, {9, 4, 2}};
   const auto refuses = [&](const std::vector<Config>& schedule, Errc code, const char* words, std::size_t layers = 32) {
     fastv::graph::Pruner pruner{Span<const Config>(schedule)};
@@ -1043,8 +1103,9 @@ TEST(GraphSelect, SaysWhatHasNoFormInAGraph) {
   EXPECT_FALSE(idle.due(2));
   EXPECT_TRUE(idle.set_inputs([](ggml_tensor*, const void*, std::size_t) { FAIL(); }));
 }
+TEST(GraphSelect, SaysWhatHasNoFormInAGraph) { what_has_no_form_in_a_graph(); }
 
-TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
+void calls_too_early_or_too_often() {
   const std::vector<TokenSpan> visual{{2, 12}};
   const auto no_input = [](ggml_tensor*, const void*, std::size_t) { FAIL(); };
   TestGraph graph;
@@ -1055,7 +1116,7 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   says(pruner.select(ctx, scores).status, Errc::bad_prompt, "select() has no prompt: call begin() first");
   says(pruner.counts(ctx).status, Errc::missing_evidence, "counts() has no scores");
   says(pruner.set_inputs(no_input), Errc::bad_prompt, "0 of 1 stages");
-  says(pruner.selected(std::vector<float>(3)).status, Errc::bad_prompt, "stage 0 is asked for but there are 0");
+  says(pruner.selected(std::vector<float>(4)).status, Errc::bad_prompt, "stage 0 is asked for but there are 0");
 
   ASSERT_TRUE(pruner.begin({20, 32, visual}));
   EXPECT_TRUE(pruner.due(2));
@@ -1079,11 +1140,12 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   says(pruner.set_inputs(no_input), Errc::null_data, "an input of stage 0 has no memory");
   graph.run({*kept}, &pruner);
 
-  says(pruner.selected(std::vector<float>(2)).status, Errc::too_small, "the counts has room for 2 entries");
-  says(pruner.selected(std::vector<float>(3), 1).status, Errc::bad_prompt, "stage 1 is asked for but there are 1");
-  says(pruner.selected(std::vector<float>{13, 0, 0}).status, Errc::bad_value, "13 is no count of 12");
-  says(pruner.selected(std::vector<float>{nan, 0, 0}).status, Errc::bad_value, "is no count of 12");
-  const auto selected = pruner.selected(std::vector<float>{2, 3, 0});
+  says(pruner.selected(std::vector<float>(3)).status, Errc::too_small, "the counts has room for 3 entries");
+  says(pruner.selected(std::vector<float>(4), 1).status, Errc::bad_prompt, "stage 1 is asked for but there are 1");
+  says(pruner.selected(std::vector<float>{13, 0, 0, 0}).status, Errc::bad_value, "13 is no count of 12");
+  says(pruner.selected(std::vector<float>{nan, 0, 0, 0}).status, Errc::bad_value, "is no count of 12");
+  says(pruner.selected(std::vector<float>{0, 0, 3, 0}).status, Errc::bad_value, "3 of 12 visual scores are infinite");
+  const auto selected = pruner.selected(std::vector<float>{2, 3, 0, 0});
   ASSERT_TRUE(selected);
   EXPECT_EQ(selected->count, 14u);
   EXPECT_EQ(selected->nan_scores, 2u);
@@ -1100,8 +1162,9 @@ TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) {
   EXPECT_FALSE(pruner.begin({0, 32, visual}));
   says(pruner.select(ctx, scores).status, Errc::bad_prompt, "call begin() first");
 }
+TEST(GraphSelect, SaysWhatIsCalledTooEarlyOrTooOften) { calls_too_early_or_too_often(); }
 
-TEST(GraphGather, EveryAxisOfThePositions) {
+void every_axis_of_the_positions() {
   constexpr std::int64_t n = 9, axes = 4;
   std::vector<std::int32_t> position_values(axes * n);
   std::iota(position_values.begin(), position_values.end(), 1000);
@@ -1126,6 +1189,26 @@ TEST(GraphGather, EveryAxisOfThePositions) {
   refuses(positions, 0, kept, Errc::bad_shape, "36 positions are not 0 axes");
   refuses(positions, 5, kept, Errc::bad_shape, "36 positions are not 5 axes");
   says(fastv::graph::gather_positions(nullptr, positions, 1, kept).status, Errc::null_data, "context");
+}
+TEST(GraphGather, EveryAxisOfThePositions) { every_axis_of_the_positions(); }
+
+TEST(Sentences, OfTheAdaptorAreAllRaised) {
+  rows_that_cannot_be_moved();
+  memory_that_is_not_the_hosts();
+  indices_as_i32();
+  wrong_evidence();
+  wrong_attention();
+  what_has_no_form_in_a_graph();
+  calls_too_early_or_too_often();
+  every_axis_of_the_positions();
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(sentences::folder()))
+    if (entry.path().filename().string().compare(0, 4, "ggml") == 0) names.push_back(entry.path().filename().string());
+  std::set<std::string> written = sentences::of_headers(names);
+  for (auto it = written.begin(); IsSkipped() && it != written.end();)  // see memory_that_is_not_the_hosts()
+    it = it->find("is not in host memory") == std::string::npos ? std::next(it) : written.erase(it);
+  EXPECT_GT(written.size(), 20u);
+  sentences::expect_raised(written, raised());
 }
 
 }  // namespace
