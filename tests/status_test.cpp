@@ -385,6 +385,55 @@ Cases of_selection() {
   };
 }
 
+template <class Evidence>
+Status diverse(const Diversity& diversity, const Evidence& evidence) {
+  Config config;
+  config.selection = Selection::diverse;
+  config.diversity = diversity;
+  return Pruner<>(config).prune(evidence, visual).status;
+}
+Cases of_diversity() {
+  const Scores<float> scores{{numbers + 1, 3}, 8};
+  static float ones[64], nans[64];
+  std::fill(ones, ones + 64, 1.0f);
+  std::fill(nans, nans + 64, oracle::nan_float());
+  const Scores<float> equal{{ones, 3}, 8};
+  const auto rows = heads(ones, TokenMajor{8, 1, 4});
+  const Diversity half{}, of_product{Novelty::nearest, Blend::product, -1};
+  const std::size_t wide = (std::size_t{1} << 20) + 1;
+  const auto reserved = [](std::size_t tokens, std::size_t width) {
+    Config config;
+    config.selection = Selection::diverse;
+    return Pruner<>(config).reserve(tokens, 1, 0, 0, 0, width);
+  };
+  Index kept[8];
+  Mark<float> scratch[64];
+  Config config;
+  config.selection = Selection::diverse;
+  return {
+      {Errc::bad_setting, {"weight is 1.5 ", "0 (", "1 ("}, diverse({{}, {}, 1.5}, with_features(scores, rows))},
+      {Errc::bad_setting, {"exponent is -1 ", "at least 0"}, diverse(of_product, with_features(scores, rows))},
+      {Errc::bad_setting, {"protected_share is 2 ", "0 and 1"}, diverse({{}, {}, 1, 2}, with_features(scores, rows))},
+      {Errc::missing_evidence, {"with_features(evidence, keys)"}, diverse(half, scores)},
+      {Errc::not_supported,
+       {"with_features()", "Pruner"},
+       select<float>(config, {numbers, 3}, visual, 8, kept, scratch).status},
+      {Errc::bad_shape,
+       {"7 tokens", "0 of earlier", "has 8"},
+       diverse(half, with_features(equal, heads(ones, TokenMajor{7, 1, 4})))},
+      {Errc::bad_shape,
+       {"2 heads of 1048576", "at most 1048576", "project"},
+       diverse(half, with_features(equal, heads(ones, TokenMajor{8, 2, wide - 1})))},
+      {Errc::bad_shape, {"1048577 elements", "at most 1048576"}, reserved(8, wide)},
+      {Errc::bad_shape,
+       {"2147483647 tokens of 1073741824", "any memory"},
+       detail::check_greedy(max_tokens, std::size_t{1} << 30)},
+      {Errc::bad_value,
+       {"all 3 ", "NaN or infinite"},
+       diverse(half, with_features(equal, heads(nans, TokenMajor{8, 1, 4})))},
+  };
+}
+
 Cases of_costs() {
   static const LayerTime falling[] = {{10, 2.0}, {20, 1.0}}, one[] = {{10, 2.0}}, negative[] = {{10, 2.0}, {20, -1.0}};
   const ModelShape shape{4, 8, 2, 2, 4, 16};
@@ -707,8 +756,8 @@ Cases of_pages() {
 
 Cases all_cases() {
   Cases all;
-  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_costs(), of_evidence(), of_attention(),
-                            of_applying(), of_remedies(), of_shards(), of_batches(), of_pages()})
+  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_diversity(), of_costs(), of_evidence(),
+                            of_attention(), of_applying(), of_remedies(), of_shards(), of_batches(), of_pages()})
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }
@@ -761,31 +810,12 @@ std::set<std::string> sentences_of_the_core() {
   const std::string include =
       here.substr(0, here.size() - std::string("tests/status_test.cpp").size()) + "include/fastv/";
   std::set<std::string> all;
-  for (const char* name : {"apply",
-                           "batch",
-                           "config",
-                           "cost",
-                           "element",
-                           "evidence",
-                           "kept",
-                           "pages",
-                           "plan",
-                           "pruner",
-                           "remedies",
-                           "score",
-                           "detail/attention",
-                           "select",
-                           "shard",
-                           "status",
-                           "view",
-                           "detail/buffer",
-                           "detail/math",
-                           "detail/prefetch",
-                           "detail/qk",
-                           "detail/rank",
-                           "detail/softmax",
-                           "detail/strides",
-                           "detail/walk"}) {
+  for (const char* name : {"apply",          "batch",           "config",        "cost",        "element",
+                           "evidence",       "features",        "detail/greedy", "kept",        "pages",
+                           "plan",           "pruner",          "remedies",      "score",       "detail/attention",
+                           "select",         "shard",           "status",        "view",        "detail/buffer",
+                           "detail/math",    "detail/prefetch", "detail/qk",     "detail/rank", "detail/softmax",
+                           "detail/strides", "detail/walk"}) {
     std::ifstream file(include + name + ".hpp");
     EXPECT_TRUE(file.is_open()) << include << name << ".hpp";
     std::ostringstream text;

@@ -17,6 +17,7 @@
 #include "apply.hpp"
 #include "pages.hpp"
 #include "evidence.hpp"
+#include "features.hpp"
 #include "score.hpp"
 #include "shard.hpp"
 #include "remedies.hpp"
