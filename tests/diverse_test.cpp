@@ -247,8 +247,8 @@ using Slow = std::function<Chosen(const Matrix&, const std::vector<double>&, std
 void expect_equal_to(const Diversity& diversity, const Slow& slow, std::size_t most_kept = 20) {
   Rng rng(51);
   std::size_t compared = 0;
-  for (int draw = 0; draw < 150; ++draw) {
-    const std::size_t n = rng.between(2, 60), width = rng.between(24, 70);
+  for (int draw = 0; draw < 60; ++draw) {
+    const std::size_t n = rng.between(2, 50), width = rng.between(20, 40);
     const Matrix x = clustered(rng, n, width, rng.between(1, 8));
     const std::vector<double> scores = random_scores(rng, n);
     const std::size_t count = rng.between(1, std::min(n, most_kept));
@@ -259,7 +259,7 @@ void expect_equal_to(const Diversity& diversity, const Slow& slow, std::size_t m
     ASSERT_TRUE(out.status) << out.status.message().c_str();
     ASSERT_EQ(out.kept, expected.sorted()) << "draw " << draw << ": " << count << " of " << n << " of width " << width;
   }
-  EXPECT_GT(compared, 100u);
+  EXPECT_GT(compared, 40u);
 }
 
 TEST(Diverse, MaximalMarginalRelevanceIsIDPruners) {
@@ -520,7 +520,7 @@ struct Problem {
     const std::size_t images = rng.between(1, 3);
     layout.tokens = rng.between(0, 3);
     for (std::size_t i = 0; i < images; ++i) {
-      const std::size_t columns = rng.between(2, 5), rows = rng.between(1, 6);
+      const std::size_t columns = rng.between(2, 4), rows = rng.between(1, 5);
       layout.visual.push_back({layout.tokens, rows * columns, grids ? columns : 0});
       layout.tokens += rows * columns + rng.below(3);
     }
@@ -571,7 +571,7 @@ Config random_config(Rng& rng, const Problem& problem, bool grids) {
 TEST(Diverse, EveryCompositionEqualsTheSlowRule) {
   Rng rng(53);
   std::size_t compared = 0, damaged = 0;
-  for (int draw = 0; draw < 600; ++draw) {
+  for (int draw = 0; draw < 250; ++draw) {
     const bool grids = rng.chance(0.5);
     const Problem problem(rng, grids, rng.chance(0.3) ? 0.15 : 0);
     const Config config = random_config(rng, problem, grids);
@@ -589,8 +589,8 @@ TEST(Diverse, EveryCompositionEqualsTheSlowRule) {
     ++compared;
     damaged += nan > 0 ? 1u : 0u;
   }
-  EXPECT_GT(compared, 300u);
-  EXPECT_GT(damaged, 50u);
+  EXPECT_GT(compared, 150u);
+  EXPECT_GT(damaged, 30u);
 }
 
 TEST(Diverse, ABatchKeepsWhatEachSequenceKeepsAlone) {
@@ -636,16 +636,16 @@ struct Backwards {
 
 TEST(Diverse, ThreadsAndMemoryOfBeforeChangeNothing) {
   Rng rng(55);
-  const std::size_t n = 700, width = 33;
+  const std::size_t n = 270, width = 300;  // two pieces of work
   const Matrix x = clustered(rng, n, width, 20);
   const std::vector<float> features = flat(x);
   std::vector<float> scores(n);
   for (float& s : scores) s = static_cast<float>(rng.below(20));  // many ties
-  const TokenSpan visual[] = {{0, 300}, {310, 380}};
+  const TokenSpan visual[] = {{0, 100}, {110, 155}};
   for (const Novelty novelty : {Novelty::nearest, Novelty::coverage, Novelty::volume})
     for (const double weight : {0.0, 0.6}) {
-      const Config config = diverse({novelty, Blend::sum, weight, weight / 2}, 150);
-      const auto evidence = with_features(Scores<float>{Span<const float>(scores).first(680), n},
+      const Config config = diverse({novelty, Blend::sum, weight, weight / 2}, 50);
+      const auto evidence = with_features(Scores<float>{Span<const float>(scores).first(255), n},
                                           heads(features.data(), TokenMajor{n, 1, width}));
       Pruner<> serial(config), threaded(config);
       ASSERT_TRUE(threaded.reserve(n, 2, 0, 0, 0, width));

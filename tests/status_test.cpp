@@ -283,9 +283,6 @@ Cases of_settings() {
       {Errc::bad_setting, {"uniform_share is -0.5 ", "0 and 1"}, planned_with([](Config& c) {
          c.uniform_share = -0.5;
        })},
-      {Errc::bad_setting, {"is 0,", "Selection::uniform", "at least 1"}, planned_with([](Config& c) {
-         c.filtering_layer = 0;
-       })},
       {Errc::bad_setting, {"4 rows", "0 columns", "set both"}, planned(windows_of(4, 0))},
       {Errc::bad_setting,
        {"4 x 2", "Quota::pooled", "Quota::per_image", "no windows"},
@@ -431,6 +428,29 @@ Cases of_diversity() {
       {Errc::bad_value,
        {"all 3 ", "NaN or infinite"},
        diverse(half, with_features(equal, heads(nans, TokenMajor{8, 1, 4})))},
+  };
+}
+
+Cases of_rules() {
+  static const float infinite[] = {1, oracle::infinity()};
+  static float ones[] = {1, 1}, nothing[] = {0, 0};
+  const auto keys = sound().key;
+  const auto weighted = [&](Span<const float> weights) { return logits(sound().query, keys, weights).check(); };
+  const auto mixed = [](Span<const float> other, double weight) {
+    return mix_scores(Span<float>(ones), other, weight);
+  };
+  return {
+      {Errc::bad_shape, {"3 head weights", "2 query heads", "one each"}, weighted({numbers, 3})},
+      {Errc::bad_value, {"head 1 is inf", "finite"}, weighted(infinite)},
+      {Errc::null_data, {"head weights"}, weighted(nowhere<const float>(2))},
+      {Errc::bad_shape, {"are 0 ", "from 1 to 2147483647"}, outputs(numbers, 0, 4).check()},
+      {Errc::bad_shape, {"0 elements", "at least 1"}, outputs(numbers, 8, 0).check()},
+      {Errc::null_data,
+       {"rows before", "needs both"},
+       transitions(nowhere<const float>(0).data(), numbers, 8, 4).check()},
+      {Errc::bad_shape, {"2 scores", "with 3", "one each"}, mixed({numbers, 3}, 0.5)},
+      {Errc::bad_setting, {"mixture is 1.5 ", "0 and 1"}, mixed(ones, 1.5)},
+      {Errc::bad_value, {"add up to 0 ", "positive"}, mixed(nothing, 0.5)},
   };
 }
 
@@ -756,8 +776,9 @@ Cases of_pages() {
 
 Cases all_cases() {
   Cases all;
-  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_diversity(), of_costs(), of_evidence(),
-                            of_attention(), of_applying(), of_remedies(), of_shards(), of_batches(), of_pages()})
+  for (const Cases& some :
+       {of_settings(), of_prompts(), of_selection(), of_diversity(), of_rules(), of_costs(), of_evidence(),
+        of_attention(), of_applying(), of_remedies(), of_shards(), of_batches(), of_pages()})
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }
@@ -810,12 +831,35 @@ std::set<std::string> sentences_of_the_core() {
   const std::string include =
       here.substr(0, here.size() - std::string("tests/status_test.cpp").size()) + "include/fastv/";
   std::set<std::string> all;
-  for (const char* name : {"apply",          "batch",           "config",        "cost",        "element",
-                           "evidence",       "features",        "detail/greedy", "kept",        "pages",
-                           "plan",           "pruner",          "remedies",      "score",       "detail/attention",
-                           "select",         "shard",           "status",        "view",        "detail/buffer",
-                           "detail/math",    "detail/prefetch", "detail/qk",     "detail/rank", "detail/softmax",
-                           "detail/strides", "detail/walk"}) {
+  for (const char* name : {"apply",
+                           "batch",
+                           "config",
+                           "cost",
+                           "element",
+                           "evidence",
+                           "features",
+                           "logits",
+                           "changes",
+                           "detail/greedy",
+                           "kept",
+                           "pages",
+                           "plan",
+                           "pruner",
+                           "remedies",
+                           "score",
+                           "detail/attention",
+                           "select",
+                           "shard",
+                           "status",
+                           "view",
+                           "detail/buffer",
+                           "detail/math",
+                           "detail/prefetch",
+                           "detail/qk",
+                           "detail/rank",
+                           "detail/softmax",
+                           "detail/strides",
+                           "detail/walk"}) {
     std::ifstream file(include + name + ".hpp");
     EXPECT_TRUE(file.is_open()) << include << name << ".hpp";
     std::ostringstream text;

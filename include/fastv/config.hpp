@@ -80,7 +80,9 @@ inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
 // One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
-  std::size_t filtering_layer = 2;          // K: layers that run before this stage (paper, section 4.1)
+  // K: layers that run before this stage (paper, section 4.1). 0: ahead of the first, by scores that need no layer, such as
+  // your own, or logits() of layer 0's projections
+  std::size_t filtering_layer = 2;
   double filtering_ratio = 0.5;             // R: share of the visual tokens that is dropped, in [0, 1]
   RatioOf ratio_of = RatioOf::remaining;    // what R is a share of
   Rounding rounding = Rounding::half_even;  // how the count is rounded
@@ -149,10 +151,6 @@ inline Status validate(const Config& config) noexcept {
   if (config.selection == Selection::diverse) {
     if (Status status = detail::check_diversity(config.diversity); !status) return status;
   }
-  if (config.selection == Selection::top_k && config.filtering_layer == 0)
-    return fail(Errc::bad_setting,
-                "filtering_layer is 0, where no layer has attended yet: use Selection::random or "
-                "Selection::uniform, or a filtering_layer of at least 1");
   if ((config.window_rows == 0) != (config.window_columns == 0))
     return fail(Errc::bad_setting, "the window has {} rows and {} columns: set both, or neither for none",
                 config.window_rows, config.window_columns);

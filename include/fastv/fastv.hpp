@@ -19,6 +19,8 @@
 #include "evidence.hpp"
 #include "features.hpp"
 #include "score.hpp"
+#include "logits.hpp"
+#include "changes.hpp"
 #include "shard.hpp"
 #include "remedies.hpp"
 #include "select.hpp"

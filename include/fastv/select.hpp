@@ -247,7 +247,7 @@ inline std::size_t common_scratch(const Config& config, Span<const TokenSpan> vi
 // Scores of which none ranks a token above another.
 inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores,
                            std::size_t zero_scores) noexcept {
-  const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
+  const std::size_t total = images.tokens, k = config.filtering_layer, layer = k == 0 ? 0 : k - 1;
   if (total > 0 && nan_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are NaN: check what layer {} and the tensors handed over "
