@@ -311,4 +311,52 @@ TEST(MixScores, AddsSharesOfEachSum) {
   EXPECT_TRUE(refused(mix_scores<float>(ones, {nullptr, 2}, 0.5), Errc::null_data, "the other scores"));
 }
 
+// ---- published schedules ------------------------------------------------------------------------
+
+std::vector<std::pair<std::size_t, std::size_t>> stages_of(const Schedule& schedule) {
+  const TokenSpan visual[] = {{35, 576, 24}};
+  const auto plan = make_plan(schedule, {631, 32, visual});
+  EXPECT_TRUE(plan) << plan.message().c_str();
+  std::vector<std::pair<std::size_t, std::size_t>> stages;
+  for (std::size_t s = 0; s < plan->stages; ++s)
+    stages.emplace_back(plan->stage[s].filtering_layer, plan->stage[s].kept_visual);
+  return stages;
+}
+using Stages = std::vector<std::pair<std::size_t, std::size_t>>;
+
+TEST(Recipes, AreThoseOfTheAuthorsCode) {
+  EXPECT_EQ(stages_of(clse_stages(192)), (Stages{{1, 330}, {11, 210}, {21, 62}}));
+  EXPECT_EQ(stages_of(clse_stages(128)), (Stages{{1, 220}, {11, 140}, {21, 41}}));
+  EXPECT_EQ(stages_of(clse_stages(64)), (Stages{{1, 110}, {11, 70}, {21, 20}}));
+  EXPECT_EQ(stages_of(clse_stages(150)), (Stages{{1, 258}, {11, 163}, {21, 48}}));
+  EXPECT_EQ(stages_of(v2drop_stages()), (Stages{{3, 288}, {17, 144}, {22, 1}}));
+  const Index question[] = {612, 613, 630}, separator[] = {611};
+  const Schedule prior = priortr_stages(64, question, separator);
+  EXPECT_EQ(stages_of(prior), (Stages{{3, 64}}));
+  EXPECT_EQ(prior.stage[0].listed_rows.data(), question);
+  EXPECT_EQ(prior.stage[0].prior_rows.data(), separator);
+  std::size_t listed = 0;
+  for (const Config& config : clse_stages(64)) listed += config.keep_count;
+  EXPECT_EQ(listed, 200u);
+}
+
+TEST(Recipes, RunStageByStageWithTheSpansOfEach) {
+  Rng rng(76);
+  std::vector<TokenSpan> visual = {{35, 576}};
+  std::size_t tokens = 631;
+  for (const Config& config : v2drop_stages()) {
+    std::vector<float> before(tokens * 4), after(tokens * 4);
+    for (float& v : before) v = static_cast<float>(rng.real(-1, 1));
+    for (float& v : after) v = static_cast<float>(rng.real(-1, 1));
+    Pruner<> pruner(config);
+    const auto kept = pruner.prune(changes(before.data(), after.data(), tokens, 4), visual);
+    ASSERT_TRUE(kept) << kept.message().c_str();
+    std::vector<TokenSpan> left(visual.size());
+    ASSERT_TRUE(next_spans(kept, visual, left));
+    visual = left;
+    tokens = kept.size();
+  }
+  EXPECT_EQ(tokens, 56u);
+}
+
 }  // namespace

@@ -25,6 +25,7 @@
 #include "remedies.hpp"
 #include "select.hpp"
 #include "pruner.hpp"
+#include "recipes.hpp"
 #include "batch.hpp"
 #include "slots.hpp"
 #include "batch_plan.hpp"
