@@ -164,6 +164,16 @@ std::size_t scratch_of_features(const Evidence& evidence) noexcept {
     return 0;
 }
 
+// What of evidence Selection::diverse is compiled for: the features alone, whatever the tokens are scored by.
+template <class Evidence>
+const Evidence& features_of(const Evidence& evidence) noexcept {
+  return evidence;
+}
+template <class Evidence, class Vectors>
+WithFeatures<NoEvidence, Vectors> features_of(const WithFeatures<Evidence, Vectors>& evidence) noexcept {
+  return {NoEvidence{evidence.prompt_tokens()}, evidence.features};
+}
+
 // What Selection::diverse must have.
 template <class Evidence>
 Status check_features(const Evidence& evidence) noexcept {

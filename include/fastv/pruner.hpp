@@ -53,8 +53,9 @@ Result<Selected> prune_validated(const Config& config, const Evidence& evidence,
   }
   const Span<const Score> scores{work.scores.data(), scored ? work.scores.size() : 0};
   if constexpr (has_features<Evidence>)
-    return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data(), evidence,
-                                   work.scratch.data() + (scored ? score_scratch(evidence) : 0), parallel_for);
+    return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data(),
+                                   features_of(evidence), work.scratch.data() + (scored ? score_scratch(evidence) : 0),
+                                   parallel_for);
   else
     return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data());
 }
