@@ -33,7 +33,7 @@ std::size_t from(const Q* query, const void* key, int type, double ratio, fastv_
 
 extern "C" {
 
-const size_t cxx_layout[25] = {C_FACE_LAYOUT};
+const size_t cxx_layout[31] = {C_FACE_LAYOUT};
 
 size_t cxx_query_key(const void* query, int query_type, const void* key, int key_type, double ratio, fastv_index* out) {
   if (query_type == FASTV_HALF) return from(static_cast<const half*>(query), key, key_type, ratio, out);
@@ -90,6 +90,33 @@ size_t cxx_probabilities(const void* data, int type, fastv_index* out) {
   if (type == FASTV_HALF) return with(static_cast<const half*>(data));
   if (type == FASTV_BFLOAT16) return with(static_cast<const bfloat16*>(data));
   return with(static_cast<const float*>(data));
+}
+
+size_t cxx_diverse(int novelty, int blend, int type, int folded, const float* query, const void* key,
+                   fastv_index* out) {
+  Config config;
+  config.filtering_ratio = 0.7;
+  config.selection = Selection::diverse;
+  config.diversity = {static_cast<Novelty>(novelty), static_cast<Blend>(blend), 0.75, 0.25};
+  const auto with = [&](const auto* k) {
+    const auto keys = fastv::heads(k, TokenMajor{n_tokens, n_kv_heads, n_dim});
+    const auto evidence = query_key(fastv::heads(query, TokenMajor{1, n_heads, n_dim}), keys, 0.2f);
+    const std::size_t projected = folded != 0 ? 10 : 0;
+    return keep(config, with_features(evidence, Features{keys, 0, folded != 0, projected}), out);
+  };
+  if (type == FASTV_HALF) return with(static_cast<const half*>(key));
+  if (type == FASTV_BFLOAT16) return with(static_cast<const bfloat16*>(key));
+  return with(static_cast<const float*>(key));
+}
+size_t cxx_logits(const float* query, const void* half_key, const float* weights, fastv_index* out) {
+  const auto keys = fastv::heads(static_cast<const half*>(half_key), TokenMajor{n_tokens, n_kv_heads, n_dim});
+  const Span<const float> given(weights, weights == nullptr ? 0 : n_heads);
+  return keep(Config{}, logits(fastv::heads(query, TokenMajor{1, n_heads, n_dim}), keys, given), out);
+}
+size_t cxx_changes(const void* before, const void* after, int transition, fastv_index* out) {
+  auto evidence = changes(static_cast<const bfloat16*>(before), static_cast<const bfloat16*>(after), n_tokens, n_dim);
+  if (transition != 0) evidence.by = ChangeBy::transition;
+  return keep(Config{}, evidence, out);
 }
 
 size_t cxx_random(uint64_t seed, fastv_index* out) {

@@ -212,6 +212,76 @@ static void check_other_evidence(void) {
   fastv_pruner_destroy(pruner);
 }
 
+static void check_rules(void) {
+  fastv_config config = fastv_default_config();
+  EXPECT(config.novelty == FASTV_NEAREST && config.blend == FASTV_SUM && config.diversity_weight == 0.5);
+  config.filtering_ratio = 0.7;
+  config.selection = FASTV_DIVERSE;
+  config.diversity_weight = 0.75;
+  config.protected_share = 0.25;
+  fastv_kept kept;
+  for (int novelty = FASTV_NEAREST; novelty <= FASTV_VOLUME; ++novelty)
+    for (int blend = FASTV_SUM; blend <= FASTV_PRODUCT; ++blend)
+      for (int type = FASTV_FLOAT; type <= FASTV_BFLOAT16; ++type)
+        for (int folded = 0; folded < 2; ++folded) {
+          config.novelty = novelty;
+          config.blend = blend;
+          fastv_pruner* pruner = fastv_pruner_create(&config, &why);
+          const void* key = as_type(type, floats, halves, bfloats);
+          fastv_query_key qk = {
+              .query = {.data = query_floats, .heads = n_heads, .tokens = 1, .dim = n_dim},
+              .key = {.data = key, .type = type, .heads = n_kv_heads, .tokens = n_tokens, .dim = n_dim},
+              .scale = 0.2f};
+          EXPECT(fastv_prune_query_key(pruner, &qk, visual, 1, &kept, &why) == FASTV_MISSING_EVIDENCE);
+          fastv_features features = {.vectors = qk.key, .mean_of_heads = folded, .projected = folded ? 10 : 0};
+          EXPECT(fastv_set_features(pruner, &features, &why) == FASTV_OK);
+          EXPECT(fastv_prune_query_key(pruner, &qk, visual, 1, &kept, &why) == FASTV_OK);
+          EXPECT(same(&kept, cxx_diverse(novelty, blend, type, folded, query_floats, key, expected)));
+          features.vectors.type = 7;
+          EXPECT(fastv_set_features(pruner, &features, NULL) == FASTV_OK);
+          EXPECT(fastv_prune_query_key(pruner, &qk, visual, 1, &kept, &why) == FASTV_NOT_SUPPORTED && says("type 7"));
+          features.vectors.type = type;
+          features.vectors.data = NULL;
+          EXPECT(fastv_set_features(pruner, &features, NULL) == FASTV_OK);
+          EXPECT(fastv_prune_query_key(pruner, &qk, visual, 1, &kept, &why) == FASTV_NULL_DATA && says("features"));
+          EXPECT(fastv_set_features(pruner, NULL, NULL) == FASTV_OK);
+          EXPECT(fastv_prune_query_key(pruner, &qk, visual, 1, &kept, &why) == FASTV_MISSING_EVIDENCE);
+          fastv_pruner_destroy(pruner);
+        }
+  EXPECT(fastv_set_features(NULL, NULL, NULL) == FASTV_NULL_DATA);
+  config.novelty = 3;
+  EXPECT(fastv_pruner_create(&config, &why) == NULL && says("novelty is 3"));
+  config.novelty = 0;
+  config.blend = -1;
+  EXPECT(fastv_pruner_create(&config, &why) == NULL && says("blend is -1"));
+
+  config = fastv_default_config();
+  fastv_pruner* pruner = fastv_pruner_create(&config, &why);
+  fastv_query_key qk = {
+      .query = {.data = query_floats, .heads = n_heads, .tokens = 1, .dim = n_dim},
+      .key = {.data = halves, .type = FASTV_HALF, .heads = n_kv_heads, .tokens = n_tokens, .dim = n_dim}};
+  const float weights[n_heads] = {0.5f, 2, 0.25f, 1};
+  EXPECT(fastv_prune_logits(pruner, &qk, weights, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_logits(query_floats, halves, weights, expected)));
+  EXPECT(fastv_prune_logits(pruner, &qk, NULL, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_logits(query_floats, halves, NULL, expected)));
+  EXPECT(fastv_prune_logits(pruner, NULL, NULL, visual, 1, &kept, &why) == FASTV_NULL_DATA);
+  fastv_changes rows = {
+      .after = bfloats, .before = query_bfloats, .type = FASTV_BFLOAT16, .tokens = n_tokens, .width = n_dim};
+  for (rows.transition = 0; rows.transition < 2; ++rows.transition) {
+    EXPECT(fastv_prune_changes(pruner, &rows, visual, 1, &kept, &why) == FASTV_OK);
+    EXPECT(same(&kept, cxx_changes(query_bfloats, bfloats, rows.transition, expected)));
+  }
+  rows.transition = 0;
+  rows.before = NULL;
+  EXPECT(fastv_prune_changes(pruner, &rows, visual, 1, &kept, &why) == FASTV_OK);
+  EXPECT(same(&kept, cxx_changes(NULL, bfloats, 0, expected)));
+  rows.width = 0;
+  EXPECT(fastv_prune_changes(pruner, &rows, visual, 1, &kept, &why) == FASTV_BAD_SHAPE && says("0 elements"));
+  EXPECT(fastv_prune_changes(pruner, NULL, visual, 1, &kept, NULL) == FASTV_NULL_DATA);
+  fastv_pruner_destroy(pruner);
+}
+
 // Two stages by scores of one's own, what is moved, and the slots, all by plain loops.
 static void check_stages_and_slots(void) {
   enum { layers = 6, n = 20 };
@@ -299,7 +369,7 @@ static void check_failures(void) {
   EXPECT(fastv_pruner_create(&config, &why) == NULL && says("1.5"));
   config = fastv_default_config();
   int* const settings[] = {&config.ratio_of, &config.rounding, &config.quota, &config.score_rows, &config.selection};
-  const int greatest[] = {FASTV_OF_ORIGINAL, FASTV_UP, FASTV_POOLED, FASTV_LISTED_ROWS, FASTV_UNIFORM};
+  const int greatest[] = {FASTV_OF_ORIGINAL, FASTV_UP, FASTV_POOLED, FASTV_LISTED_ROWS, FASTV_DIVERSE};
   for (int i = 0; i < 5; ++i) {
     const int was = *settings[i];
     *settings[i] = greatest[i] + 1;
@@ -420,6 +490,7 @@ int main(void) {
   check_query_key();
   check_options();
   check_other_evidence();
+  check_rules();
   check_stages_and_slots();
   check_failures();
   if (failures == 0) puts("fastv_c.h does as the C++ API");

@@ -65,11 +65,10 @@ TEST(Config, TheEndsOfEveryRangeAreValid) {
   EXPECT_TRUE(validate(config));
 }
 
-TEST(Config, LayerZeroNeedsARuleThatLooksAtNoScore) {
+TEST(Config, LayerZeroTakesEveryRule) {
   Config config;
   config.filtering_layer = 0;
-  EXPECT_EQ(validate(config).code, Errc::bad_setting);
-  for (const Selection rule : {Selection::random, Selection::uniform}) {
+  for (const Selection rule : {Selection::top_k, Selection::random, Selection::uniform, Selection::diverse}) {
     config.selection = rule;
     EXPECT_TRUE(validate(config));
   }

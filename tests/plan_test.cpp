@@ -308,11 +308,15 @@ TEST(Plan, TheNextPositionCountsTheDroppedTokens) {
 TEST(Plan, LayerZeroPrunesBeforeTheFirstLayer) {
   Config config;
   config.filtering_layer = 0;
-  config.selection = Selection::random;
   const TokenSpan visual[] = {{5, 36}};
-  const auto plan = make_plan(config, {52, 4, visual});
-  ASSERT_TRUE(holds(plan));
-  EXPECT_EQ(plan->tokens_in_layer(0), 34u);
+  for (const Selection rule : {Selection::random, Selection::top_k, Selection::diverse}) {
+    config.selection = rule;
+    const auto plan = make_plan(config, {52, 4, visual});
+    ASSERT_TRUE(holds(plan));
+    EXPECT_EQ(plan->tokens_in_layer(0), 34u);
+    EXPECT_EQ(plan->group_of(0), 1u);
+    EXPECT_EQ(plan->kv_length(0, 3), 37u);
+  }
 }
 
 TEST(Plan, ATextOnlyPromptKeepsEverythingWhateverTheSettings) {

@@ -435,10 +435,30 @@ Errc code_with(Change change) {
   return code_of(config, evidence, visual);
 }
 
+TEST(Pruner, PrunesAheadOfTheFirstLayerByScoresThatNeedNone) {
+  Config config;
+  config.filtering_layer = 0;
+  config.keep_count = 2;
+  Pruner<> pruner(config);
+  EXPECT_TRUE(pruner.due(0));
+  EXPECT_FALSE(pruner.due(1));
+  const TokenSpan visual[] = {{1, 5}};
+  const std::vector<float> scores = {1, 5, 2, 5, 3};
+  const auto kept = pruner.prune(Scores<float>{scores, 8}, visual);
+  ASSERT_TRUE(kept) << kept.message().c_str();
+  EXPECT_EQ(std::vector<Index>(kept.begin(), kept.end()), (std::vector<Index>{0, 2, 4, 6, 7}));
+  Slots slots;
+  ASSERT_TRUE(slots.append(8));
+  ASSERT_TRUE(slots.keep(0, kept));
+  EXPECT_EQ(slots.length(0), 5u);
+  const std::vector<float> nothing(5);
+  const auto unranked = pruner.prune(Scores<float>{nothing, 8}, visual);
+  EXPECT_NE(std::string(unranked.message().c_str()).find("layer 0 "), std::string::npos) << unranked.message().c_str();
+}
+
 TEST(PruneErrors, Settings) {
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = 1.5; }), Errc::bad_setting);
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_ratio = std::nan(""); }), Errc::bad_setting);
-  EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.filtering_layer = 0; }), Errc::bad_setting);
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.keep_count = 577; }), Errc::bad_setting);
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::listed; }), Errc::bad_setting);
   EXPECT_EQ(code_with([](auto& c, auto&, auto&) { c.score_rows = ScoreRows::all; }), Errc::missing_evidence);

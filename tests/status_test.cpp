@@ -293,9 +293,6 @@ Cases of_settings() {
       {Errc::bad_setting, {"uniform_share is -0.5 ", "0 and 1"}, planned_with([](Config& c) {
          c.uniform_share = -0.5;
        })},
-      {Errc::bad_setting, {"is 0,", "Selection::uniform", "at least 1"}, planned_with([](Config& c) {
-         c.filtering_layer = 0;
-       })},
       {Errc::bad_setting, {"4 rows", "0 columns", "set both"}, planned(windows_of(4, 0))},
       {Errc::bad_setting,
        {"4 x 2", "Quota::pooled", "Quota::per_image", "no windows"},
@@ -410,6 +407,78 @@ Cases of_selection() {
       {Errc::bad_shape,
        {"room for 1152921504606846976 tokens", "1 spans"},
        Pruner<>().reserve(std::size_t{1} << 60, 1)},
+  };
+}
+
+template <class Evidence>
+Status diverse(const Diversity& diversity, const Evidence& evidence) {
+  Config config;
+  config.selection = Selection::diverse;
+  config.diversity = diversity;
+  return Pruner<>(config).prune(evidence, visual).status;
+}
+Cases of_diversity() {
+  const Scores<float> scores{{numbers + 1, 3}, 8};
+  static float ones[64], nans[64];
+  std::fill(ones, ones + 64, 1.0f);
+  std::fill(nans, nans + 64, oracle::nan_float());
+  const Scores<float> equal{{ones, 3}, 8};
+  const auto rows = heads(ones, TokenMajor{8, 1, 4});
+  const Diversity half{}, of_product{Novelty::nearest, Blend::product, -1};
+  const std::size_t wide = (std::size_t{1} << 20) + 1;
+  const auto reserved = [](std::size_t tokens, std::size_t width) {
+    Config config;
+    config.selection = Selection::diverse;
+    return Pruner<>(config).reserve(tokens, 1, 0, 0, 0, width);
+  };
+  Index kept[8];
+  Mark<float> scratch[64];
+  Config config;
+  config.selection = Selection::diverse;
+  return {
+      {Errc::bad_setting, {"weight is 1.5 ", "0 (", "1 ("}, diverse({{}, {}, 1.5}, with_features(scores, rows))},
+      {Errc::bad_setting, {"exponent is -1 ", "at least 0"}, diverse(of_product, with_features(scores, rows))},
+      {Errc::bad_setting, {"protected_share is 2 ", "0 and 1"}, diverse({{}, {}, 1, 2}, with_features(scores, rows))},
+      {Errc::missing_evidence, {"with_features(evidence, keys)"}, diverse(half, scores)},
+      {Errc::not_supported,
+       {"with_features()", "Pruner"},
+       select<float>(config, {numbers, 3}, visual, 8, kept, scratch).status},
+      {Errc::bad_shape,
+       {"7 tokens", "0 of earlier", "has 8"},
+       diverse(half, with_features(equal, heads(ones, TokenMajor{7, 1, 4})))},
+      {Errc::bad_shape,
+       {"2 heads of 1048576", "at most 1048576", "project"},
+       diverse(half, with_features(equal, heads(ones, TokenMajor{8, 2, wide - 1})))},
+      {Errc::bad_shape, {"1048577 elements", "at most 1048576"}, reserved(8, wide)},
+      {Errc::bad_shape,
+       {"2147483647 tokens of 1073741824", "any memory"},
+       detail::check_greedy(max_tokens, std::size_t{1} << 30)},
+      {Errc::bad_value,
+       {"all 3 ", "NaN or infinite"},
+       diverse(half, with_features(equal, heads(nans, TokenMajor{8, 1, 4})))},
+  };
+}
+
+Cases of_rules() {
+  static const float infinite[] = {1, oracle::infinity()};
+  static float ones[] = {1, 1}, nothing[] = {0, 0};
+  const auto keys = sound().key;
+  const auto weighted = [&](Span<const float> weights) { return logits(sound().query, keys, weights).check(); };
+  const auto mixed = [](Span<const float> other, double weight) {
+    return mix_scores(Span<float>(ones), other, weight);
+  };
+  return {
+      {Errc::bad_shape, {"3 head weights", "2 query heads", "one each"}, weighted({numbers, 3})},
+      {Errc::bad_value, {"head 1 is inf", "finite"}, weighted(infinite)},
+      {Errc::null_data, {"head weights"}, weighted(nowhere<const float>(2))},
+      {Errc::bad_shape, {"are 0 ", "from 1 to 2147483647"}, outputs(numbers, 0, 4).check()},
+      {Errc::bad_shape, {"0 elements", "at least 1"}, outputs(numbers, 8, 0).check()},
+      {Errc::null_data,
+       {"rows before", "needs both"},
+       transitions(nowhere<const float>(0).data(), numbers, 8, 4).check()},
+      {Errc::bad_shape, {"2 scores", "with 3", "one each"}, mixed({numbers, 3}, 0.5)},
+      {Errc::bad_setting, {"mixture is 1.5 ", "0 and 1"}, mixed(ones, 1.5)},
+      {Errc::bad_value, {"add up to 0 ", "positive"}, mixed(nothing, 0.5)},
   };
 }
 
@@ -867,9 +936,9 @@ Cases of_graph_lists() {
 
 Cases all_cases() {
   Cases all;
-  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_costs(), of_evidence(), of_attention(),
-                            of_applying(), of_remedies(), of_shards(), of_batches(), of_pages(), of_slots(),
-                            of_batch_plans(), of_the_c_face(), of_graph_lists()})
+  for (const Cases& some : {of_settings(), of_prompts(), of_selection(), of_diversity(), of_rules(), of_costs(),
+                            of_evidence(), of_attention(), of_applying(), of_remedies(), of_shards(), of_batches(),
+                            of_pages(), of_slots(), of_batch_plans(), of_the_c_face(), of_graph_lists()})
     all.insert(all.end(), some.begin(), some.end());
   return all;
 }

@@ -198,6 +198,7 @@ class Engine::Graph {
     Stage stage{};
     if (pruner.config(pruner.stage()).selection == fastv::Selection::top_k) {
       ggml_tensor* keys = evidence_.keys;
+      if (keys == nullptr) throw std::invalid_argument("no layer has attended yet that could rank the visual tokens");
       // In F32, so that the ranking does not depend on how a backend multiplies its cache's type.
       if (keys->type != GGML_TYPE_F32) keys = ggml_cast(ctx, keys, GGML_TYPE_F32);
       stage.scores = output(required(fastv::graph::scores(ctx, evidence_.query, keys, s.attention_scale)));

@@ -144,6 +144,8 @@ Options read_options(int count, char** arguments) {
   if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
   if (prune) {
     if (const fastv::Status status = validate(fastv); !status) refuse(status.message().c_str());
+    if (fastv.filtering_layer == 0 && fastv.selection == fastv::Selection::top_k)
+      refuse("--fastv-k is 0, where no layer has attended yet: use 1 or more, or --fastv-score random or uniform");
     options.schedule = {fastv};
   } else {
     options.schedule.clear();

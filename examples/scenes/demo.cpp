@@ -199,6 +199,7 @@ std::string name_of(const fastv::Config& pruning) {
   switch (pruning.selection) {
     case fastv::Selection::top_k: return "FastV";
     case fastv::Selection::random: return "random";
+    case fastv::Selection::diverse: return "diverse";
     case fastv::Selection::uniform: break;
   }
   return "uniform";

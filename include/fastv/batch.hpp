@@ -52,8 +52,8 @@ template <class Score = float>
 class BatchPruner {
  public:
   // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed tensors),
-  // asked only for sequences with visual tokens, once to prune and, if scores rank them, once before to check it and to
-  // size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not
+  // asked only for sequences with visual tokens, once to prune and, if scores or features rank them, once before to check
+  // it and to size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not
   // touch the others. Complexity: the sum of the sequences'.
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
@@ -113,14 +113,18 @@ class BatchPruner {
       status = examine(request, place);
       next.kept += request.tokens;
       if (!status || request.visual.empty()) continue;
-      if (detail::ranks(request.config, place.images)) {
+      const bool scored = detail::scores_wanted(request.config, place.images);
+      if (scored || request.config.selection == Selection::diverse) {
         // Checked before its size is believed: one wrong shape must not move the others' memory.
         const auto evidence = evidence_of(i);
-        status = detail::check_ranking(evidence);
+        if (scored) status = detail::check_ranking(evidence);
         if (status) status = check_length(evidence, request);
         if (!status) continue;
-        place.scored = true;
-        next.scratch += score_scratch(evidence);
+        const Result<std::size_t> diverse = detail::diverse_floats(request.config, place.images, evidence);
+        status = diverse.status;
+        if (!status) continue;
+        place.scored = scored;
+        next.scratch += (scored ? score_scratch(evidence) : 0) + *diverse;
       }
       next.visual += place.images.tokens;
       next.marks += select_scratch(request.config, request.visual);

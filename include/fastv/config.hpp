@@ -18,9 +18,43 @@ enum class ScoreRows {
 
 // By what rule the planned count is filled.
 enum class Selection {
-  top_k,   // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
-  random,  // every subset equally likely, drawn from Config::seed; looks at no score
-  uniform  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
+  top_k,    // the highest scores; of equal scores the earlier token; NaN is the lowest (default)
+  random,   // every subset equally likely, drawn from Config::seed; looks at no score
+  uniform,  // evenly spaced (in both directions where TokenSpan::columns is given); looks at no score
+  diverse   // one by one, each for its score and for what it adds to those before; see Diversity. Needs with_features()
+};
+
+// What a token adds to those already kept, cos being the cosine of two tokens' features.
+enum class Novelty {
+  nearest,  // 1 - the greatest cos with a kept token (default): maximal marginal relevance, max-min
+  coverage,  // mean over all tokens j of max(0, cos_ij - the greatest cos_jk with a kept k, at least 0): facility location
+  volume     // squared distance of its features, at unit length, from the span of the kept ones: a DPP's greedy choice
+};
+
+// How score and novelty make a value.
+enum class Blend {
+  sum,     // weight * s + (1 - weight) * novelty, s the score scaled to [0, 1] among those it competes with (default)
+  product  // s^weight * novelty, s the score divided by the greatest; where one is negative, scaled to [0, 1]
+};
+
+// Selection::diverse: takes the token of the greatest value, again and again; of equal values that of the higher score,
+// then the earlier. Published rules are settings of it:
+//
+//   IDPruner (MMR, arXiv 2602.13315)      {Novelty::nearest, Blend::sum, 0.5}
+//   DivPrune (max-min, CVPR 2025)         {Novelty::nearest, Blend::sum, 0}
+//   AnchorPrune (arXiv 2607.07033)        {Novelty::nearest, Blend::product, 1, 0.5}, at its upper bound of anchors
+//   SCOPE (arXiv 2510.24214)              {Novelty::coverage, Blend::product, 1}
+//   CDPruner (DPP, arXiv 2506.10967)      {Novelty::volume, Blend::product, 2}
+//
+// O(kept * visual * width) for nearest and volume. coverage compares every token with every other, O(visual^2 * width),
+// and then again those whose gain may still be the greatest.
+struct Diversity {
+  Novelty novelty = Novelty::nearest;
+  Blend blend = Blend::sum;
+  double weight = 0.5;  // sum: share of the score, in [0, 1]; product: its exponent. 0: no score is looked at, and
+                        // nearest starts with the token farthest from its nearest neighbour
+  double protected_share = 0;  // this share of the count (of what an even grid and the images' minima leave of it) goes
+                               // to the highest scores, whatever they resemble, in [0, 1]
 };
 
 // Who competes with whom.
@@ -46,7 +80,9 @@ inline constexpr std::size_t by_ratio = static_cast<std::size_t>(-1);
 
 // One stage of pruning. A schedule of several stages is a list of them, filtering layers ascending.
 struct Config {
-  std::size_t filtering_layer = 2;          // K: layers that run before this stage (paper, section 4.1)
+  // K: layers that run before this stage (paper, section 4.1). 0: ahead of the first, by scores that need no layer, such as
+  // your own, or logits() of layer 0's projections
+  std::size_t filtering_layer = 2;
   double filtering_ratio = 0.5;             // R: share of the visual tokens that is dropped, in [0, 1]
   RatioOf ratio_of = RatioOf::remaining;    // what R is a share of
   Rounding rounding = Rounding::half_even;  // how the count is rounded
@@ -60,9 +96,10 @@ struct Config {
 
   Selection selection = Selection::top_k;  // by what rule the count is filled
   std::uint64_t seed = 0;                  // for Selection::random
-  double uniform_share = 0;                // top_k: this share of the count goes to an even grid, in [0, 1]
-  std::size_t window_rows = 0;     // top_k: windows of this many rows and columns of the grid keep a fixed share
+  double uniform_share = 0;                // top_k, diverse: this share of the count goes to an even grid, in [0, 1]
+  std::size_t window_rows = 0;     // top_k, diverse: windows of so many rows and columns of the grid keep a fixed share
   std::size_t window_columns = 0;  // of the count each; 0: the whole image is one window
+  Diversity diversity = {};        // for Selection::diverse
 };
 
 // ---- validation ---------------------------------------------------------------------------------
@@ -71,6 +108,28 @@ namespace detail {
 inline namespace FASTV_KIND {
 
 inline bool is_share(const double& value) noexcept { return !is_nan(value) && value >= 0 && value <= 1; }
+
+// Whether a rule shares its count out to windows, an even grid and a rest that competes.
+inline bool competes(const Config& config) noexcept {
+  return config.selection == Selection::top_k || config.selection == Selection::diverse;
+}
+// Whether it looks at scores.
+inline bool uses_scores(const Config& config) noexcept {
+  return config.selection == Selection::top_k ||
+         (config.selection == Selection::diverse &&
+          (config.diversity.weight > 0 || config.diversity.protected_share > 0));
+}
+
+inline Status check_diversity(const Diversity& diversity) noexcept {
+  const double &weight = diversity.weight, &share = diversity.protected_share;
+  if (diversity.blend == Blend::sum && !is_share(weight))
+    return fail(Errc::bad_setting,
+                "the score's weight is {} but must lie between 0 (novelty alone) and 1 (score alone)", weight);
+  if (is_nan(weight) || is_infinite(weight) || !(weight >= 0))
+    return fail(Errc::bad_setting, "the score's exponent is {} but must be finite and at least 0", weight);
+  if (!is_share(share)) return fail(Errc::bad_setting, "protected_share is {} but must lie between 0 and 1", share);
+  return {};
+}
 
 }  // namespace FASTV_KIND
 }  // namespace detail
@@ -88,11 +147,10 @@ inline Status validate(const Config& config) noexcept {
                 config.filtering_ratio);
   if (detail::is_nan(config.uniform_share) || !detail::is_share(config.uniform_share))
     return fail(Errc::bad_setting, "uniform_share is {} but must lie between 0 and 1", config.uniform_share);
-  if (config.selection != Selection::top_k) return {};
-  if (config.filtering_layer == 0)
-    return fail(Errc::bad_setting,
-                "filtering_layer is 0, where no layer has attended yet: use Selection::random or "
-                "Selection::uniform, or a filtering_layer of at least 1");
+  if (!detail::competes(config)) return {};
+  if (config.selection == Selection::diverse) {
+    if (Status status = detail::check_diversity(config.diversity); !status) return status;
+  }
   if ((config.window_rows == 0) != (config.window_columns == 0))
     return fail(Errc::bad_setting, "the window has {} rows and {} columns: set both, or neither for none",
                 config.window_rows, config.window_columns);
@@ -179,7 +237,7 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
 inline Status validate(const Config& config, Span<const TokenSpan> visual, std::size_t tokens) noexcept {
   if (Status status = validate(config); !status) return status;
   if (Status status = validate(visual, tokens); !status) return status;
-  const bool windows = config.selection == Selection::top_k && config.window_rows != 0;
+  const bool windows = detail::competes(config) && config.window_rows != 0;
   for (std::size_t i = 0; i < visual.size(); ++i) {
     if (visual[i].continues) continue;
     std::size_t count = visual[i].count;

@@ -75,14 +75,16 @@ enum fastv_code {
   FASTV_OVER_BUDGET,
   FASTV_OUT_OF_MEMORY
 };
-enum { FASTV_FLOAT, FASTV_HALF, FASTV_BFLOAT16 };            // element types; half and bfloat16 are 16 bits
-enum { FASTV_OF_REMAINING, FASTV_OF_ORIGINAL };              // fastv_config::ratio_of
-enum { FASTV_HALF_EVEN, FASTV_UP };                          // fastv_config::rounding
-enum { FASTV_PER_IMAGE, FASTV_POOLED };                      // fastv_config::quota
-enum { FASTV_LAST_ROW, FASTV_ALL_ROWS, FASTV_LISTED_ROWS };  // fastv_config::score_rows
-enum { FASTV_TOP_K, FASTV_RANDOM, FASTV_UNIFORM };           // fastv_config::selection
-#define FASTV_BY_RATIO SIZE_MAX                              // fastv_config::keep_count where the ratio decides
-#define FASTV_NO_SLOT 0xffffffffu                            // of a token that was dropped or has not come yet
+enum { FASTV_FLOAT, FASTV_HALF, FASTV_BFLOAT16 };                  // element types; half and bfloat16 are 16 bits
+enum { FASTV_OF_REMAINING, FASTV_OF_ORIGINAL };                    // fastv_config::ratio_of
+enum { FASTV_HALF_EVEN, FASTV_UP };                                // fastv_config::rounding
+enum { FASTV_PER_IMAGE, FASTV_POOLED };                            // fastv_config::quota
+enum { FASTV_LAST_ROW, FASTV_ALL_ROWS, FASTV_LISTED_ROWS };        // fastv_config::score_rows
+enum { FASTV_TOP_K, FASTV_RANDOM, FASTV_UNIFORM, FASTV_DIVERSE };  // fastv_config::selection
+enum { FASTV_NEAREST, FASTV_COVERAGE, FASTV_VOLUME };              // fastv_config::novelty
+enum { FASTV_SUM, FASTV_PRODUCT };                                 // fastv_config::blend
+#define FASTV_BY_RATIO SIZE_MAX                                    // fastv_config::keep_count where the ratio decides
+#define FASTV_NO_SLOT 0xffffffffu                                  // of a token that was dropped or has not come yet
 
 // Settings of one stage: start from fastv_default_config().
 typedef struct fastv_config {
@@ -100,6 +102,8 @@ typedef struct fastv_config {
   uint64_t seed;
   double uniform_share;
   size_t window_rows, window_columns;
+  int novelty, blend;  // FASTV_DIVERSE, which needs fastv_set_features(); see Diversity in config.hpp
+  double diversity_weight, protected_share;
 } fastv_config;
 
 // Visual tokens first .. first + count - 1 of a prompt: one image, tile or frame, or a part of one.
@@ -143,6 +147,22 @@ typedef struct fastv_probabilities {
   size_t past, first_key, heads_total;
 } fastv_probabilities;
 
+// What FASTV_DIVERSE compares tokens by: one vector for each head and token, earlier turns' included.
+typedef struct fastv_features {
+  fastv_heads vectors;  // the keys of layer K - 1, hidden rows as one head, ...
+  size_t past;          // tokens of earlier turns
+  int mean_of_heads;    // not 0: the mean of the heads, in place of all side by side
+  size_t projected;     // elements they are projected to; 0: as they are
+} fastv_features;
+
+// Rows of what a layer did to each token of the prompt, [tokens, width]. Strides in elements; 0: width.
+typedef struct fastv_changes {
+  const void *after, *before;  // before NULL: the length of after counts
+  int type;
+  size_t tokens, width, stride, before_stride;
+  int transition;  // not 0: transitions() of changes.hpp; 0: the length of after - before
+} fastv_changes;
+
 // What stays. The indices ascend, count every text token, and are valid until the next prune of the same pruner.
 typedef struct fastv_kept {
   const fastv_index* indices;  // [count]
@@ -171,11 +191,18 @@ FASTV_C_API int fastv_plan(const fastv_config* stages, size_t stage_count, const
 typedef struct fastv_pruner fastv_pruner;
 FASTV_C_API fastv_pruner* fastv_pruner_create(const fastv_config* config, fastv_message* message);
 FASTV_C_API void fastv_pruner_destroy(fastv_pruner* pruner);
+// What FASTV_DIVERSE compares tokens by from now on; the vectors are read at each prune. NULL: nothing any more.
+FASTV_C_API int fastv_set_features(fastv_pruner* pruner, const fastv_features* features, fastv_message* message);
 FASTV_C_API int fastv_prune_query_key(fastv_pruner* pruner, const fastv_query_key* evidence, const fastv_span* visual,
                                       size_t spans, fastv_kept* kept, fastv_message* message);
 FASTV_C_API int fastv_prune_probabilities(fastv_pruner* pruner, const fastv_probabilities* evidence,
                                           const fastv_span* visual, size_t spans, fastv_kept* kept,
                                           fastv_message* message);
+// By weighted logits: query, key and past are read of the evidence, ahead of RoPE. weights: [query heads], or NULL.
+FASTV_C_API int fastv_prune_logits(fastv_pruner* pruner, const fastv_query_key* evidence, const float* weights,
+                                   const fastv_span* visual, size_t spans, fastv_kept* kept, fastv_message* message);
+FASTV_C_API int fastv_prune_changes(fastv_pruner* pruner, const fastv_changes* evidence, const fastv_span* visual,
+                                    size_t spans, fastv_kept* kept, fastv_message* message);
 // By scores of your own, one for each visual token; NULL and 0 for rules that look at none. tokens: of the prompt.
 FASTV_C_API int fastv_prune_scores(fastv_pruner* pruner, const float* scores, size_t count, size_t tokens,
                                    const fastv_span* visual, size_t spans, fastv_kept* kept, fastv_message* message);
@@ -224,6 +251,8 @@ FASTV_C_API int fastv_slots_positions(const fastv_slots* slots, size_t layer, si
 struct fastv_pruner {
   fastv::Pruner<> pruner;
   fastv::detail::Buffer<fastv::TokenSpan> spans;
+  fastv_features features = {};
+  bool has_features = false;
 };
 struct fastv_slots {
   fastv::Slots slots;
@@ -249,7 +278,10 @@ static_assert(FASTV_OF_REMAINING == int(RatioOf::remaining) && FASTV_OF_ORIGINAL
                   FASTV_PER_IMAGE == int(Quota::per_image) && FASTV_POOLED == int(Quota::pooled) &&
                   FASTV_LAST_ROW == int(ScoreRows::last) && FASTV_ALL_ROWS == int(ScoreRows::all) &&
                   FASTV_LISTED_ROWS == int(ScoreRows::listed) && FASTV_TOP_K == int(Selection::top_k) &&
-                  FASTV_RANDOM == int(Selection::random) && FASTV_UNIFORM == int(Selection::uniform),
+                  FASTV_RANDOM == int(Selection::random) && FASTV_UNIFORM == int(Selection::uniform) &&
+                  FASTV_DIVERSE == int(Selection::diverse) && FASTV_NEAREST == int(Novelty::nearest) &&
+                  FASTV_COVERAGE == int(Novelty::coverage) && FASTV_VOLUME == int(Novelty::volume) &&
+                  FASTV_SUM == int(Blend::sum) && FASTV_PRODUCT == int(Blend::product),
               "settings are handed on");
 
 inline int report(const Status& status, fastv_message* message) noexcept {
@@ -285,11 +317,15 @@ inline Result<Config> read_config(const fastv_config& from) noexcept {
              "keep_count is 0, so that every visual token would be dropped whatever filtering_ratio, {}, says: start "
              "from fastv_default_config(), or set filtering_ratio to 1 to keep none",
              from.filtering_ratio)};
+  config.diversity.weight = from.diversity_weight;
+  config.diversity.protected_share = from.protected_share;
   Status status = read_setting(from.ratio_of, RatioOf::original, "ratio_of", config.ratio_of);
   if (status) status = read_setting(from.rounding, Rounding::up, "rounding", config.rounding);
   if (status) status = read_setting(from.quota, Quota::pooled, "quota", config.quota);
   if (status) status = read_setting(from.score_rows, ScoreRows::listed, "score_rows", config.score_rows);
-  if (status) status = read_setting(from.selection, Selection::uniform, "selection", config.selection);
+  if (status) status = read_setting(from.selection, Selection::diverse, "selection", config.selection);
+  if (status) status = read_setting(from.novelty, Novelty::volume, "novelty", config.diversity.novelty);
+  if (status) status = read_setting(from.blend, Blend::product, "blend", config.diversity.blend);
   return {config, status};
 }
 
@@ -337,12 +373,45 @@ Heads<T> read_heads(const T* data, const fastv_heads& from) noexcept {
   return view;
 }
 
+// Vectors of any of the three types, so that evidence is compiled with features of one.
+struct LoadVector {
+  Heads<float> wide;
+  Heads<half> halves;
+  Heads<bfloat16> bfloats;
+  int type;
+
+  Status check() const noexcept {
+    if (type == FASTV_HALF) return check_heads(halves, "features");
+    if (type == FASTV_BFLOAT16) return check_heads(bfloats, "features");
+    if (type == FASTV_FLOAT) return check_heads(wide, "features");
+    return fail(Errc::not_supported, "features have element type {}: use FASTV_FLOAT, FASTV_HALF or FASTV_BFLOAT16",
+                type);
+  }
+  void operator()(std::size_t head, std::size_t token, float* out) const noexcept {
+    if (type == FASTV_HALF) return load_vector(halves, head, token, out);
+    if (type == FASTV_BFLOAT16) return load_vector(bfloats, head, token, out);
+    load_vector(wide, head, token, out);
+  }
+};
+
 template <class Evidence>
 Status prune_into(fastv_pruner& pruner, const Evidence& evidence, const fastv_span* visual, std::size_t spans,
                   fastv_kept& out) noexcept {
   const Result<Span<const TokenSpan>> list = read_spans(visual, spans, pruner.spans);
   if (!list) return list.status;
-  const Kept kept = pruner.pruner.prune(evidence, *list);
+  Kept kept;
+  if (pruner.has_features && pruner.pruner.config().selection == Selection::diverse) {
+    const fastv_features& f = pruner.features;
+    const LoadVector load{read_heads(static_cast<const float*>(f.vectors.data), f.vectors),
+                          read_heads(static_cast<const half*>(f.vectors.data), f.vectors),
+                          read_heads(static_cast<const bfloat16*>(f.vectors.data), f.vectors), f.vectors.type};
+    if (Status status = load.check(); !status) return status;
+    const auto vectors = loaded_keys(f.vectors.heads, f.vectors.tokens, f.vectors.dim, load);
+    kept = pruner.pruner.prune(with_features(evidence, Features{vectors, f.past, f.mean_of_heads != 0, f.projected}),
+                               *list);
+  } else {
+    kept = pruner.pruner.prune(evidence, *list);
+  }
   out = {kept.indices.data(), kept.indices.size(), kept.prompt_tokens, kept.nan_scores, kept.zero_scores};
   return kept.status;
 }
@@ -382,7 +451,11 @@ fastv_config fastv_default_config(void) {
           c.seed,
           c.uniform_share,
           c.window_rows,
-          c.window_columns};
+          c.window_columns,
+          static_cast<int>(c.diversity.novelty),
+          static_cast<int>(c.diversity.blend),
+          c.diversity.weight,
+          c.diversity.protected_share};
 }
 
 int fastv_plan(const fastv_config* stages, size_t stage_count, const fastv_span* visual, size_t spans, size_t tokens,
@@ -459,6 +532,50 @@ int fastv_prune_probabilities(fastv_pruner* pruner, const fastv_probabilities* e
                                                 view.past = e.past;
                                                 view.first_key = e.first_key;
                                                 view.heads_total = e.heads_total;
+                                                return detail::prune_into(*pruner, view, visual, spans, *kept);
+                                              }),
+                        message);
+}
+
+int fastv_set_features(fastv_pruner* pruner, const fastv_features* features, fastv_message* message) {
+  if (pruner == nullptr) return detail::report(detail::fail_null("the pruner"), message);
+  pruner->has_features = features != nullptr;
+  if (features != nullptr) pruner->features = *features;
+  return detail::report({}, message);
+}
+
+int fastv_prune_logits(fastv_pruner* pruner, const fastv_query_key* evidence, const float* weights,
+                       const fastv_span* visual, size_t spans, fastv_kept* kept, fastv_message* message) {
+  if (kept != nullptr) *kept = {};
+  if (pruner == nullptr || evidence == nullptr || kept == nullptr)
+    return detail::report(detail::fail_null("the pruner, the evidence or what receives the kept indices"), message);
+  const fastv_query_key& e = *evidence;
+  const Span<const float> given(weights, weights == nullptr ? 0 : e.query.heads);
+  return detail::report(
+      detail::with_elements(e.query.data, e.query.type, "q",
+                            [&](const auto* query) {
+                              return detail::with_elements(e.key.data, e.key.type, "k", [&](const auto* key) {
+                                const auto view = logits(detail::read_heads(query, e.query),
+                                                         detail::read_heads(key, e.key), given, e.past);
+                                return detail::prune_into(*pruner, view, visual, spans, *kept);
+                              });
+                            }),
+      message);
+}
+
+int fastv_prune_changes(fastv_pruner* pruner, const fastv_changes* evidence, const fastv_span* visual, size_t spans,
+                        fastv_kept* kept, fastv_message* message) {
+  if (kept != nullptr) *kept = {};
+  if (pruner == nullptr || evidence == nullptr || kept == nullptr)
+    return detail::report(detail::fail_null("the pruner, the evidence or what receives the kept indices"), message);
+  const fastv_changes& e = *evidence;
+  return detail::report(detail::with_elements(e.after, e.type, "the rows",
+                                              [&](const auto* after) {
+                                                auto view = changes(static_cast<decltype(after)>(e.before), after,
+                                                                    e.tokens, e.width);
+                                                view.by = e.transition != 0 ? ChangeBy::transition : ChangeBy::distance;
+                                                view.stride = e.stride;
+                                                view.before_stride = e.before_stride;
                                                 return detail::prune_into(*pruner, view, visual, spans, *kept);
                                               }),
                         message);

@@ -295,7 +295,7 @@ inline namespace FASTV_KIND {
 
 // What layer K - 1 must have where its attention ranks.
 inline Status expect_full_attention(const Config& config, const Prompt& prompt) noexcept {
-  if (prompt.full_attention.empty() || config.selection != Selection::top_k || config.filtering_layer == 0) return {};
+  if (prompt.full_attention.empty() || !uses_scores(config) || config.filtering_layer == 0) return {};
   if (prompt.full_attention.size() != prompt.layers)
     return fail(Errc::bad_shape, "full_attention has {} entries for {} layers: give one each, or none",
                 prompt.full_attention.size(), prompt.layers);

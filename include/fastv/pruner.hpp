@@ -17,8 +17,13 @@ template <class Score>
 struct Workspace {
   Span<Score> scores, prior;  // [visual tokens]; prior only where the settings ask for a correction
   Span<Mark<Score>> marks;    // select_scratch()
-  Span<float> scratch;        // score_scratch(evidence)
+  Span<float> scratch;        // score_scratch(evidence), then diverse_floats()
 };
+
+// Does the rule look at scores, and is there something to score?
+inline bool scores_wanted(const Config& config, const Images& images) noexcept {
+  return uses_scores(config) && images.tokens > 0;
+}
 
 // Scores by settings, spans and evidence that have been validated.
 template <class Score, class Evidence, class ParallelFor>
@@ -37,13 +42,18 @@ template <class Score, class Evidence, class ParallelFor>
 Result<Selected> prune_validated(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
                                  std::size_t tokens, const Images& images, const Workspace<Score>& work, Index* kept,
                                  const ParallelFor& parallel_for) noexcept {
-  const bool scored = ranks(config, images);
+  const bool scored = scores_wanted(config, images);
   if (scored) {
     if (Status status = score_validated(config, evidence, visual, tokens, work, parallel_for); !status)
       return {{}, status};
   }
   const Span<const Score> scores{work.scores.data(), scored ? work.scores.size() : 0};
-  return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data());
+  if constexpr (has_features<Evidence>)
+    return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data(),
+                                   features_of(evidence), work.scratch.data() + (scored ? score_scratch(evidence) : 0),
+                                   parallel_for);
+  else
+    return select_validated<Score>(config, scores, visual, tokens, images, kept, work.marks.data());
 }
 
 }  // namespace FASTV_KIND
@@ -77,9 +87,10 @@ class Pruner {
   Result<Plan> plan(const Prompt& prompt) const noexcept { return make_plan(config_, prompt); }
 
   // Room for prompts of up to `tokens` tokens in `spans` spans, scored from queries and keys of up to `heads` heads of
-  // dimension `dim` over `past` more keys (heads 0 where the evidence is something else).
+  // dimension `dim` over `past` more keys (heads 0 where the evidence is something else), and compared by features of up
+  // to `feature_width` floats from vectors of up to `feature_dim` elements where those are averaged or projected.
   Status reserve(std::size_t tokens, std::size_t spans, std::size_t heads = 0, std::size_t dim = 0,
-                 std::size_t past = 0) noexcept {
+                 std::size_t past = 0, std::size_t feature_width = 0, std::size_t feature_dim = 0) noexcept {
     constexpr std::size_t largest = std::size_t{1} << 24;  // so that no sum below wraps around
     if (tokens > max_tokens || spans > max_tokens || past > max_tokens || heads > largest || dim > largest)
       return fail(Errc::bad_shape,
@@ -94,7 +105,16 @@ class Pruner {
       shape.key.dim = dim;
       scratch = score_scratch(shape);
     }
-    return reserve_for(tokens, tokens, 3 * tokens + 2 * spans, scratch);
+    std::size_t words = 0;
+    if (config_.selection == Selection::diverse && feature_width > 0) {
+      if (feature_width > detail::widest_features || feature_dim > detail::widest_features)
+        return fail(Errc::bad_shape, "features have {} elements but at most {} are supported: project them first",
+                    feature_width > feature_dim ? feature_width : feature_dim, detail::widest_features);
+      if (Status status = detail::check_greedy(tokens, feature_width); !status) return status;
+      scratch += detail::GreedyRoom(config_.diversity, tokens, tokens, feature_width, feature_dim).floats;
+      words = detail::greedy_words(tokens);
+    }
+    return reserve_for(tokens, tokens, 3 * tokens + 2 * spans + words, scratch);
   }
 
   // evidence: Probabilities, QueryKey, KeysOnly, Scores, NoEvidence or a type of yours (evidence.hpp), of layer K-1.
@@ -130,15 +150,17 @@ class Pruner {
     scores_.use(0);
     const std::size_t tokens = evidence.prompt_tokens();
     // Shapes first: spans cannot be judged by a wrong one, and it could request an absurd allocation.
-    if (config_.selection == Selection::top_k && !visual.empty()) {
+    if (detail::uses_scores(config_) && !visual.empty()) {
       if (Status status = detail::check_ranking(evidence); !status) return failed(status);
     }
     if (Status status = validate(config_, visual, tokens); !status) return failed(status);
     const Result<detail::Images> images = detail::count_images(config_, visual);
     if (!images) return failed(images.status);
-    const bool scored = detail::ranks(config_, *images);
+    const bool scored = detail::scores_wanted(config_, *images);
     const std::size_t length = tokens - images->tokens + images->keep, marks = select_scratch(config_, visual);
-    const std::size_t scratch = scored ? score_scratch(evidence) : 0;
+    const Result<std::size_t> diverse = detail::diverse_floats(config_, *images, evidence);
+    if (!diverse) return failed(diverse.status);
+    const std::size_t scratch = (scored ? score_scratch(evidence) : 0) + *diverse;
     if (Status status = reserve_for(images->tokens, length, marks, scratch); !status) return failed(status);
 
     const detail::Workspace<Score> work{scores_.first(images->tokens),

@@ -4,6 +4,7 @@
 // where the token stays. One walk over the prompt then writes the positions of the text and of the marked tokens.
 #pragma once
 
+#include "detail/greedy.hpp"
 #include "detail/strides.hpp"
 #include "plan.hpp"
 
@@ -17,9 +18,6 @@ using Mark = detail::Word<Score>;
 
 namespace detail {
 inline namespace FASTV_KIND {
-
-template <class Mark>
-inline constexpr Mark chosen = static_cast<Mark>(~Mark{0});  // above the key of every float
 
 // SplitMix64 (Steele, Lea, Flood 2014), so that a seed means the same on every platform.
 class Random {
@@ -256,23 +254,34 @@ void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t
 // What select() returns.
 struct Selected {
   std::size_t count = 0;        // kept indices
-  std::size_t nan_scores = 0;   // visual scores that are NaN
+  std::size_t nan_scores = 0;   // visual scores that are NaN; with Selection::diverse, or whose features are no numbers
   std::size_t zero_scores = 0;  // visual scores that are 0: tokens that receive no attention at all
 };
 
 namespace detail {
 inline namespace FASTV_KIND {
 
-// Does the rule look at scores, and is there something to rank?
+// Is the count that of the highest scores, and is there something to rank?
 inline bool ranks(const Config& config, const Images& images) noexcept {
   return config.selection == Selection::top_k && images.tokens > 0;
+}
+
+// Entries of scratch that all rules share, marks included.
+inline std::size_t common_scratch(const Config& config, Span<const TokenSpan> visual, std::size_t tokens) noexcept {
+  return tokens + 2 * visual.size() + (config.window_rows != 0 ? 2 * tokens : 0);
+}
+
+// The layer that a sentence about scores names.
+inline std::size_t scored_layer(const Config& config) noexcept {
+  const std::size_t k = config.filtering_layer;
+  return k == 0 ? 0 : k - 1;
 }
 
 // Scores of which none ranks a token above another: NaN alone, or zeros alone in some of the groups that compete (an
 // image, a window, a pool), where some tokens must stay and some go.
 inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores, std::size_t zero_scores,
                            std::size_t unranked_groups) noexcept {
-  const std::size_t total = images.tokens, layer = config.filtering_layer - 1;
+  const std::size_t total = images.tokens, layer = scored_layer(config);
   if (total > 0 && nan_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are NaN: check what layer {} and the tensors handed over "
@@ -294,20 +303,87 @@ inline Status fail_unranked(const Config& config, const Unranked& unranked, std:
   return fail(Errc::bad_value,
               "{} of {} tokens in image {} would stay by scores that are all 0, so that nothing ranks them: does layer "
               "{} see the image (sliding window, bias, mask)?",
-              unranked.stay, unranked.tokens, image, config.filtering_layer - 1);
+              unranked.stay, unranked.tokens, image, scored_layer(config));
 }
 
-// Settings and spans have been validated and the images counted; kept and scratch have room.
-template <class Score>
+// The place of evidence where none is at hand: Selection::diverse is refused.
+struct NoFeatures {};
+
+// Selection::diverse, in the groups of the other rules. words: greedy_words() of all tokens. Returns how many tokens have
+// features that are no numbers.
+template <class Score, class Evidence, class ParallelFor>
+std::size_t mark_diverse(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
+                         Span<const Score> scores, const Images& images, Mark<Score>* marks, Mark<Score>* rest,
+                         Mark<Score>* words, float* floats, const ParallelFor& parallel_for) noexcept {
+  using Mark = Mark<Score>;
+  Greedy<Score, Evidence, ParallelFor> greedy(config, evidence, visual, scores, marks, floats, words, parallel_for);
+  std::size_t broken = 0, numbered = 0;
+  const auto image_alone = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count) {
+    for_each_group(config, marks + first, n, columns, count, rest, [&](std::size_t quota, auto tokens) {
+      broken += greedy.start(quota, [&](auto take) { tokens([&](std::size_t i) { take(first + i); }); });
+      greedy.take(quota, 0, static_cast<std::size_t>(-1));
+      greedy.finish();
+    });
+  };
+  if (config.quota == Quota::per_image) {
+    Mark* quotas = rest;
+    rest += images.count;
+    quotas_of(config, visual, images, Span<Mark>(quotas, images.count), Span<Mark>(rest, images.count));
+    for_each_image(visual, [&](const Image& image) {
+      if (image.tokens > 0) image_alone(numbered, image.tokens, image.columns, static_cast<std::size_t>(*quotas));
+      ++quotas;
+      numbered += image.tokens;
+    });
+    return broken;
+  }
+  if (!minima_hold(config, images)) {
+    image_alone(0, images.tokens, 0, images.keep);
+    return broken;
+  }
+  // Every image's own first, each seeing what the ones before it kept; then the pool.
+  const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+  if (share > 0) mark_uniform(marks, images.tokens, 0, share < room ? share : room);
+  broken = greedy.start(images.keep, [&](auto take) {
+    for (std::size_t i = 0; i < images.tokens; ++i) take(i);
+  });
+  for_each_image(visual, [&](const Image& image) {
+    greedy.take(minimum_of(config, image), numbered, numbered + image.tokens);
+    numbered += image.tokens;
+  });
+  greedy.take(images.keep, 0, images.tokens);
+  greedy.finish();
+  return broken;
+}
+
+// Floats that Selection::diverse takes for features of this width.
+template <class Evidence>
+Result<std::size_t> diverse_floats(const Config& config, const Images& images, const Evidence& evidence) noexcept {
+  if (config.selection != Selection::diverse || images.tokens == 0) return {0, {}};
+  if (Status status = check_features(evidence); !status) return {0, status};
+  const std::size_t elements = width_of_features(evidence);
+  if (Status status = check_greedy(images.tokens, elements); !status) return {0, status};
+  return {GreedyRoom(config.diversity, images.tokens, images.keep, elements, scratch_of_features(evidence)).floats, {}};
+}
+
+// Settings and spans have been validated and the images counted; kept and scratch have room. floats: diverse_floats().
+template <class Score, class Evidence = NoFeatures, class ParallelFor = Serial>
 Result<Selected> select_validated(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
-                                  std::size_t tokens, const Images& images, Index* kept,
-                                  Mark<Score>* scratch) noexcept {
+                                  std::size_t tokens, const Images& images, Index* kept, Mark<Score>* scratch,
+                                  const Evidence& evidence = {}, float* floats = nullptr,
+                                  const ParallelFor& parallel_for = {}) noexcept {
   using Mark = Mark<Score>;
   const std::size_t total = images.tokens;
   Mark* marks = scratch;
   Mark* rest = marks + total;
   Selected selected;
-  if (config.selection == Selection::top_k) {
+  if constexpr (!has_features<Evidence>) {
+    if (config.selection == Selection::diverse && total > 0)
+      return {{},
+              fail(Errc::not_supported,
+                   "Selection::diverse needs features, which are not handed over here: use a Pruner and evidence "
+                   "with_features()")};
+  }
+  if (uses_scores(config)) {
     constexpr Mark zero_key = FloatBits<Score>::sign;
     Mark infinite = 0, nan = 0, zero = 0;  // as wide as a score, so that the loop vectorises
     for (std::size_t i = 0; i < total; ++i) {
@@ -324,7 +400,8 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
         return {{}, fail(Errc::bad_value, "the score of visual token {} is infinite: check where it comes from", i)};
     if (Status status = check_counts(config, images, selected.nan_scores, 0, 0); !status) return {{}, status};
   } else {
-    for (std::size_t i = 0; i < total; ++i) marks[i] = 0;
+    const Mark none = config.selection == Selection::diverse ? 1 : 0;
+    for (std::size_t i = 0; i < total; ++i) marks[i] = none;
   }
 
   Unranked unranked;
@@ -341,9 +418,25 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       case Selection::top_k: mark_by_score(config, m, n, columns, count, rest, watch); break;
       case Selection::random: mark_random(m, n, count, random); break;
       case Selection::uniform: mark_uniform(m, n, columns, count); break;
+      case Selection::diverse: break;
     }
   };
-  if (config.quota == Quota::pooled) {
+  if (config.selection == Selection::diverse) {
+    if constexpr (has_features<Evidence>) {
+      if (total > 0) {
+        const std::size_t broken =
+            mark_diverse<Score>(config, evidence, visual, scores, images, marks, rest,
+                                scratch + common_scratch(config, visual, total), floats, parallel_for);
+        selected.nan_scores += broken;
+        if (broken == total)
+          return {{},
+                  fail(Errc::bad_value,
+                       "the features of all {} visual tokens are NaN or infinite: check what was "
+                       "handed over",
+                       total)};
+      }
+    }
+  } else if (config.quota == Quota::pooled) {
     const bool minima = minima_hold(config, images) && total > 0;
     if (minima) {
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
@@ -418,7 +511,8 @@ inline namespace FASTV_KIND {
 // Entries of scratch that select() wants. O(spans).
 inline std::size_t select_scratch(const Config& config, Span<const TokenSpan> visual) noexcept {
   const std::size_t tokens = visual_tokens(visual);
-  return tokens + 2 * visual.size() + (config.window_rows != 0 ? 2 * tokens : 0);
+  return detail::common_scratch(config, visual, tokens) +
+         (config.selection == Selection::diverse ? detail::greedy_words(tokens) : 0);
 }
 
 // Ascending positions in the whole prompt of every token that stays: all text, and of each image (or of all together,
@@ -427,7 +521,7 @@ inline std::size_t select_scratch(const Config& config, Span<const TokenSpan> vi
 // scores: one per visual token, in the order of for_each_visual(); may be empty for random and uniform. kept: room for
 // Plan::kept() indices. scratch: select_scratch() entries. Errors: everything that can be wrong with settings and spans,
 // scores that are infinite, all NaN, or all 0 among the tokens that compete, of which some must stay and some go (an
-// image, a window, a pool). Re-entrant; no allocation. O(tokens).
+// image, a window, a pool); Selection::diverse, which needs features. Re-entrant; no allocation. O(tokens).
 template <class Score>
 Result<Selected> select(const Config& config, Span<const Score> scores, Span<const TokenSpan> visual,
                         std::size_t tokens, Span<Index> kept, Span<Mark<Score>> scratch) noexcept {

@@ -45,7 +45,6 @@ void right_numbers(Input& in) {
   for (fastv::Config& stage : schedule) {
     stage = config(in, left);
     stage.filtering_layer = layer += in.between(in.one_in(9) ? 0 : 1, 3);
-    if (stage.filtering_layer == 0) stage.selection = fastv::Selection::uniform;
     if (stage.keep_count != fastv::by_ratio) left = stage.keep_count;
   }
   if (!schedule.empty()) own_ratios(in, schedule[0], prompt.visual);
@@ -126,7 +125,6 @@ void any_numbers(Input& in) {
   right = right && settings.filtering_ratio >= 0 && settings.filtering_ratio <= 1;
   right = right && settings.uniform_share >= 0 && settings.uniform_share <= 1;
   right = right && (!top_k || (settings.window_rows == 0) == (settings.window_columns == 0));
-  right = right && (settings.filtering_layer > 0 || !top_k);
   std::size_t reach = 0;
   for (std::size_t i = 0; right && i < prompt.visual.size(); ++i) {
     const TokenSpan& span = prompt.visual[i];
@@ -146,7 +144,8 @@ void any_numbers(Input& in) {
   right = right && !(windows && pooled);
   if (right) right = shares(settings, images(prompt.visual)).count_fits;
   const bool settings_right = right || layers <= settings.filtering_layer;
-  if (top_k && !full.empty()) right = right && full.size() == layers && full[settings.filtering_layer - 1] != 0;
+  if (top_k && !full.empty() && settings.filtering_layer > 0)
+    right = right && full.size() == layers && full[settings.filtering_layer - 1] != 0;
   right = right && (past.size() < 2 || past.size() == layers);
   for (const std::size_t keys : past) right = right && keys <= fastv::max_tokens - prompt.tokens;
   const Block<TokenSpan> visual(prompt.visual);

@@ -104,6 +104,7 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "the context holds 100" $good --image "$picture" -c 100
   wrong "filtering_ratio is 1.5" $good --image "$picture" --fastv-r 1.5
   wrong "filtering_layer is 8" $good --image "$picture" --fastv-k 8
+  wrong "no layer has attended yet" $good --image "$picture" --fastv-k 0
   wrong "keep_count is 145" $good --image "$picture" --fastv-keep 145
   wrong "there is no option" $good --image "$picture" --frobnicate
   wrong "a value is missing" $good --image

@@ -9,6 +9,10 @@ namespace fastv {
 namespace detail {
 inline namespace FASTV_KIND {
 
+// The mark of a token that stays: above the order key of every float.
+template <class Mark>
+inline constexpr Mark chosen = static_cast<Mark>(~Mark{0});
+
 // The count-th greatest of many unsigned keys, and how many of the count lie above it. visit(take) calls take(key)
 // for each key. Radix select, one byte a pass from the top: linear, no copy, no bad case. count is at least 1.
 template <class Key>
