@@ -117,16 +117,20 @@ struct QueryKey {
   const Q* query_bias = nullptr;          // [heads, dim], added to a query that comes without it, before RoPE
   Rope rope = {};                         // applied to a query that comes without it
 };
+// query_key(heads(q, TokenMajor{rows, 32, 128}), heads(k, TokenMajor{rows, 8, 128}), 1 / std::sqrt(128.0f))
 template <class Q, class K>
 FASTV_INLINE constexpr QueryKey<Q, K> query_key(const Heads<Q>& query, const Heads<K>& key, float scale) noexcept {
   return {query, key, scale};
 }
+template <class = void>
+QueryKey<float> query_key(detail::gpu::Unknown, detail::gpu::Unknown, detail::Anything = 0) noexcept;
 
-// Attention probabilities, after the softmax, [sequences, heads, query rows, keys], in device memory. Query row r of a
-// sequence belongs to position tokens - queries + r of it; key j is token first_key + j of the sequence.
+// Attention probabilities, after the softmax, [sequences, heads, query rows, keys], in device memory; Request::table_row says which
+// sequence is whose. Query row r belongs to position tokens - queries + r of the prompt, with queries as in Request; key j is
+// token first_key + j of the sequence.
 template <class T>
 struct Probabilities {
-  const T* data;
+  const T* data;                       // of sequence 0
   std::size_t heads, queries, keys;    // extents
   std::ptrdiff_t sequence_stride;      // elements from sequence to sequence
   std::ptrdiff_t head_stride;          // elements from head to head
@@ -146,14 +150,11 @@ FASTV_INLINE constexpr Probabilities<T> probabilities(const T* data, std::size_t
 
 // Scores the engine computed itself, [visual tokens of the batch], in device memory.
 struct Scores {
-  const float* values;
+  const float* values;  // in the order of the sequences and their visual tokens
 };
 
 // For batches of which no rule looks at scores (random, uniform).
 struct NoEvidence {};
-
-template <class = void>
-QueryKey<float> query_key(detail::gpu::Unknown, detail::gpu::Unknown, detail::Anything = 0) noexcept;
 
 // ---- requests -----------------------------------------------------------------------------------
 
@@ -229,9 +230,9 @@ enum class By {
 // the same row_bytes and planes. They must not overlap: blocks of a GPU run in any order, so that a row could be written
 // before it is read. Two buffers that take turns, as engines have them for hidden states, do.
 struct Move {
-  Rows from;  // count: rows found
-  Rows to;    // count: rows kept, or more
-  By by = By::rows;
+  Rows from;         // count: rows found
+  Rows to;           // count: rows kept, or more
+  By by = By::rows;  // which list
 };
 // The most tensors of one launch.
 inline constexpr std::size_t max_moves = 16;

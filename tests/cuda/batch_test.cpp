@@ -146,6 +146,96 @@ TEST(CudaBatch, RaggedStagesAreTheCores) {
   for (std::uint64_t seed = 0; seed < 40; ++seed) check_ragged(seed);
 }
 
+// A batch over one paged cache, each sequence with its own row of the tables, rows of bias and of visible; padding between
+// the sequences' hidden states, and one query row of each in another order.
+TEST(CudaBatch, PagedCachesAndTermsByRow) {
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Rng rng(seed);
+    const std::size_t count = 1 + seed % 5, block = 8, pages = 40;
+    std::vector<Sequence> batch(count);
+    std::vector<cuda::Request> requests;
+    cuda::Limits limits;
+    limits.sequences = count;
+    limits.heads = heads;
+    std::size_t bias_rows = 0, first = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      Sequence& s = batch[i];
+      random_prompt(rng, 3, 60, false, s);
+      s.past = {rng.below(20)};
+      cuda::Request request{Config{}, s.visual, first, s.tokens};
+      request.queries = 1;
+      request.query_row = count - 1 - i;
+      request.key_row = bias_rows;
+      request.table_row = (i + 1) % count;
+      request.past = s.past;
+      requests.push_back(request);
+      first += s.tokens + rng.below(4);
+      limits.tokens += s.tokens;
+      limits.keys = (std::max)(limits.keys, s.tokens + s.past[0]);
+      bias_rows += s.tokens + s.past[0];
+    }
+    // Blocks of all sequences in a random order in one cache.
+    std::vector<Index> blocks = numbers_up_to(count * pages);
+    for (std::size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[rng.below(i)]);
+    std::vector<float> cache(count * pages * block * kv_heads * dim), query(count * heads * dim);
+    for (float& x : cache) x = static_cast<float>(rng.real(-1, 1));
+    for (float& x : query) x = static_cast<float>(rng.real(-1, 1));
+    std::vector<float> bias;
+    for (std::size_t i = 0; i < bias_rows; ++i)
+      bias.push_back(rng.chance(0.2) ? -HUGE_VALF : static_cast<float>(rng.real(-2, 2)));
+    std::vector<Index> visible(count);
+    for (std::size_t i = 0; i < count; ++i)
+      visible[requests[i].query_row] = static_cast<Index>(batch[i].past[0] + batch[i].tokens - rng.below(3));
+
+    const bool heads_first = rng.chance(0.5), by_pointers = rng.chance(0.3);
+    std::vector<const float*> pointers;
+    for (const Index b : blocks) pointers.push_back(cache.data() + b * block * kv_heads * dim - 3);
+    const auto* tables = reinterpret_cast<const std::int32_t*>(blocks.data());
+    const TokenMajor token_block{block, kv_heads, dim};
+    const HeadMajor head_block{kv_heads, block, dim};
+    cuda::QueryKey<float> evidence =
+        cuda::query_key(cuda::heads(query.data(), TokenMajor{count, heads, dim}),
+                        by_pointers   ? (heads_first ? cuda::heads(pointers.data(), head_block, pages, 3)
+                                                     : cuda::heads(pointers.data(), token_block, pages, 3))
+                        : heads_first ? cuda::heads(cache.data(), head_block, tables, pages)
+                                      : cuda::heads(cache.data(), token_block, tables, pages),
+                        0.7f);
+    evidence.bias = bias.data();
+    if (seed % 2 != 0) evidence.visible = reinterpret_cast<const std::int32_t*>(visible.data());
+
+    emulation::Queue queue(rng);
+    emulation::Pruner pruner;
+    ASSERT_TRUE(pruner.reserve(limits));
+    const Status planned = pruner.plan(requests, layers, queue);
+    ASSERT_TRUE(planned) << message(planned);
+    const Status done = pruner.prune(0, evidence, queue);
+    ASSERT_TRUE(done) << message(done);
+    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    const cuda::Kept kept = pruner.kept(0);
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t keys = batch[i].past[0] + batch[i].tokens;
+      const Span<const Index> table(blocks.data() + requests[i].table_row * pages, pages);
+      const float* q = query.data() + requests[i].query_row * heads * dim;
+      QueryKey<float> view = query_key(fastv::heads(q, TokenMajor{1, heads, dim}),
+                                       heads_first ? fastv::heads(cache.data(), head_block, table, keys)
+                                                   : fastv::heads(cache.data(), token_block, table, keys),
+                                       0.7f);
+      view.past = batch[i].past[0];
+      view.bias = Span<const float>(bias.data() + requests[i].key_row, keys);
+      if (seed % 2 != 0) view.visible = Span<const Index>(visible.data() + requests[i].query_row, 1);
+      Pruner<> core;
+      const Kept expected = core.prune(view, batch[i].visual);
+      ASSERT_TRUE(expected) << expected.message().c_str();
+      EXPECT_EQ(numbers(kept.rows + total, expected.size(), requests[i].first),
+                std::vector<Index>(expected.begin(), expected.end()))
+          << "sequence " << i;
+      total += expected.size();
+    }
+  }
+}
+
 // ---- what is moved ------------------------------------------------------------------------------
 
 TEST(CudaGather, MovesRowsOfAnyWidthPlanesAndStrides) {

@@ -56,11 +56,17 @@ void check_layer(std::uint64_t seed, Shape shape, Place place, const Config& con
   Sequence s;
   random_prompt(rng, 3, shape.keys / 4 + 1, false, s);
   const std::size_t past = rng.chance(0.3) ? rng.between(1, 9) : 0;
-  shape.keys = s.tokens + past;
+  const std::size_t let_go = rng.chance(0.2) ? rng.below(past + s.tokens / 2) : 0;  // by a sliding window
+  shape.keys = s.tokens + past - let_go;
   if (config.score_rows != ScoreRows::last || !config.prior_rows.empty()) shape.queries = s.tokens;
   Layer layer = random_layer(rng, shape, s.visual, past);
+  layer.first_key = let_go;
   const std::size_t chunk = oracle::in_chunks(place) ? 16 / sizeof(K) : 0;
   oracle::Tensors<Q, K> tensors(rng, layer, place, 16, chunk);
+  // What a hidden key holds must not matter.
+  for (std::size_t j = 0; j < layer.bias.size(); ++j)
+    for (std::size_t h = 0; h < shape.kv_heads && layer.bias[j] == -HUGE_VAL; ++h)
+      if constexpr (sizeof(K) > 1) std::memset(static_cast<void*>(&tensors.key.at(h, j, 0)), 0xff, sizeof(K));
   if (hostile) {
     const std::size_t token = rng.below(shape.keys), head = rng.below(shape.kv_heads), d = rng.below(shape.dim);
     tensors.key.at(head, token, d) = oracle::make<K>(rng.chance(0.5) ? 1e30 : 0);
@@ -81,6 +87,7 @@ void check_layer(std::uint64_t seed, Shape shape, Place place, const Config& con
   request.queries = shape.queries;
   request.past = s.past;
   request.key_row = 0;
+  request.first_key = let_go;
   const Status planned = pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue);
   ASSERT_TRUE(planned) << message(planned);
   for (int time = 0; time < 2; ++time) {  // a graph is replayed

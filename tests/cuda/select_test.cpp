@@ -163,5 +163,40 @@ TEST(CudaSelect, TwoStages) {
 TEST(CudaSelect, LargeGroups) {
   for (std::uint64_t seed = 200; seed < 220; ++seed) check_batch(seed, 1, 1, 700);
 }
+// More than shared memory holds, up to the most that is supported.
+TEST(CudaSelect, ManyTokens) {
+  for (std::uint64_t seed = 300; seed < 304; ++seed) check_batch(seed, 1, 1, 5000);
+  for (const std::size_t tokens : {3072u, 3073u, 65536u}) {
+    Rng rng(tokens);
+    const std::vector<TokenSpan> visual{{5, tokens}};
+    std::vector<float> scores(tokens);
+    for (float& score : scores) score = static_cast<float>(rng.below(1000));
+    cuda::Limits limits;
+    limits.tokens = tokens + 7;
+    Config config;
+    config.filtering_ratio = 0.7;
+    const cuda::Request request{config, visual, 0, tokens + 7};
+    emulation::Queue queue(rng);
+    emulation::Pruner pruner;
+    ASSERT_TRUE(pruner.reserve(limits));
+    ASSERT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue));
+    ASSERT_TRUE(pruner.prune(0, cuda::Scores{scores.data()}, queue));
+    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    Pruner<> core(config);
+    const Kept expected = core.prune(fastv::Scores<float>{scores, tokens + 7}, visual);
+    const cuda::Kept kept = pruner.kept(0);
+    EXPECT_EQ(std::vector<Index>(kept.rows, kept.rows + kept.total),
+              std::vector<Index>(expected.begin(), expected.end()));
+  }
+  const std::vector<TokenSpan> visual{{0, 65537}};
+  cuda::Limits limits;
+  limits.tokens = 65540;
+  Rng rng(1);
+  emulation::Queue queue(rng);
+  emulation::Pruner pruner;
+  ASSERT_TRUE(pruner.reserve(limits));
+  const cuda::Request request{Config{}, visual, 0, 65540};
+  EXPECT_EQ(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue).code, Errc::not_supported);
+}
 
 }  // namespace
