@@ -18,9 +18,10 @@
 namespace fastv {
 // What gtest shows of an Errc and of a Status.
 inline void PrintTo(Errc code, std::ostream* out) {
-  constexpr const char* names[] = {
-      "ok",        "bad_setting", "bad_prompt", "bad_shape",        "bad_stride",    "null_data",   "too_small",
-      "bad_index", "bad_pages",   "bad_value",  "missing_evidence", "not_supported", "over_budget", "out_of_memory"};
+  constexpr const char* names[] = {"ok",          "bad_setting",   "bad_prompt",       "bad_shape",
+                                   "bad_stride",  "null_data",     "too_small",        "bad_index",
+                                   "bad_pages",   "bad_value",     "missing_evidence", "not_supported",
+                                   "over_budget", "out_of_memory", "device_error"};
   const auto number = static_cast<std::size_t>(code);
   *out << "Errc::" << (number < sizeof(names) / sizeof(names[0]) ? names[number] : "?");
 }

@@ -84,38 +84,39 @@ template <class T>
 using Word = typename FloatBits<T>::Word;
 
 template <class T>
-inline Word<T> bits_of(const T& value) noexcept {
+FASTV_DEVICE inline Word<T> bits_of(const T& value) noexcept {
   return bit_cast<Word<T>>(value);
 }
 template <class T>
-inline bool is_nan(const T& value) noexcept {
+FASTV_DEVICE inline bool is_nan(const T& value) noexcept {
   return (bits_of(value) & ~FloatBits<T>::sign) > FloatBits<T>::infinity;
 }
 template <class T>
-inline bool is_infinite(const T& value) noexcept {
+FASTV_DEVICE inline bool is_infinite(const T& value) noexcept {
   return (bits_of(value) & ~FloatBits<T>::sign) == FloatBits<T>::infinity;
 }
 template <class T>
-inline bool is_zero(const T& value) noexcept {
+FASTV_DEVICE inline bool is_zero(const T& value) noexcept {
   return (bits_of(value) & ~FloatBits<T>::sign) == 0;
 }
 template <class T>
-inline T nan_value() noexcept {
-  return bit_cast<T>(FloatBits<T>::quiet_nan);
+FASTV_DEVICE inline T nan_value() noexcept {
+  const Word<T> bits = FloatBits<T>::quiet_nan;  // of its own: device code has no address of the constant
+  return bit_cast<T>(bits);
 }
 template <class T>
-inline T minus_infinity() noexcept {
+FASTV_DEVICE inline T minus_infinity() noexcept {
   return bit_cast<T>(static_cast<Word<T>>(FloatBits<T>::sign | FloatBits<T>::infinity));
 }
 // -infinity, by which a bias hides a key.
-inline bool hides(const float& bias) noexcept {
+FASTV_DEVICE inline bool hides(const float& bias) noexcept {
   return bits_of(bias) == (FloatBits<float>::sign | FloatBits<float>::infinity);
 }
 
 // An unsigned integer that orders like the float: greater float, greater key. NaN has key 0, below all others, and -0
 // has the key of +0.
 template <class T>
-inline Word<T> order_key(const T& value) noexcept {
+FASTV_DEVICE inline Word<T> order_key(const T& value) noexcept {
   constexpr Word<T> sign = FloatBits<T>::sign;
   const Word<T> bits = bits_of(value), magnitude = bits & static_cast<Word<T>>(~sign);
   const Word<T> key = bits == magnitude ? (bits | sign) : static_cast<Word<T>>(sign - magnitude);

@@ -224,6 +224,30 @@ void quotas_of(const Config& config, Span<const TokenSpan> visual, const Images&
   for_each_image(visual, [&](const Image& image) { quotas[i++] += static_cast<Word>(least(image)); });
 }
 
+// What the next stage finds, as far as shapes tell: each image as one span of its quota or, pooled, one span of them all;
+// positions count the visual tokens. pooled: set where several images become one. quotas: [2 * images]; spans: [images],
+// which may be `visual` itself. Returns the number of spans.
+inline std::size_t spans_left(const Config& config, Span<const TokenSpan> visual, const Images& images,
+                              Span<Index> quotas, Span<TokenSpan> spans, bool& pooled) noexcept {
+  std::size_t image_number = 0, original = 0, position = 0;
+  if (config.quota == Quota::per_image) {
+    quotas_of(config, visual, images, quotas.first(images.count),
+              Span<Index>(quotas.data() + images.count, images.count));
+    for_each_image(visual, [&](const Image& image) {
+      const std::size_t count = quotas[image_number];
+      spans[image_number++] = {position, count, 0, false, image.original, image.filtering_ratio};
+      position += count;
+    });
+    return image_number;
+  }
+  for_each_image(visual, [&](const Image& image) {
+    original += image.original;
+    pooled = pooled || image.first_span > 0;
+  });
+  spans[0] = {0, images.keep, 0, false, original};
+  return 1;
+}
+
 }  // namespace FASTV_KIND
 }  // namespace detail
 
@@ -403,27 +427,11 @@ inline Result<Plan> make_plan(Span<const Config> schedule, const Prompt& prompt)
     plan.stage[plan.stages++] = {config.filtering_layer, images->keep};
     if (s + 1 == schedule.size() || visual.empty()) continue;
 
-    // What the next stage finds: each image as one span of its quota or, pooled, one span of them all.
     if (Status status = spans.reserve(images->count); !status) return {{}, status};
     if (Status status = quotas.reserve(2 * images->count); !status) return {{}, status};
-    std::size_t image_number = 0, original = 0;
-    if (config.quota == Quota::per_image) {
-      detail::quotas_of(config, visual, *images, quotas.first(images->count),
-                        quotas.part(images->count, images->count));
-      std::size_t position = 0;
-      detail::for_each_image(visual, [&](const detail::Image& image) {
-        const std::size_t count = quotas[image_number];
-        spans[image_number++] = {position, count, 0, false, image.original, image.filtering_ratio};
-        position += count;
-      });
-    } else {
-      detail::for_each_image(visual, [&](const detail::Image& image) {
-        original += image.original;
-        pooled = pooled || image.first_span > 0;
-      });
-      spans[image_number++] = {0, images->keep, 0, false, original};
-    }
-    visual = {spans.first(image_number).data(), image_number};
+    const std::size_t left = detail::spans_left(config, visual, *images, quotas.first(2 * images->count),
+                                                spans.first(images->count), pooled);
+    visual = {spans.first(left).data(), left};
   }
   return {plan, {}};
 }

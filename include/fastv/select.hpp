@@ -132,6 +132,12 @@ inline std::size_t even_share(const Config& config, std::size_t count) noexcept 
   return rounded < count ? rounded : count;
 }
 
+// The same of a pool whose images have minima: no more than those leave, or some image would get less than its own.
+inline std::size_t pool_grid(const Config& config, const Images& images) noexcept {
+  const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
+  return share < room ? share : room;
+}
+
 // Windows of an image's grid, row by row; those at the right and bottom edge may be smaller.
 struct Windows {
   // One of them: its rows and columns of the grid.
@@ -442,9 +448,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       // Every image's own best first, then the pool: what is chosen already ranks above every score.
       std::size_t numbered = 0;
       if (config.selection == Selection::top_k) {
-        // The even grid takes no more than the minima leave, or some image would get less than its own.
-        const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
-        if (share > 0) mark_uniform(marks, total, 0, share < room ? share : room);
+        if (const std::size_t share = pool_grid(config, images); share > 0) mark_uniform(marks, total, 0, share);
       }
       const auto find = [&](const Mark* m, std::size_t n, std::size_t count) {
         if (watch == nullptr || unranked.tokens > 0) return;

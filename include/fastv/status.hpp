@@ -24,7 +24,8 @@ enum class Errc : unsigned char {
   missing_evidence,  // a rule that ranks by scores without any, or rows that the evidence does not have
   not_supported,     // a setting or tensor that is right in itself but not offered here
   over_budget,       // even the smallest plan costs more than the budget
-  out_of_memory      // scratch memory could not be allocated
+  out_of_memory,     // scratch memory could not be allocated
+  device_error       // what the GPU's runtime reports of a launch or an allocation (cuda.cuh)
 };
 
 // One sentence, ready to print.

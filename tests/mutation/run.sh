@@ -15,7 +15,7 @@ need g++ perl libeigen3-dev nlohmann-json3-dev libgtest-dev
 part=${1:-1/1}
 work=build/mutation
 rm -rf $work
-mkdir -p $work
+mkdir -p $work/cuda  # tests in folders build there
 # A record a file: NUMBER holds what it breaks, where, the tests, old, new.
 perl -e '
   local $/ = ""; my $n = 0;

@@ -141,16 +141,20 @@ std::size_t query_key_scratch(const QueryKey<Q, Keys>& evidence) noexcept {
   return heads * (keys + 3) + query_floats<Keys>(heads, dim) + pieces(keys) * tile_floats(dim) + sums;
 }
 
+// The keys at hand that a row sees: of tokens before `end`, those of a window (0: none) that reaches up to before `own`.
+FASTV_DEVICE inline Range seen_range(std::size_t own, std::size_t end, std::size_t window,
+                                     std::size_t first_key) noexcept {
+  const std::size_t first = window != 0 && own > window ? own - window : 0;
+  const std::size_t last = end > first_key ? end - first_key : 0;
+  const std::size_t begin = first > first_key ? first - first_key : 0;
+  return {begin < last ? begin : last, last};
+}
 // The keys at hand that query row r (at prompt position `row`) sees.
 template <class Q, class Keys>
 Range seen_by(const QueryKey<Q, Keys>& evidence, std::size_t r, std::size_t row) noexcept {
   const std::size_t own = evidence.past + row + 1, all = evidence.first_key + evidence.key.tokens;
-  std::size_t end = evidence.causal ? own : all;
-  if (!evidence.visible.empty()) end = evidence.visible[r];
-  const std::size_t first = evidence.window != 0 && own > evidence.window ? own - evidence.window : 0;
-  const auto at_hand = [&](std::size_t token) { return token > evidence.first_key ? token - evidence.first_key : 0; };
-  const std::size_t last = at_hand(end), begin = at_hand(first);
-  return {begin < last ? begin : last, last};
+  const std::size_t end = !evidence.visible.empty() ? evidence.visible[r] : evidence.causal ? own : all;
+  return seen_range(own, end, evidence.window, evidence.first_key);
 }
 
 // Everything between q.k and the softmax, on one head's logits of keys [first, end). row: position in the sequence.

@@ -83,9 +83,10 @@
 #define FASTV_VECTORS 4
 #endif
 
-// Loops over registers must be fully unrolled, or they spill.
+// Loops over registers must be fully unrolled, or they spill. nvcc warns of every such pragma in code for the host, its
+// own or the host compiler's.
 #if defined(__CUDACC__)
-#define FASTV_UNROLL _Pragma("unroll")
+#define FASTV_UNROLL
 #elif defined(__clang__)
 #define FASTV_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -104,4 +105,12 @@
 #define FASTV_DEVICE __host__ __device__
 #else
 #define FASTV_DEVICE
+#endif
+// For code of a kernel: on the device there, a plain function where tests run a kernel's source on the host.
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define FASTV_KERNEL __device__
+#define FASTV_KERNEL_UNROLL _Pragma("unroll")
+#else
+#define FASTV_KERNEL
+#define FASTV_KERNEL_UNROLL
 #endif

@@ -11,6 +11,8 @@
 #undef FASTV_UNROLL
 #undef FASTV_INLINE
 #undef FASTV_DEVICE
+#undef FASTV_KERNEL
+#undef FASTV_KERNEL_UNROLL
 #pragma pop_macro("slots")
 #pragma pop_macro("columns")
 #pragma pop_macro("check")

@@ -11,7 +11,7 @@ inline namespace FASTV_KIND {
 
 // exp(x) for x <= 0 to 2 ulp (Cephes expf: argument reduced by ln 2 in two parts, degree 6). No branch and no library
 // call, so that loops over it vectorise. Below -87.7, where floats turn denormal, the result is 0. x must not be NaN.
-inline float exp_of_negative(float x) noexcept {
+FASTV_DEVICE inline float exp_of_negative(float x) noexcept {
   // max(x, -88) on the bits, since GCC turns a comparison of floats into a branch here: of negative floats the smaller
   // has the greater bits.
   const std::uint32_t bits = bits_of(x) | FloatBits<float>::sign, lowest = bits_of(-88.0f);
@@ -30,7 +30,7 @@ inline float exp_of_negative(float x) noexcept {
 }
 
 // tanh by exp, to about 1e-7 absolute.
-inline float tanh_of(float x) noexcept {
+FASTV_DEVICE inline float tanh_of(float x) noexcept {
   const float magnitude = x < 0 ? -x : x;
   const float e = exp_of_negative(-2.0f * magnitude);
   const float t = (1.0f - e) / (1.0f + e);
@@ -38,7 +38,7 @@ inline float tanh_of(float x) noexcept {
 }
 
 // sqrt by Newton's method from a guess in the exponent, to 1 ulp or so; the core includes no <cmath>.
-inline float sqrt_of(float x) noexcept {
+FASTV_DEVICE inline float sqrt_of(float x) noexcept {
   if (!(x > 0)) return x;
   float root = bit_cast<float>((bits_of(x) >> 1) + 0x1fbd1df5u);
   for (int i = 0; i < 4; ++i) root = 0.5f * (root + x / root);
@@ -46,7 +46,7 @@ inline float sqrt_of(float x) noexcept {
 }
 
 // ln(x) for normal positive x, to about 1e-7 (Cephes logf).
-inline float log_of(float x) noexcept {
+FASTV_DEVICE inline float log_of(float x) noexcept {
   const std::uint32_t bits = bits_of(x);
   auto power = static_cast<std::int32_t>(bits >> 23) - 126;
   float m = bit_cast<float>((bits & 0x007fffffu) | 0x3f000000u);  // [0.5, 1)
@@ -70,7 +70,7 @@ inline float log_of(float x) noexcept {
 }
 
 // sin and cos of an angle up to 2^30 or so, in double: reduced by pi / 2 in two parts, then Cephes' polynomials.
-inline void sin_cos(double angle, double& sine, double& cosine) noexcept {
+FASTV_DEVICE inline void sin_cos(double angle, double& sine, double& cosine) noexcept {
   const double turns = angle * 0.63661977236758134308;  // 2 / pi
   if (!(turns > -0x1p52 && turns < 0x1p52)) {           // no whole number of turns: frequencies that are none
     sine = cosine = nan_value<double>();

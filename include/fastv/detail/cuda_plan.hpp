@@ -1,0 +1,485 @@
+// fastv: the plan of a batch for its kernels, made on the host: descriptors of sequences, groups of tokens that compete,
+// and every length. Counts, quotas, windows and grids are the core's.
+#pragma once
+
+#include "cuda_sequence.hpp"
+
+#include "begin.hpp"
+
+namespace fastv {
+namespace detail {
+namespace gpu {
+inline namespace FASTV_KIND {
+
+inline constexpr std::uint32_t sequence_words = sizeof(Sequence) / 4, group_words = sizeof(Group) / 4;
+
+// Limits with their zeros replaced.
+inline cuda::Limits settled(cuda::Limits limits) noexcept {
+  const auto or_else = [](std::size_t& value, std::size_t otherwise) {
+    if (value == 0) value = otherwise;
+  };
+  or_else(limits.visual, limits.tokens);
+  or_else(limits.keys, limits.tokens);
+  or_else(limits.rows, limits.sequences);
+  or_else(limits.spans, 8 * limits.sequences);
+  or_else(limits.groups, 16 * limits.sequences);
+  or_else(limits.listed, 32 * limits.sequences);
+  return limits;
+}
+inline Status check_limits(const cuda::Limits& limits) noexcept {
+  if (limits.sequences == 0) return fail(Errc::bad_setting, "Limits::sequences is 0: state at least 1");
+  if (limits.tokens == 0) return fail(Errc::bad_setting, "Limits::tokens is 0: state the rows of the largest batch");
+  if (limits.stages == 0 || limits.stages > max_stages)
+    return fail(Errc::bad_setting, "Limits::stages is {}: use 1 to {}", limits.stages, max_stages);
+  constexpr std::size_t largest = std::size_t{1} << 24;  // so that no product below wraps around
+  if (limits.sequences > 65535 || limits.rows > 65535)
+    return fail(Errc::bad_setting,
+                "Limits has {} sequences and {} rows but a launch has at most 65535 of either: use fewer",
+                limits.sequences, limits.rows);
+  if (limits.tokens > largest || limits.visual > largest || limits.keys > largest || limits.heads > 65535 ||
+      limits.spans > largest || limits.groups > largest || limits.listed > largest)
+    return fail(Errc::bad_setting, "Limits asks for room beyond {} tokens, keys, spans, groups or rows", largest);
+  return {};
+}
+// Words of a plan, all stages together.
+inline std::size_t plan_words(const cuda::Limits& l) noexcept {
+  const std::size_t each =
+      l.sequences * (sequence_words + 2 * group_words + 3) + 2 + l.groups * 2 * group_words + l.visual / 32 + l.listed;
+  return l.stages * each + 3 * l.spans;
+}
+
+// What the host knows of a stage.
+struct StagePlan {
+  std::size_t filtering_layer = 0;
+  std::size_t words_sequences = 0, words_cumulative = 0, words_cumulative_keys = 0;
+  std::size_t rows = 0, visual = 0;                    // found
+  std::size_t kept = 0, kept_visual = 0;               // left
+  std::size_t longest = 0, longest_keys = 0;           // left
+  std::size_t keys = 0, key_rows = 0, query_rows = 0;  // longest found; rows that packed tensors must have
+  std::size_t rows_at_hand = 0, tables = 0;            // most query rows of a sequence; rows of the block tables
+  std::size_t most_visual = 0, jobs = 0;
+  bool by_rows = false;  // some request chooses rows, or a prior
+};
+
+// Memory that the making of plans needs.
+class Planner {
+ public:
+  Status reserve(const cuda::Limits& limits) noexcept {
+    limits_ = limits;
+    if (Status status = words_.reserve(plan_words(limits)); !status) return status;
+    if (Status status = spans_.reserve(limits.spans); !status) return status;
+    if (Status status = states_.reserve(limits.sequences); !status) return status;
+    if (Status status = marks_.reserve(4 * limits.visual + 4 * limits.spans); !status) return status;
+    if (Status status = kept_.reserve(limits.visual); !status) return status;
+    return quotas_.reserve(2 * limits.spans);
+  }
+
+  // The plans of a batch, stage by stage. Nothing is to be read where an error is returned.
+  Status plan(Span<const cuda::Request> requests, std::size_t layers) noexcept {
+    used_ = stages_ = 0;
+    requests_ = requests;
+    if (requests.empty()) return fail(Errc::bad_prompt, "the batch has 0 sequences: hand over at least 1");
+    if (Status status = expect_room(requests, requests.size(), "the requests"); !status) return status;
+    if (requests.size() > limits_.sequences) return beyond("sequences", requests.size(), limits_.sequences);
+    std::size_t spans = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i)
+      if (Status status = begin(i, layers, spans); !status) return status;
+    for (std::size_t layer = 0; next_layer(layer);)
+      if (Status status = plan_stage(layer); !status) return status;
+    return {};
+  }
+
+  std::size_t stages() const noexcept { return stages_; }
+  const StagePlan& stage(std::size_t s) const noexcept { return stage_[s]; }
+  const Sequence& sequence(std::size_t s, std::size_t i) const noexcept {
+    return reinterpret_cast<const Sequence*>(words_.first(used_).data() + stage_[s].words_sequences)[i];
+  }
+  Span<const std::uint32_t> words() const noexcept { return {words_.first(used_).data(), used_}; }
+  std::size_t sequences() const noexcept { return requests_.size(); }
+
+ private:
+  // What a sequence has come to.
+  struct State {
+    Plan plan;
+    std::size_t stage, tokens, visual;  // its next stage; what that finds
+    std::size_t spans, span_count;      // in spans_: positions count visual tokens
+    bool pooled;                        // several images have become one
+  };
+
+  static Status beyond(const char* what, std::size_t needed, std::size_t limit) noexcept {
+    return fail(Errc::too_small, "the batch has {} {} but there is room for {}: raise Limits and reserve() again",
+                needed, what, limit);
+  }
+  const Config& config(std::size_t i, std::size_t stage) const noexcept {
+    return stage == 0 ? requests_[i].config : requests_[i].later[stage - 1];
+  }
+
+  Status begin(std::size_t i, std::size_t layers, std::size_t& spans) noexcept {
+    const cuda::Request& request = requests_[i];
+    const std::size_t reach = i == 0 ? 0 : requests_[i - 1].first + requests_[i - 1].tokens;
+    if (request.first < reach)
+      return fail(Errc::bad_prompt,
+                  "sequence {} starts at row {} but the previous one reaches up to {}: sort them and keep them "
+                  "disjoint",
+                  i, request.first, reach);
+    if (request.first > max_tokens || request.tokens > max_tokens - request.first)
+      return fail(Errc::bad_prompt, "sequence {} has {} tokens from row {} on but at most {} rows are supported", i,
+                  request.tokens, request.first, max_tokens);
+    if (Status status = expect_room(request.later, request.later.size(), "the later stages"); !status) return status;
+    State& state = states_[i];
+    state = {{}, 0, request.tokens, 0, spans, 0, false};
+    // A sequence without images passes untouched, whatever its settings.
+    Config schedule[max_stages];
+    const std::size_t stages = request.visual.empty() ? 0 : 1 + request.later.size();
+    if (stages > max_stages)
+      return fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", stages, max_stages);
+    for (std::size_t s = 0; s < stages; ++s) schedule[s] = config(i, s);
+    const Result<Plan> plan =
+        make_plan(Span<const Config>(schedule, stages), Prompt{request.tokens, layers, request.visual, request.past});
+    if (!plan) return plan.status;
+    state.plan = *plan;
+    if (spans + request.visual.size() > limits_.spans)
+      return beyond("spans", spans + request.visual.size(), limits_.spans);
+    for (const TokenSpan& span : request.visual) {
+      TokenSpan& own = spans_[spans + state.span_count++];
+      own = span;
+      own.first = state.visual;
+      state.visual += span.count;
+    }
+    spans += state.span_count;
+    if (state.visual > 65536)
+      return fail(Errc::not_supported, "sequence {} has {} visual tokens but at most 65536 are supported on the device",
+                  i, state.visual);
+    const std::size_t queries = request.queries == 0 ? request.tokens : request.queries;
+    if (queries > request.tokens)
+      return fail(Errc::bad_shape, "sequence {} has {} query rows at hand but {} tokens: the rows are the last ones", i,
+                  queries, request.tokens);
+    for (std::size_t s = 0; s < stages; ++s)
+      if (Status status = check_rows(i, s, queries); !status) return status;
+    return {};
+  }
+
+  // Rows must be positions of what the stage finds, among those at hand. Only shapes are known of a later stage: where
+  // the last token is visual, that its row would rank is refused there as well.
+  Status check_rows(std::size_t i, std::size_t s, std::size_t queries) const noexcept {
+    const Config& own = config(i, s);
+    if (own.selection != Selection::top_k) return {};
+    const cuda::Request& request = requests_[i];
+    const std::size_t tokens = states_[i].plan.tokens_in_group(s);
+    const std::size_t at_hand = request.queries == 0 || queries > tokens ? tokens : queries;
+    if (own.score_rows == ScoreRows::last) {
+      const QueryRows last{ScoreRows::last, {}, request.tokens};
+      if (Status status = last.expect_covered(1, request.visual); !status) return status;
+    } else {
+      const QueryRows rows{own.score_rows, own.listed_rows, tokens};
+      if (Status status = rows.expect_covered(at_hand, {}); !status) return status;
+    }
+    if (own.prior_rows.empty()) return {};
+    return QueryRows{ScoreRows::listed, own.prior_rows, tokens}.expect_covered(at_hand, {});
+  }
+
+  // The lowest filtering layer that is still to come; false where there is none.
+  bool next_layer(std::size_t& layer) const noexcept {
+    bool found = false;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      const State& state = states_[i];
+      if (state.stage == state.plan.stages) continue;
+      const std::size_t own = state.plan.stage[state.stage].filtering_layer;
+      layer = !found || own < layer ? own : layer;
+      found = true;
+    }
+    return found;
+  }
+
+  // ---- one stage ----------------------------------------------------------------------------------
+
+  Status plan_stage(std::size_t layer) noexcept {
+    if (stages_ == limits_.stages)
+      return fail(Errc::too_small,
+                  "the batch has more different filtering layers than the {} that there is room for: raise "
+                  "Limits::stages and reserve() again",
+                  limits_.stages);
+    StagePlan& stage = stage_[stages_];
+    const std::size_t n = requests_.size();
+    stage = {};
+    stage.filtering_layer = layer;
+    if (Status status = take(n * sequence_words, stage.words_sequences); !status) return status;
+    bool shifted = false;  // keys do not lie as hidden states do
+    for (std::size_t i = 0; i < n; ++i)
+      shifted = shifted || past_of(i, states_[i].stage) != 0 || requests_[i].first_key != 0;
+    std::size_t keys = 0, queries = 0;
+    for (std::size_t i = 0; i < n; ++i)
+      if (Status status = plan_sequence(stage, i, layer, shifted, keys, queries); !status) return status;
+    if (Status status = take(n + 1, stage.words_cumulative); !status) return status;
+    if (Status status = take(n + 1, stage.words_cumulative_keys); !status) return status;
+    std::uint32_t* cumulative = words_.first(used_).data() + stage.words_cumulative;
+    std::uint32_t* cumulative_keys = words_.first(used_).data() + stage.words_cumulative_keys;
+    cumulative[0] = cumulative_keys[0] = 0;
+    std::size_t held = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t kept = states_[i].tokens, behind = past_of(i, states_[i].stage);
+      held += behind + kept;
+      if (held > max_tokens)
+        return fail(Errc::bad_shape, "with sequence {} the batch has more keys than int32 counts", i);
+      cumulative[i + 1] = cumulative[i] + static_cast<std::uint32_t>(kept);
+      cumulative_keys[i + 1] = static_cast<std::uint32_t>(held);
+      stage.longest = kept > stage.longest ? kept : stage.longest;
+      stage.longest_keys = behind + kept > stage.longest_keys ? behind + kept : stage.longest_keys;
+    }
+    ++stages_;
+    return {};
+  }
+
+  std::size_t past_of(std::size_t i, std::size_t group) const noexcept { return states_[i].plan.past[group]; }
+
+  Status plan_sequence(StagePlan& stage, std::size_t i, std::size_t layer, bool shifted, std::size_t& keys,
+                       std::size_t& queries) noexcept {
+    const cuda::Request& request = requests_[i];
+    State& state = states_[i];
+    const bool first = stages_ == 0;
+    const auto word = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
+    Sequence s{};
+    s.tokens = word(state.tokens);
+    s.first = word(first ? request.first : stage.rows);
+    s.row_first = word(stage.rows);
+    s.visual = word(state.visual);
+    s.visual_first = word(stage.visual);
+    s.past = word(past_of(i, state.stage));
+    const std::size_t sequence = std::size_t{s.past} + s.tokens;
+    if (request.first_key >= sequence)
+      return fail(Errc::bad_shape, "sequence {} has first_key {} but {} tokens: it counts those before the first key",
+                  i, request.first_key, sequence);
+    s.first_key = word(request.first_key);
+    s.keys = word(sequence - request.first_key);
+    s.queries = word(request.queries == 0 || request.queries > state.tokens ? state.tokens : request.queries);
+    const std::size_t query_row = first && request.query_row != cuda::by_order ? request.query_row
+                                  : request.queries == 0                       ? s.first
+                                                                               : queries;
+    const std::size_t key_row = first && request.key_row != cuda::by_order ? request.key_row : shifted ? keys : s.first;
+    const std::size_t table_row = request.table_row == cuda::by_order ? i : request.table_row;
+    if (query_row > max_tokens - s.queries || key_row > max_tokens - s.keys || table_row > max_tokens)
+      return fail(Errc::bad_shape,
+                  "sequence {} has its queries at row {} and its keys at row {}, more than int32 counts", i, query_row,
+                  key_row);
+    s.query_row = word(query_row);
+    s.key_row = word(key_row);
+    s.table_row = word(table_row);
+    queries += s.queries;
+    keys += s.keys;
+    s.first_job = word(stage.jobs);
+    s.kept_first = word(stage.kept);
+    s.kept_visual_first = word(stage.kept_visual);
+    s.words_chosen = none;
+    if (first) {
+      std::size_t at = 0;
+      if (Status status = take(3 * request.visual.size(), at); !status) return status;
+      s.words_spans = word(at);
+      s.spans = word(request.visual.size());
+      std::uint32_t* out = words_.first(used_).data() + at;
+      std::uint32_t numbered = 0;
+      for (const TokenSpan& span : request.visual) {
+        *out++ = word(span.first);
+        *out++ = word(span.count);
+        *out++ = numbered;
+        numbered += word(span.count);
+      }
+    }
+    stage.rows += state.tokens;
+    stage.visual += state.visual;
+    if (stage.rows > limits_.tokens) return beyond("rows", stage.rows, limits_.tokens);
+    if (stage.visual > limits_.visual) return beyond("visual tokens", stage.visual, limits_.visual);
+
+    const bool prunes = state.stage < state.plan.stages && state.plan.stage[state.stage].filtering_layer == layer;
+    const std::size_t text = state.tokens - state.visual;
+    if (prunes) {
+      if (Status status = plan_rows(stage, s, config(i, state.stage), state); !status) return status;
+      if (Status status = plan_selection(s, config(i, state.stage), state, i); !status) return status;
+      state.visual = state.plan.stage[state.stage].kept_visual;
+      ++state.stage;
+      state.tokens = text + state.visual;
+    } else if (state.visual > 0) {
+      if (Status status = open_round(s, 0); !status) return status;
+      if (Status status = add_group(s, 0, {0, s.visual, 0, s.visual, s.visual, 0}); !status) return status;
+    }
+    s.past_behind = word(past_of(i, state.stage));
+    stage.jobs += std::size_t{s.main_jobs} + s.prior_jobs;
+    stage.kept += state.tokens;
+    stage.kept_visual += state.visual;
+    const auto raise = [](std::size_t& most, std::size_t value) { most = value > most ? value : most; };
+    raise(stage.most_visual, s.visual);
+    raise(stage.keys, s.main_jobs > 0 ? s.keys : 0);
+    raise(stage.key_rows, s.main_jobs > 0 ? std::size_t{s.key_row} + s.keys : 0);
+    raise(stage.query_rows, s.main_jobs > 0 ? std::size_t{s.query_row} + s.queries : 0);
+    raise(stage.rows_at_hand, s.main_jobs > 0 ? s.queries : 0);
+    raise(stage.tables, s.main_jobs > 0 ? std::size_t{s.table_row} + 1 : 0);
+    std::memcpy(words_.first(used_).data() + stage.words_sequences + i * sequence_words, &s, sizeof(s));
+    return {};
+  }
+
+  // The rows by which it is scored.
+  Status plan_rows(StagePlan& stage, Sequence& s, const Config& own, const State& state) noexcept {
+    if (own.selection != Selection::top_k || state.visual == 0) return {};
+    const QueryRows rows{own.score_rows, own.listed_rows, state.tokens};
+    s.which = static_cast<std::uint32_t>(own.score_rows);
+    s.main_jobs = static_cast<std::uint32_t>(rows.size());
+    s.prior_jobs = static_cast<std::uint32_t>(own.prior_rows.size());
+    stage.by_rows = stage.by_rows || own.score_rows != ScoreRows::last || s.prior_jobs > 0;
+    const std::size_t listed = own.score_rows == ScoreRows::listed ? own.listed_rows.size() : 0;
+    std::size_t at = 0;
+    if (Status status = take(listed + s.prior_jobs, at); !status) return status;
+    s.words_listed = static_cast<std::uint32_t>(at);
+    std::uint32_t* out = words_.first(used_).data() + at;
+    for (const Index row : own.listed_rows.first(listed)) *out++ = row;
+    for (const Index row : own.prior_rows) *out++ = row;
+    return {};
+  }
+
+  // Groups and marks, so that the device has nothing to do but to rank; and what the next stage finds.
+  Status plan_selection(Sequence& s, const Config& own, State& state, std::size_t i) noexcept {
+    const Span<const TokenSpan> visual{spans_.part(state.spans, state.span_count).data(), state.span_count};
+    const Result<Images> images = count_images(own, visual);
+    if (!images) return images.status;
+    const std::size_t total = state.visual;
+    if (state.pooled && minima_hold(own, *images))
+      return fail(Errc::not_supported,
+                  "stage {} of sequence {} has min_per_image behind a stage that pools the images, so that what each "
+                  "image has depends on scores: set it to 0",
+                  state.stage, i);
+    std::uint32_t* marks = marks_.first(0).data();
+    std::uint32_t* scratch = marks + total;
+    for (std::size_t t = 0; t < total; ++t) marks[t] = 0;
+    bool marked = false;
+    if (own.selection != Selection::top_k) {
+      if (total > 0) {
+        const Result<Selected> selected =
+            select_validated<float>(own, {}, visual, total, *images, kept_.first(total).data(), scratch);
+        if (!selected) return selected.status;
+        for (std::size_t k = 0; k < selected->count; ++k) marks[kept_[k]] = chosen<std::uint32_t>;
+      }
+      marked = true;
+    } else if (total > 0) {
+      if (Status status = plan_rounds(s, own, visual, *images, marks, scratch); !status) return status;
+      marked = own.uniform_share > 0;
+    }
+    if (marked && total > 0) {
+      std::size_t at = 0;
+      if (Status status = take((total + 31) / 32, at); !status) return status;
+      s.words_chosen = static_cast<std::uint32_t>(at);
+      std::uint32_t* bits = words_.first(used_).data() + at;
+      for (std::size_t t = 0; t < (total + 31) / 32; ++t) bits[t] = 0;
+      for (std::size_t t = 0; t < total; ++t)
+        bits[t / 32] |= marks[t] == chosen<std::uint32_t> ? std::uint32_t{1} << (t % 32) : 0u;
+    }
+    if (state.span_count > 0)
+      state.span_count = spans_left(own, visual, *images, quotas_.first(2 * images->count),
+                                    spans_.part(state.spans, images->count), state.pooled);
+    return {};
+  }
+
+  // As select_validated() chooses by score, in the same order.
+  Status plan_rounds(Sequence& s, const Config& own, Span<const TokenSpan> visual, const Images& images,
+                     std::uint32_t* marks, std::uint32_t* scratch) noexcept {
+    Status status;
+    const auto add = [&](int round, std::size_t first, std::size_t quota, auto tokens) {
+      if (status) status = add_group(s, round, group_of(first, quota, tokens));
+    };
+    if (Status opened = open_round(s, 0); !opened) return opened;
+    if (own.quota == Quota::pooled && minima_hold(own, images)) {
+      if (const std::size_t share = pool_grid(own, images); share > 0) mark_uniform(marks, images.tokens, 0, share);
+      std::size_t numbered = 0;
+      for_each_image(visual, [&](const Image& image) {
+        add(0, numbered, minimum_of(own, image), [&](auto take) {
+          for (std::size_t t = 0; t < image.tokens; ++t) take(t);
+        });
+        numbered += image.tokens;
+      });
+      if (!status) return status;
+      if (Status opened = open_round(s, 1); !opened) return opened;
+      add(1, 0, images.keep, [&](auto take) {
+        for (std::size_t t = 0; t < images.tokens; ++t) take(t);
+      });
+      return status;
+    }
+    if (own.quota == Quota::pooled) {
+      for_each_group(own, marks, images.tokens, 0, images.keep, scratch,
+                     [&](std::size_t quota, auto tokens) { add(0, 0, quota, tokens); });
+      return status;
+    }
+    quotas_of(own, visual, images, quotas_.first(images.count), quotas_.part(images.count, images.count));
+    std::size_t number = 0, numbered = 0;
+    for_each_image(visual, [&](const Image& image) {
+      const std::size_t quota_of_image = quotas_[number++], first = numbered;
+      numbered += image.tokens;
+      if (image.tokens > 0)
+        for_each_group(own, marks + first, image.tokens, image.columns, quota_of_image, scratch,
+                       [&](std::size_t quota, auto tokens) { add(0, first, quota, tokens); });
+    });
+    return status;
+  }
+
+  // A group from its tokens in order: rows of one width, at one distance.
+  template <class Tokens>
+  static Group group_of(std::size_t first, std::size_t quota, const Tokens& tokens) noexcept {
+    std::size_t size = 0, begin = 0, previous = 0, width = 0, stride = 0;
+    tokens([&](std::size_t t) {
+      if (size == 0) begin = t;
+      if (size > 0 && width == 0 && t != previous + 1) {
+        width = size;
+        stride = t - begin;
+      }
+      previous = t;
+      ++size;
+    });
+    const auto word = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
+    return {word(first + begin), word(width == 0 ? size : width), word(stride), word(size), word(quota), 0};
+  }
+
+  Status open_round(Sequence& s, int round) noexcept {
+    std::size_t at = 0;
+    if (Status status = take(0, at); !status) return status;
+    s.words_round[round] = static_cast<std::uint32_t>(at);
+    s.groups[round] = 0;
+    return {};
+  }
+  Status add_group(Sequence& s, int round, Group group) noexcept {
+    if (group.size == 0) return {};
+    std::size_t at = 0;
+    if (Status status = take(group_words, at); !status) return status;
+    std::uint32_t* words = words_.first(used_).data() + at;
+    if (s.groups[round] > 0) {
+      Group before;
+      std::memcpy(&before, words - group_words, sizeof(before));
+      group.start = before.start + before.size;
+    }
+    std::memcpy(words, &group, sizeof(group));
+    ++s.groups[round];
+    return {};
+  }
+  Status take(std::size_t count, std::size_t& at) noexcept {
+    const std::size_t room = plan_words(limits_);
+    if (count > room - used_)
+      return fail(Errc::too_small,
+                  "the plan needs more than the {} words that there is room for: raise Limits::groups (images and "
+                  "windows, {} now) or Limits::listed (rows, {} now)",
+                  room, limits_.groups, limits_.listed);
+    at = used_;
+    used_ += count;
+    return {};
+  }
+
+  cuda::Limits limits_;
+  Span<const cuda::Request> requests_;
+  Buffer<std::uint32_t> words_, marks_;
+  Buffer<TokenSpan> spans_;
+  Buffer<State> states_;
+  Buffer<Index> kept_, quotas_;
+  std::size_t used_ = 0, stages_ = 0;
+  StagePlan stage_[max_stages];
+};
+
+}  // namespace FASTV_KIND
+}  // namespace gpu
+}  // namespace detail
+}  // namespace fastv
+
+#include "end.hpp"
