@@ -865,6 +865,7 @@ Cases of_batch_plans() {
   };
   return {
       {Errc::bad_setting, {"0 layers", "at least 1"}, with({&plan}, 0)},
+      {Errc::bad_setting, {"2147483648 layers"}, with({&plan}, max_tokens + 1)},
       {Errc::bad_shape, {"slots of sequence 0 ", "layer 3 ", "3 layers"}, with({nullptr, &deep}, 3)},
       {Errc::bad_shape, {"plan of sequence 0 ", "4 layers", "has 5"}, with({&plan}, 5)},
       {Errc::bad_setting, {"sequence 0 ", "9 stages", "most 8 "}, planned_by([](Plan& p) { p.stages = 9; })},
@@ -897,10 +898,16 @@ Cases of_the_c_face() {
   counted_new::fail_nothrow(false);
   return {
       {Errc::bad_setting, {"quota is 2 ", "0 and 1"}, config_with([](fastv_config& c) { c.quota = 2; })},
-      {Errc::bad_setting, {"selection is -1 ", "0 and 2"}, config_with([](fastv_config& c) { c.selection = -1; })},
+      {Errc::bad_setting, {"selection is -1 ", "0 and 3"}, config_with([](fastv_config& c) { c.selection = -1; })},
       {Errc::not_supported,
        {"k has element type 3", "FASTV_HALF"},
        detail::with_elements(numbers, 3, "k", [](const auto*) { return Status{}; })},
+      {Errc::not_supported, {"features have element type 3", "FASTV_HALF"}, detail::LoadVector{{}, {}, {}, 3}.check()},
+      {Errc::bad_prompt, {"0 tokens", "FASTV_OK"}, detail::read_kept(fastv_kept{}).status},
+      {Errc::bad_setting, {"keep_count is 0", "0.25", "fastv_default_config()"}, config_with([](fastv_config& c) {
+         c.filtering_ratio = 0.25;
+         c.keep_count = 0;
+       })},
       {Errc::out_of_memory, {"pruner"}, {Errc::out_of_memory, static_cast<const char*>(why.text)}},
   };
 }
@@ -951,7 +958,8 @@ std::set<std::string> sentences_of_the_core() {
   for (const char* part : {"", "detail/"})
     for (const auto& entry : std::filesystem::directory_iterator(sentences::folder() + part)) {
       const std::string name = entry.path().filename().string();
-      const bool adaptor = name.compare(0, 4, "ggml") == 0 || name.compare(0, 5, "torch") == 0;
+      const bool adaptor =
+          name.compare(0, 4, "ggml") == 0 || name.compare(0, 5, "torch") == 0 || name.compare(0, 4, "cuda") == 0;
       if (entry.path().extension() == ".hpp" && !adaptor) names.push_back(part + name);
     }
   EXPECT_GT(names.size(), 30u);
