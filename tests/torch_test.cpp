@@ -456,9 +456,10 @@ std::vector<Wrong> all_wrong() {
     return other.prune(evidence, one_image).status;
   };
   const auto on_device = [&](Config config) { return device::prune(config, a, one_image).status; };
-  Config uniform, random, share, windows, prior;
+  Config uniform, random, diverse, share, windows, prior;
   uniform.selection = Selection::uniform;
   random.selection = Selection::random;
+  diverse.selection = Selection::diverse;
   share.uniform_share = 0.5;
   windows.window_rows = windows.window_columns = 2;
   static const Index early[] = {3};
@@ -531,6 +532,7 @@ std::vector<Wrong> all_wrong() {
       {Errc::bad_index, {"40", "40 rows"}, [&](at::Tensor keys) { return compact(too_far, keys, 1); }(k)},
       {Errc::bad_index, {"1 ", "3"}, kept_tensor(std::vector<Index>{3, 3}, k).status},
       {Errc::not_supported, {"uniform", "NoEvidence"}, on_device(uniform)},
+      {Errc::not_supported, {"selection is diverse", "greedy"}, on_device(diverse)},
       {Errc::not_supported, {"random", "NoEvidence"}, on_device(random)},
       {Errc::not_supported, {"uniform_share is 0.5"}, on_device(share)},
       {Errc::not_supported, {"2 x 2"}, device::prune(windows, a, grid).status},

@@ -400,6 +400,8 @@ TEST(Strides, NegativeOrOverlappingOnesAreRefusedInEveryAxisOrder) {
       std::string(status.message().c_str()).find("head stride of probabilities is 19 but its entries reach over 20"),
       std::string::npos)
       << status.message().c_str();
+  EXPECT_EQ((fastv::Probabilities<float>{numbers, 2, 4, 5, 19, 5, 1}.check().code), Errc::bad_stride)
+      << "of two as well";
   EXPECT_TRUE((fastv::Probabilities<float>{numbers, 1, 1, 5, 0, 0, 1}.check()))
       << "the stride of an axis of one is never used";
 }

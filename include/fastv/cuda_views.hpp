@@ -173,7 +173,7 @@ struct Request {
   std::size_t query_row = by_order;   // of the query tensor, the first of them; by_order: see plan()
   std::size_t key_row = by_order;     // of packed keys, and of bias: its first key; by_order: see plan()
   std::size_t table_row = by_order;   // of the block tables; by_order: its number in the batch
-  Span<const std::size_t> past = {};  // keys of earlier turns, as in Prompt: one for all layers, or one per layer group
+  Span<const std::size_t> past = {};  // keys of earlier turns, as in Prompt: one for all layers, or one per layer
   std::size_t first_key = 0;          // tokens before the first key at hand: a sliding window has let go of them
 };
 

@@ -194,6 +194,9 @@ inline Result<at::Tensor> device_scores(const Config& config, const Result<Devic
 // ---- selection ----------------------------------------------------------------------------------
 
 inline Status expect_device_rule(const Config& config) noexcept {
+  if (config.selection == Selection::diverse)
+    return fail(Errc::not_supported,
+                "selection is diverse but fastv::device has no greedy rule: use a Pruner, with features as evidence");
   if (config.selection != Selection::top_k)
     return fail(Errc::not_supported,
                 "selection is {}, which needs no device: use a Pruner with NoEvidence, and kept_tensor()",

@@ -133,7 +133,14 @@ class Planner {
     const std::size_t stages = request.visual.empty() ? 0 : 1 + request.later.size();
     if (stages > max_stages)
       return fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", stages, max_stages);
-    for (std::size_t s = 0; s < stages; ++s) schedule[s] = config(i, s);
+    for (std::size_t s = 0; s < stages; ++s) {
+      schedule[s] = config(i, s);
+      if (schedule[s].selection == Selection::diverse)
+        return fail(Errc::not_supported,
+                    "sequence {} asks for Selection::diverse, which the device does not have: use another rule, or a "
+                    "Pruner on the host",
+                    i);
+    }
     const Result<Plan> plan =
         make_plan(Span<const Config>(schedule, stages), Prompt{request.tokens, layers, request.visual, request.past});
     if (!plan) return plan.status;
@@ -206,7 +213,7 @@ class Planner {
     if (Status status = take(n * sequence_words, stage.words_sequences); !status) return status;
     bool shifted = false;  // keys do not lie as hidden states do
     for (std::size_t i = 0; i < n; ++i)
-      shifted = shifted || past_of(i, states_[i].stage) != 0 || requests_[i].first_key != 0;
+      shifted = shifted || past_of(i, scored_by(layer)) != 0 || requests_[i].first_key != 0;
     std::size_t keys = 0, queries = 0;
     for (std::size_t i = 0; i < n; ++i)
       if (Status status = plan_sequence(stage, i, layer, shifted, keys, queries); !status) return status;
@@ -217,7 +224,7 @@ class Planner {
     cumulative[0] = cumulative_keys[0] = 0;
     std::size_t held = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t kept = states_[i].tokens, behind = past_of(i, states_[i].stage);
+      const std::size_t kept = states_[i].tokens, behind = past_of(i, layer);
       held += behind + kept;
       if (held > max_tokens)
         return fail(Errc::bad_shape, "with sequence {} the batch has more keys than int32 counts", i);
@@ -230,7 +237,11 @@ class Planner {
     return {};
   }
 
-  std::size_t past_of(std::size_t i, std::size_t group) const noexcept { return states_[i].plan.past[group]; }
+  // Keys of earlier turns: where the attention comes from that ranks at a stage, and from the stage on.
+  std::size_t past_of(std::size_t i, std::size_t layer) const noexcept { return states_[i].plan.past_in_layer(layer); }
+  static std::size_t scored_by(std::size_t filtering_layer) noexcept {
+    return filtering_layer == 0 ? 0 : filtering_layer - 1;
+  }
 
   Status plan_sequence(StagePlan& stage, std::size_t i, std::size_t layer, bool shifted, std::size_t& keys,
                        std::size_t& queries) noexcept {
@@ -244,7 +255,7 @@ class Planner {
     s.row_first = word(stage.rows);
     s.visual = word(state.visual);
     s.visual_first = word(stage.visual);
-    s.past = word(past_of(i, state.stage));
+    s.past = word(past_of(i, scored_by(layer)));
     const std::size_t sequence = std::size_t{s.past} + s.tokens;
     if (request.first_key >= sequence)
       return fail(Errc::bad_shape, "sequence {} has first_key {} but {} tokens: it counts those before the first key",
@@ -301,7 +312,7 @@ class Planner {
       if (Status status = open_round(s, 0); !status) return status;
       if (Status status = add_group(s, 0, {0, s.visual, 0, s.visual, s.visual, 0}); !status) return status;
     }
-    s.past_behind = word(past_of(i, state.stage));
+    s.past_behind = word(past_of(i, layer));
     stage.jobs += std::size_t{s.main_jobs} + s.prior_jobs;
     stage.kept += state.tokens;
     stage.kept_visual += state.visual;
