@@ -3,8 +3,8 @@
 #
 # A block with an #include is a program of its own, which examples/minimal.cpp ends with. Any other is a fragment: it becomes
 # the body of a function that sees the names which tests/readme/context.hpp declares, or engine_context.hpp where the text
-# since the last block names the engine's adaptor (c_context.h, where it is C99); or, where it starts with a declaration of a type or template, it stands
-# at namespace scope behind them.
+# since the last block names the engine's adaptor (c_context.h, where it is C99; cuda_context.hpp, for nvcc); or, where it starts
+# with a declaration of a type or template, it stands at namespace scope behind them.
 if(CMAKE_SCRIPT_MODE_FILE AND DEFINED PROGRAM_TEXT)
   # -DPROGRAM_TEXT=file -DSOURCE=file -P: is the block the end of the source?
   file(READ ${PROGRAM_TEXT} _block)
@@ -46,7 +46,12 @@ endforeach()
 function(add_cpp_block line code before)
   set(_context context)
   set(_needs "")
-  if(before MATCHES "fastv/(ggml|torch)\\.hpp")
+  set(_compiler ${CMAKE_CXX_COMPILER} -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Wno-unused)
+  if(before MATCHES "fastv/cuda\\.cuh")
+    set(_context cuda_context)
+    set(_needs cuda)
+    set(_compiler nvcc -std=c++17 -x cu -Werror all-warnings -o /dev/null -c)
+  elseif(before MATCHES "fastv/(ggml|torch)\\.hpp")
     set(_context ${CMAKE_MATCH_1}_context)
     set(_needs ${CMAKE_MATCH_1})
   endif()
@@ -63,10 +68,14 @@ function(add_cpp_block line code before)
   endif()
   file(WRITE ${_folder}/line_${line}.cpp "${_source}")
   add_test(NAME readme.line_${line} COMMAND sh -c
-    "if [ -n \"$NEEDS\" ] && ! echo \"#include <fastv/$NEEDS.hpp>\" | $0 \"$@\" -x c++ - 2>/dev/null; then
-       echo NOT TESTED HERE: fastv/$NEEDS.hpp or its engine is not installed; exit 77; fi
+    "case $NEEDS in
+       '') ;;
+       cuda) command -v nvcc >/dev/null || { echo NOT TESTED HERE: nvcc is not installed; exit 77; } ;;
+       *) echo \"#include <fastv/$NEEDS.hpp>\" | $0 \"$@\" -x c++ - 2>/dev/null ||
+            { echo NOT TESTED HERE: fastv/$NEEDS.hpp or its engine is not installed; exit 77; } ;;
+     esac
      exec $0 \"$@\" $BLOCK"
-    ${CMAKE_CXX_COMPILER} -std=c++17 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Werror -Wno-unused
+    ${_compiler}
     -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/tests/readme ${_engine_includes})
   set_tests_properties(readme.line_${line} PROPERTIES LABELS readme SKIP_RETURN_CODE 77
     ENVIRONMENT "NEEDS=${_needs};BLOCK=${_folder}/line_${line}.cpp")

@@ -33,4 +33,7 @@ int main() {
 
   for (const std::size_t layer : {std::size_t{0}, layers - 1})  // decoding: one position, a slot in each layer's cache
     std::printf("layer %zu: position %zu goes into slot %zu\n", layer, slots.tokens(), slots.length(layer));
+  if (!slots.append(1)) return 1;  // one token has been decoded
+  std::printf("next is position %zu, over %zu keys in layer %zu\n", slots.tokens(), slots.length(layers - 1),
+              layers - 1);
 }
