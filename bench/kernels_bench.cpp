@@ -6,7 +6,8 @@
 //   of_in_order  the same of reading them in order
 //   of_fma       time of as many multiply-adds as the scores take, with nothing to load / our time
 //   vs_rival     the rival's time / our time; above 1 we are faster. Rivals: Eigen doing the same product
-//                and softmax (score), std::nth_element and std::sort on a copy (select)
+//                and softmax (score), std::nth_element and std::sort on a copy (select), all similarities by Eigen and a
+//                loop over them (diversity)
 //   times_whole  our time / that of the simpler case: the same keys in one piece (score), the same scores without
 //                windows (select)
 //
@@ -462,6 +463,90 @@ void BM_SelectWindows(benchmark::State& state, const std::string& name, std::siz
   state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
 }
 
+// ---- select by diversity ------------------------------------------------------------------------
+
+// The rival: as published code does it, all similarities by one product of matrices, then a loop over that matrix. In
+// double it is the oracle.
+template <class Real>
+std::vector<fastv::Index> greedy_by_matrix(const std::vector<fastv::half>& features, std::size_t width,
+                                           const std::vector<float>& scores, std::size_t count,
+                                           const fastv::Diversity& diversity) {
+  using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Vector = Eigen::Array<Real, Eigen::Dynamic, 1>;
+  const auto n = static_cast<Eigen::Index>(scores.size()), columns = static_cast<Eigen::Index>(width);
+  Matrix x(n, columns);
+  for (Eigen::Index i = 0; i < x.size(); ++i)
+    x.data()[i] = static_cast<Real>(fastv::to_float(features[static_cast<std::size_t>(i)]));
+  x.rowwise().normalize();
+  Matrix similar(n, n);
+  similar.noalias() = x * x.transpose();
+  Vector s = Eigen::Map<const Eigen::ArrayXf>(scores.data(), n).template cast<Real>();
+  const bool product = diversity.blend == fastv::Blend::product;
+  const auto weight = static_cast<Real>(diversity.weight);
+  s = product ? Vector((s / s.maxCoeff()).pow(weight)) : Vector((s - s.minCoeff()) / (s.maxCoeff() - s.minCoeff()));
+  Vector novelty = Vector::Constant(n, diversity.novelty == fastv::Novelty::volume ? 1 : 2), covered = Vector::Zero(n);
+  Matrix basis(static_cast<Eigen::Index>(count), n);  // of a DPP's fast greedy algorithm (Chen et al., 2018)
+  std::vector<bool> taken(scores.size());
+  std::vector<fastv::Index> kept;
+  for (Eigen::Index step = 0; step < static_cast<Eigen::Index>(count); ++step) {
+    if (diversity.novelty == fastv::Novelty::coverage)
+      for (Eigen::Index i = 0; i < n; ++i)
+        novelty[i] = (similar.row(i).array().transpose() - covered).max(Real(0)).sum() / static_cast<Real>(n);
+    const Vector values = product ? Vector(s * novelty) : Vector(weight * s + (1 - weight) * novelty);
+    Eigen::Index best = -1;
+    for (Eigen::Index i = 0; i < n; ++i)
+      if (!taken[static_cast<std::size_t>(i)] && (best < 0 || values[i] > values[best])) best = i;
+    taken[static_cast<std::size_t>(best)] = true;
+    kept.push_back(static_cast<fastv::Index>(best));
+    const Vector to_best = similar.row(best).array().transpose();
+    switch (diversity.novelty) {
+      case fastv::Novelty::nearest: novelty = novelty.min(1 - to_best); break;
+      case fastv::Novelty::coverage: covered = covered.max(to_best); break;
+      case fastv::Novelty::volume:
+        basis.row(step) =
+            (to_best.matrix().transpose() - basis.col(best).head(step).transpose() * basis.topRows(step)) /
+            std::sqrt(novelty[best]);
+        novelty -= basis.row(step).array().square().transpose();
+        break;
+    }
+  }
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+// A tenth of n tokens stays, by scores and by keys of 8 KV heads, in half precision, that gather about some centres.
+void BM_SelectDiverse(benchmark::State& state, const std::string& name, std::size_t n, fastv::Diversity diversity) {
+  constexpr std::size_t kv_heads = 8, width = kv_heads * dim, centres = 24;
+  const std::vector<float> centre = random_tensor<float>(centres * width, 6),
+                           noise = random_tensor<float>(n * width, 7);
+  std::vector<fastv::half> keys(n * width);
+  for (std::size_t i = 0; i < keys.size(); ++i)
+    keys[i] = narrow<fastv::half>(centre[i / width * 7 % centres * width + i % width] + noise[i]);
+  const std::vector<float> scores = sets_of_scores(n)[0];
+  fastv::Config config;
+  config.filtering_ratio = 0.9;
+  config.selection = fastv::Selection::diverse;
+  config.diversity = diversity;
+  const std::size_t count = fastv::kept_count(n, 0.9);
+  const fastv::TokenSpan span{0, n};
+  fastv::Pruner<> pruner(config);
+  std::vector<fastv::half> of_prompt = keys;
+  of_prompt.resize((n + 1) * width);
+  const auto evidence = fastv::with_features(fastv::Scores<float>{scores, n + 1},
+                                             fastv::heads(of_prompt.data(), fastv::TokenMajor{n + 1, kv_heads, dim}));
+  const auto prune = [&] { return pruner.prune(evidence, {&span, 1}); };
+  const std::vector<fastv::Index> expected = greedy_by_matrix<double>(keys, width, scores, count, diversity);
+  const auto kept = prune();
+  if (!kept || kept.size() != count + 1 || !std::equal(expected.begin(), expected.end(), kept.begin()))
+    return state.SkipWithError("kept indices differ from the oracle's");
+  bench::compare(state, name.c_str(),
+                 {{"", [&] { benchmark::DoNotOptimize(prune()); }},
+                  {"vs_rival", [&] {
+                     benchmark::DoNotOptimize(greedy_by_matrix<float>(keys, width, scores, count, diversity).data());
+                   }}});
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
+}
+
 // ---- compact ------------------------------------------------------------------------------------
 
 // The bytes that compaction moves, in one piece: rows that stay where they are do not count.
@@ -608,6 +693,12 @@ void add_all() {
   for (const std::size_t side : {1u, 2u, 4u})
     add("BM_SelectWindows/16384/" + std::to_string(side) + "x" + std::to_string(side), 300, BM_SelectWindows,
         std::size_t{128}, side);
+  const fastv::Diversity mmr{fastv::Novelty::nearest, fastv::Blend::sum, 0.5},
+      scope{fastv::Novelty::coverage, fastv::Blend::product, 1}, dpp{fastv::Novelty::volume, fastv::Blend::product, 2};
+  add("BM_SelectDiverse/nearest/576", 30, BM_SelectDiverse, std::size_t{576}, mmr);
+  add("BM_SelectDiverse/coverage/576", 10, BM_SelectDiverse, std::size_t{576}, scope);
+  add("BM_SelectDiverse/volume/576", 30, BM_SelectDiverse, std::size_t{576}, dpp);
+  add("BM_SelectDiverse/nearest/2880", 10, BM_SelectDiverse, std::size_t{2880}, mmr);
   add("BM_Compact/hidden/float", 200, BM_Compact, hidden_states(sizeof(float)));
   add("BM_Compact/hidden/half", 400, BM_Compact, hidden_states(sizeof(fastv::half)));
   add("BM_Compact/kv/half/token_major", 400, BM_Compact, kv_cache(Layout::token_major));

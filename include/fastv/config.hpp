@@ -46,8 +46,8 @@ enum class Blend {
 //   SCOPE (arXiv 2510.24214)              {Novelty::coverage, Blend::product, 1}
 //   CDPruner (DPP, arXiv 2506.10967)      {Novelty::volume, Blend::product, 2}
 //
-// O(kept * visual * width) for nearest and volume. coverage compares every token with every other, O(visual^2 * width),
-// and then again those whose gain may still be the greatest.
+// O(kept * visual * width) for nearest and volume. coverage, and nearest without scores at its start, compare every token
+// with every other, O(visual^2 * width); coverage then again those whose gain may still be the greatest.
 struct Diversity {
   Novelty novelty = Novelty::nearest;
   Blend blend = Blend::sum;

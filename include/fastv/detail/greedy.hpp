@@ -13,9 +13,13 @@ inline namespace FASTV_KIND {
 
 // ---- rows of features ----------------------------------------------------------------------------
 
-// Eight rows side by side, each of padded(width) floats: every product of two is computed by the same steps, so that equal
+// Eight rows side by side, each of room_of_row() floats: every product of two is computed by the same steps, so that equal
 // features have equal cosines wherever they stand.
 inline constexpr std::size_t rows_at_once = streams;
+// Floats of a row. Rows 4 KiB apart would meet in the same few places of a first-level cache.
+constexpr std::size_t room_of_row(std::size_t elements) noexcept {
+  return padded(elements) + (padded(elements) % 1024 == 0 ? 32 : 0);
+}
 constexpr std::size_t whole_rows(std::size_t n) noexcept {
   return (n + rows_at_once - 1) / rows_at_once * rows_at_once;
 }
@@ -32,25 +36,42 @@ inline void products_with_rows(const float* x, const float* rows, std::size_t ro
 #endif
 }
 
+// The same for four rows x, side by side, and with the same sums: out[h * rows_at_once + r] = x_h . rows[r]. Each of the
+// eight is then read once for four.
+inline constexpr std::size_t candidates_at_once = 4;
+inline void products_of_four(const float* x, const float* rows, std::size_t room, std::ptrdiff_t next,
+                             float* out) noexcept {
+#if FASTV_VECTORS
+  const EvenTile<float> tile(rows, static_cast<std::ptrdiff_t>(room));
+  for (std::size_t r = 0; r < rows_at_once; r += 2)
+    static_cast<void>(products_of<float, candidates_at_once, 2>(x, tile, next, r, room, out));
+#else
+  for (std::size_t h = 0; h < candidates_at_once; ++h)
+    products_with_rows(x + h * room, rows, room, next, out + h * rows_at_once);
+#endif
+}
+
 // What the parts of the workspace are for n tokens that compete for at most `kept` places, and how many floats they take.
 struct GreedyRoom {
   std::size_t room;                 // floats of a row
   std::size_t rows, piece, pieces;  // with those that fill up the last eight; rows in a piece of work; pieces
-  std::size_t basis;                // rows of the basis that Novelty::volume builds, and one
+  std::size_t basis;  // rows of the basis that Novelty::volume builds, and one; of coverage, four candidates
   std::size_t floats;
 
   GreedyRoom(const Diversity& diversity, std::size_t n, std::size_t kept, std::size_t elements,
              std::size_t load_scratch) noexcept
-      : room(padded(elements)), rows(whole_rows(n)) {
+      : room(room_of_row(elements)), rows(whole_rows(n)) {
     const std::size_t wanted = room == 0 ? 0 : whole_rows(65536 / room);
     piece = wanted < 64 ? 64 : wanted;
     pieces = (n + piece - 1) / piece;
-    basis = diversity.novelty == Novelty::volume ? (kept < elements ? kept : elements) + 1 : 0;
+    basis = diversity.novelty == Novelty::volume     ? (kept < elements ? kept : elements) + 1
+            : diversity.novelty == Novelty::coverage ? candidates_at_once
+                                                     : 0;
     floats = (rows + basis) * room + 3 * rows + pieces * load_scratch;
   }
 };
 inline Status check_greedy(std::size_t n, std::size_t elements) noexcept {
-  if (padded(elements) <= most_entries / (2 * whole_rows(n) + 64)) return {};
+  if (room_of_row(elements) <= most_entries / (2 * whole_rows(n) + 64)) return {};
   return fail(Errc::bad_shape, "features of {} tokens of {} elements are more than any memory holds: project them", n,
               elements);
 }
@@ -129,7 +150,7 @@ class Greedy {
     measure_strength();
     if (diversity_.novelty == Novelty::coverage)
       parallel_for_(pieces_, [&](std::size_t p) {
-        for (std::size_t m = p * piece_; m < end_of(p); ++m) novelty_[m] = gain(m);
+        for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once) gains_of_four(row(m), novelty_ + m);
       });
     for (std::size_t m = 0; m < n_; ++m)
       if (mark(m) == chosen<Mark>) learn(m);
@@ -180,6 +201,10 @@ class Greedy {
  private:
   Mark& mark(std::size_t m) const noexcept { return marks_[static_cast<std::size_t>(members_[m])]; }
   float* row(std::size_t m) const noexcept { return rows_ + m * room_; }
+  // Elements from eight rows to those behind them, where there are any.
+  std::ptrdiff_t next_after(std::size_t m) const noexcept {
+    return m + 2 * rows_at_once <= n_ ? static_cast<std::ptrdiff_t>(rows_at_once * room_) : 0;
+  }
   std::size_t end_of(std::size_t p) const noexcept { return (p + 1) * piece_ < n_ ? (p + 1) * piece_ : n_; }
   bool competes(std::size_t m) const noexcept { return mark(m) != 0 && mark(m) != chosen<Mark>; }
 
@@ -300,8 +325,7 @@ class Greedy {
     parallel_for_(pieces_, [&](std::size_t p) {
       float cosines[rows_at_once];
       for (std::size_t m = p * piece_; m < end_of(p); m += rows_at_once) {
-        const auto next = m + 2 * rows_at_once <= n_ ? static_cast<std::ptrdiff_t>(rows_at_once * room_) : 0;
-        products_with_rows(x, row(m), room_, next, static_cast<float*>(cosines));
+        products_with_rows(x, row(m), room_, next_after(m), static_cast<float*>(cosines));
         for (std::size_t r = 0; r < rows_at_once; ++r) learn_cosine(m + r, cosines[r]);
       }
       if (diversity_.novelty != Novelty::coverage) scan(p);
@@ -321,45 +345,66 @@ class Greedy {
 
   // Novelty::coverage. Gains only shrink as more is covered, so one that is still the greatest when computed anew is the
   // greatest of all: the others need not be (Minoux 1978). In floats as well: every step of the sum is monotonic.
-  float gain(std::size_t m) const noexcept {
-    float sums[rows_at_once] = {}, cosines[rows_at_once];
+  // x: four rows side by side; gains: theirs.
+  void gains_of_four(const float* x, float* gains) const noexcept {
+    float sums[candidates_at_once][rows_at_once] = {}, cosines[candidates_at_once * rows_at_once];
     for (std::size_t j = 0; j < n_; j += rows_at_once) {
-      const auto next = j + 2 * rows_at_once <= n_ ? static_cast<std::ptrdiff_t>(rows_at_once * room_) : 0;
-      products_with_rows(row(m), row(j), room_, next, static_cast<float*>(cosines));
-      for (std::size_t r = 0; r < rows_at_once; ++r) {
-        const float more = cosines[r] - covered_[j + r];
-        sums[r] += more > 0 ? more : 0.0f;
-      }
+      products_of_four(x, row(j), room_, next_after(j), static_cast<float*>(cosines));
+      for (std::size_t h = 0; h < candidates_at_once; ++h)
+        for (std::size_t r = 0; r < rows_at_once; ++r) {
+          const float more = cosines[h * rows_at_once + r] - covered_[j + r];
+          sums[h][r] += more > 0 ? more : 0.0f;
+        }
     }
-    float sum = 0;
-    for (std::size_t r = 0; r < rows_at_once; ++r) sum += sums[r];
-    return sum / static_cast<float>(n_);
+    for (std::size_t h = 0; h < candidates_at_once; ++h) {
+      float sum = 0;
+      for (std::size_t r = 0; r < rows_at_once; ++r) sum += sums[h][r];
+      gains[h] = sum / static_cast<float>(n_);
+    }
   }
+  // The four that go first are computed anew at once, until the first of all is one of them.
   std::size_t most_covering() noexcept {
-    for (std::size_t fresh = n_;;) {
+    std::size_t first[candidates_at_once], count = 0;
+    for (;;) {
       std::size_t best = n_;
       for (std::size_t m = first_; m < end_; ++m)
         if (competes(m)) best = better(best, m);
-      if (best == n_ || best == fresh) return best;
-      const float now = gain(best);
-      if (!(now < novelty_[best])) return best;
-      novelty_[best] = now;
-      fresh = best;
+      for (std::size_t h = 0; h < count; ++h)
+        if (first[h] == best) return best;
+      if (best == n_) return best;
+      first[0] = best;
+      for (count = 1; count < candidates_at_once; ++count) {
+        first[count] = n_;
+        for (std::size_t m = first_; m < end_; ++m) {
+          bool listed = !competes(m);
+          for (std::size_t h = 0; h < count; ++h) listed = listed || first[h] == m;
+          if (!listed) first[count] = better(first[count], m);
+        }
+        if (first[count] == n_) break;
+      }
+      for (std::size_t h = 0; h < candidates_at_once; ++h)
+        std::memcpy(basis_ + h * room_, row(first[h < count ? h : 0]), room_ * sizeof(float));
+      float gains[candidates_at_once];
+      gains_of_four(basis_, static_cast<float*>(gains));
+      for (std::size_t h = 0; h < count; ++h) novelty_[first[h]] = gains[h];
     }
   }
 
   // Novelty::nearest without scores starts as DivPrune does: with the token farthest from its nearest neighbour.
   std::size_t keep_farthest() noexcept {
     parallel_for_(pieces_, [&](std::size_t p) {
-      float cosines[rows_at_once];
-      for (std::size_t m = p * piece_; m < end_of(p); ++m) {
-        float most = -2;
+      float cosines[candidates_at_once * rows_at_once];
+      for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once) {
+        float most[candidates_at_once] = {-2, -2, -2, -2};
         for (std::size_t j = 0; j < n_; j += rows_at_once) {
-          products_with_rows(row(m), row(j), room_, 0, static_cast<float*>(cosines));
-          for (std::size_t r = 0; r < rows_at_once && j + r < n_; ++r)
-            most = j + r != m && cosines[r] > most ? cosines[r] : most;
+          products_of_four(row(m), row(j), room_, next_after(j), static_cast<float*>(cosines));
+          for (std::size_t h = 0; h < candidates_at_once; ++h)
+            for (std::size_t r = 0; r < rows_at_once && j + r < n_; ++r) {
+              const float cosine = cosines[h * rows_at_once + r];
+              most[h] = j + r != m + h && cosine > most[h] ? cosine : most[h];
+            }
         }
-        novelty_[m] = 1.0f - most;
+        for (std::size_t h = 0; h < candidates_at_once; ++h) novelty_[m + h] = 1.0f - most[h];
       }
       scan(p);
     });
