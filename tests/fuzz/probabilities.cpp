@@ -87,6 +87,7 @@ void score_once(Input& in) {
   FUZZ_CHECK(same_bits(scores, again));
   fastv::Pruner<Score> pruner(config);
   const fastv::Kept kept = pruner.prune(evidence, visual.view());
+  if (evidence.heads_total > heads && total > 0) FUZZ_CHECK(kept.code() == fastv::Errc::missing_evidence);
   if (kept && total > 0) FUZZ_CHECK(std::memcmp(pruner.scores().data(), scores.data(), total * sizeof(Score)) == 0);
 
   auto bad = evidence;
