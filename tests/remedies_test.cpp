@@ -383,6 +383,25 @@ TEST(CorrectByPrior, ConfigAsksForTheSeparatorsRow) {
   EXPECT_TRUE(refused(Pruner<>(config).prune(evidence, visual).status, Errc::bad_setting, "30"));
 }
 
+// Where a sink takes nearly all, scores are brought into range by the greatest that counts: not by that of a token whose
+// value is 0.
+TEST(ValueNorms, OfZeroDoNotHideWhatIsTiny) {
+  const float query[] = {1}, keys[] = {-400, -100, -300, -310, -400}, sinks[] = {0}, norms[] = {0, 1, 2};
+  const TokenSpan visual[] = {{1, 3}};
+  QueryKey<float> evidence = query_key(heads(static_cast<const float*>(query), TokenMajor{1, 1, 1}),
+                                       heads(static_cast<const float*>(keys), TokenMajor{5, 1, 1}), 1.0f);
+  evidence.sinks = sinks;
+  evidence.value_norms = norms;
+  Pruner<> pruner;
+  const Kept kept = pruner.prune(evidence, visual);
+  ASSERT_TRUE(kept) << kept.message().c_str();
+  EXPECT_EQ(std::vector<Index>(kept.begin(), kept.end()), (std::vector<Index>{0, 2, 3, 4}));
+  const Span<const float> scores = pruner.scores();
+  EXPECT_EQ(scores[0], 0.0f);
+  EXPECT_GT(scores[1], 0.0f);
+  EXPECT_NEAR(scores[2] / scores[1], 2 * std::exp(-10.0f), 1e-9f);
+}
+
 // A range around images is of its text alone.
 TEST(TextRaters, PassOverVisualTokens) {
   Rng rng(9);

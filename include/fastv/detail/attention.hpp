@@ -302,7 +302,6 @@ class QueryKeyScorer {
   template <class Sum>
   void add_row(std::size_t position, Sum* sums, std::size_t first, float shift) noexcept {
     const std::size_t r = position - position_of(0), keys = evidence_.key.tokens;
-    const std::size_t group = evidence_.query.heads / evidence_.key.heads;
     const Range seen = seen_by(evidence_, r, position);
     for_each_head(r, seen, [&](std::size_t head, float* row) {
       Softmax parts{};
@@ -324,14 +323,26 @@ class QueryKeyScorer {
           if (is_zero(factors_[head])) continue;
           const Sum weight = static_cast<Sum>(factors_[head]) * static_cast<Sum>(share_);
           const bool weighted = !evidence_.value_norms.empty() && !is_nan(factors_[head]);  // NaN whatever the norm
-          const float* norm = weighted ? evidence_.value_norms.data() + head / group * count_ + number : nullptr;
+          const float* norm = weighted ? norms_of(head) + number : nullptr;
           add_weighted(sums + (number - first), logits_ + head * keys + key, 1, norm, n, weight);
         }
       });
     });
   }
 
-  // The greatest exponent log p of any visual token, over heads and rows, but for the sum of the softmax.
+  // Value norms of a query head's visual tokens.
+  const float* norms_of(std::size_t head) const noexcept {
+    return evidence_.value_norms.data() + head / (evidence_.query.heads / evidence_.key.heads) * count_;
+  }
+  // The greatest of logits that are numbers, without those whose norm is 0: they add nothing, however great.
+  static float greatest_weighted(const float* logits, const float* norms, std::size_t count) noexcept {
+    float most = minus_infinity<float>();
+    for (std::size_t i = 0; i < count; ++i)
+      if (!is_zero(norms[i]) && !hides(logits[i]) && (hides(most) || logits[i] > most)) most = logits[i];
+    return most;
+  }
+
+  // The greatest exponent log p of any visual token that counts, over heads and rows, but for the sum of the softmax.
   float highest_exponent() noexcept {
     const QueryRows& rows = scoring_.queries;
     const std::size_t heads = evidence_.query.heads;
@@ -342,8 +353,9 @@ class QueryKeyScorer {
       for_each_head(r, seen, [&](std::size_t head, float* row) {
         const Softmax parts = softmax_parts<false>(row, seen, evidence_.sinks, head);
         if (is_nan(parts.greatest) || is_infinite(parts.greatest)) return;
-        for_each_seen(seen, 0, count_, [&](std::size_t, std::size_t key, std::size_t n) {
-          const float peak = greatest(row + key, n);
+        for_each_seen(seen, 0, count_, [&](std::size_t number, std::size_t key, std::size_t n) {
+          const float peak = evidence_.value_norms.empty() ? greatest(row + key, n)
+                                                           : greatest_weighted(row + key, norms_of(head) + number, n);
           if (hides(peak)) return;
           const float exponent = peak - parts.greatest;
           if (hides(peaks_[head]) || exponent > peaks_[head]) peaks_[head] = exponent;
