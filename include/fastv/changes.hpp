@@ -28,12 +28,12 @@ enum class ChangeBy {
 // Evidence of rows before and after. outputs(), changes() and transitions() make it.
 template <class T>
 struct Changes {
-  const T* after;             // [tokens, width]
-  const T* before;            // the same; null: none
-  std::size_t tokens, width;  // n, elements of a row
-  ChangeBy by = ChangeBy::distance;
-  std::size_t stride = 0;         // elements from row to row of after; 0: width
-  std::size_t before_stride = 0;  // of before; 0: width
+  const T* after;                    // [tokens, width]
+  const T* before;                   // the same; null: none
+  std::size_t tokens, width;         // n, elements of a row
+  ChangeBy by = ChangeBy::distance;  // how they are compared
+  std::size_t stride = 0;            // elements from row to row of after; 0: width
+  std::size_t before_stride = 0;     // of before; 0: width
 
   FASTV_INLINE std::size_t prompt_tokens() const noexcept { return tokens; }  // n
   FASTV_INLINE Status check() const noexcept;                                 // pointers, extents, strides

@@ -49,8 +49,8 @@ enum class Blend {
 // O(kept * visual * width) for nearest and volume. coverage, and nearest without scores at its start, compare every token
 // with every other, O(visual^2 * width); coverage then again those whose gain may still be the greatest.
 struct Diversity {
-  Novelty novelty = Novelty::nearest;
-  Blend blend = Blend::sum;
+  Novelty novelty = Novelty::nearest;  // what a token adds
+  Blend blend = Blend::sum;            // how score and novelty make a value
   double weight = 0.5;  // sum: share of the score, in [0, 1]; product: its exponent. 0: no score is looked at, and
                         // nearest starts with the token farthest from its nearest neighbour
   double protected_share = 0;  // this share of the count (of what an even grid and the images' minima leave of it) goes

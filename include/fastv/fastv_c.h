@@ -380,7 +380,7 @@ struct LoadVector {
   Heads<bfloat16> bfloats;
   int type;
 
-  Status check() const noexcept {
+  Status sound() const noexcept {
     if (type == FASTV_HALF) return check_heads(halves, "features");
     if (type == FASTV_BFLOAT16) return check_heads(bfloats, "features");
     if (type == FASTV_FLOAT) return check_heads(wide, "features");
@@ -405,7 +405,7 @@ Status prune_into(fastv_pruner& pruner, const Evidence& evidence, const fastv_sp
     const LoadVector load{read_heads(static_cast<const float*>(f.vectors.data), f.vectors),
                           read_heads(static_cast<const half*>(f.vectors.data), f.vectors),
                           read_heads(static_cast<const bfloat16*>(f.vectors.data), f.vectors), f.vectors.type};
-    if (Status status = load.check(); !status) return status;
+    if (Status status = load.sound(); !status) return status;
     const auto vectors = loaded_keys(f.vectors.heads, f.vectors.tokens, f.vectors.dim, load);
     kept = pruner.pruner.prune(with_features(evidence, Features{vectors, f.past, f.mean_of_heads != 0, f.projected}),
                                *list);
