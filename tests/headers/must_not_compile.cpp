@@ -2,6 +2,9 @@
 // bad one fail with one error, and looks for the sentence behind `says:` in it.
 #include <fastv/fastv.hpp>
 #include <vector>
+#if FASTV_CASE == 26
+#include <fastv/cuda_views.hpp>
+#endif
 
 namespace at {
 struct Tensor {  // stands for LibTorch's: an object that holds its sizes itself
@@ -204,6 +207,12 @@ int main() {
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t token) { return token; });
 #else
   (void)fastv::loaded_keys(2, 4, 8, [](std::size_t, std::size_t, float* out) { *out = 0; });
+#endif
+#elif FASTV_CASE == 26  // says: a view made by fastv::heads() is one of host memory
+#ifdef FASTV_BAD
+  (void)fastv::cuda::query_key(fastv::heads(p, shape), fastv::heads(p, shape), 1.0f);
+#else
+  (void)fastv::cuda::query_key(fastv::cuda::heads(p, shape), fastv::cuda::heads(p, shape), 1.0f);
 #endif
 #else
 #error "must_not_compile.cpp has no such case"
