@@ -195,12 +195,15 @@ class DeviceBlock {
   }
 };
 
+// At least one block of a multiprocessor, or two of many threads: without a number, nvcc spills registers of small kernels
+// to make room for many blocks.
 #if defined(__HIPCC__) && !defined(__CUDACC__)
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run_kernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::threads > 256 ? 2 : 1) run_kernel(const Kernel kernel) {
 #else
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run_kernel(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::threads > 256 ? 2 : 1)
+    run_kernel(const __grid_constant__ Kernel kernel) {
 #endif
   __shared__ typename Kernel::template Shared<DeviceBlock> shared;
   DeviceBlock block;

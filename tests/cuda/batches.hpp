@@ -44,7 +44,7 @@ inline Config random_config(Rng& rng, bool with_grids, bool ranks) {
   config.rounding = rng.chance(0.5) ? Rounding::up : Rounding::half_even;
   config.ratio_of = rng.chance(0.5) ? RatioOf::original : RatioOf::remaining;
   config.quota = rng.chance(0.4) ? Quota::pooled : Quota::per_image;
-  if (rng.chance(0.3)) config.min_per_image = rng.below(12);
+  if (rng.chance(0.4)) config.min_per_image = rng.below(20);
   if (rng.chance(0.3)) config.uniform_share = rng.real();
   if (!ranks && rng.chance(0.3)) config.selection = rng.chance(0.5) ? Selection::random : Selection::uniform;
   config.seed = rng.next();

@@ -176,6 +176,8 @@ TEST(CudaScore, TinyScoresKeepTheirOrder) {
     Layer layer = oracle::random_layer(rng, 4, 2, s.tokens, s.tokens, 8);
     for (std::size_t h = 0; h < 4; ++h) layer.sinks.push_back(rng.real(60, seed % 3 == 0 ? 70 : 300));
     oracle::Tensors<float> tensors(rng, layer);
+    QueryKey<float> plain = tensors.view;  // other data for the same plan: nothing of it may be left
+    plain.sinks = {};
     Pruner<> core(config);
     const Kept expected = core.prune(tensors.view, s.visual);
     ASSERT_TRUE(expected) << expected.message().c_str();
@@ -187,6 +189,7 @@ TEST(CudaScore, TinyScoresKeepTheirOrder) {
     const cuda::Request request{config, s.visual, 0, s.tokens};
     ASSERT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue));
     for (int time = 0; time < 2; ++time) {
+      ASSERT_TRUE(pruner.prune(0, on_device(plain), queue));
       ASSERT_TRUE(pruner.prune(0, on_device(tensors.view), queue));
       ASSERT_EQ(emulation::faults(), std::set<std::string>{});
       const cuda::Kept kept = pruner.kept(0);

@@ -7,13 +7,15 @@ namespace {
 
 using namespace batches;
 
-// Scores with ties, NaN and zeros.
+// Scores with ties, NaN and zeros, or so low in one half that only its minimum keeps an image of it.
 std::vector<float> random_scores(Rng& rng, std::size_t count) {
   const std::size_t values = rng.chance(0.5) ? 4 : 100000;
-  const bool hostile = rng.chance(0.3);
+  const bool hostile = rng.chance(0.3), poor = rng.chance(0.3), close = rng.chance(0.3);
   std::vector<float> scores(count);
   for (float& score : scores) {
     score = static_cast<float>(rng.below(values)) / static_cast<float>(values);
+    if (close) score = 0.5f + static_cast<float>(rng.below(values)) * 0x1p-24f;  // next to each other
+    if (poor && &score - scores.data() < static_cast<std::ptrdiff_t>(count / 2)) score /= 1e6f;
     if (hostile && rng.chance(0.2)) score = oracle::nan_float();
     if (hostile && rng.chance(0.1)) score = -score;
   }

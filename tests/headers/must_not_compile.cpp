@@ -2,6 +2,9 @@
 // bad one fail with one error, and looks for the sentence behind `says:` in it.
 #include <fastv/fastv.hpp>
 #include <vector>
+#if FASTV_CASE == 42
+#include <fastv/cuda_views.hpp>
+#endif
 
 #if FASTV_CASE >= 100  // of an engine, and skipped where it is not installed: 100 on of LibTorch, 200 on of ggml
 
@@ -406,6 +409,12 @@ int main() {
   (void)fastv::write_indices(indices, fp16);
 #else
   (void)fastv::write_indices(indices, indices);
+#endif
+#elif FASTV_CASE == 42  // says: a view made by fastv::heads() is one of host memory
+#ifdef FASTV_BAD
+  (void)fastv::cuda::query_key(fastv::heads(p, shape), fastv::heads(p, shape), 1.0f);
+#else
+  (void)fastv::cuda::query_key(fastv::cuda::heads(p, shape), fastv::cuda::heads(p, shape), 1.0f);
 #endif
 #else
 #error "must_not_compile.cpp has no such case"

@@ -268,7 +268,7 @@ struct Combine {
   template <class Block>
   FASTV_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
     const std::uint32_t number = block.y();
-    const Sequence& s = tables.sequences[number];
+    const Sequence s = tables.sequences[number];  // a copy: its words are loaded at once
     const std::uint32_t tiles = most(parts_of(s.visual, tile_tokens), 1), tile = block.x();
     if (tile >= tiles || (second_time && room.again[number] == 0)) return;
     const std::uint32_t jobs = s.main_jobs + s.prior_jobs, begin = most(s.first_job, first_job);
@@ -279,10 +279,10 @@ struct Combine {
 
     if (jobs > 0)
       for (std::uint32_t set = 0; set < row_sets; ++set)
-        sum_tile(block, shared, number, set, tile, whole ? 0.0f : shift_of(number, set), whole, begin);
+        sum_tile(block, shared, s, number, set, tile, whole ? 0.0f : shift_of(number, set), whole, begin);
     if (!last) return;
     if (!block.last_to_arrive(room.arrivals + number, tiles)) return;
-    finish(block, shared, number, whole, begin);
+    finish(block, shared, s, number, whole, begin);
   }
 
  private:
@@ -301,9 +301,9 @@ struct Combine {
 
   // What the tokens of one tile receive from the rows at hand -> scores, or added to the sums of earlier launches.
   template <class Block>
-  FASTV_KERNEL void sum_tile(Block& block, Shared<Block>& shared, std::uint32_t number, std::uint32_t set,
-                             std::uint32_t tile, float shift, bool whole, std::uint32_t begin) const {
-    const Sequence& s = tables.sequences[number];
+  FASTV_KERNEL void sum_tile(Block& block, Shared<Block>& shared, const Sequence& s, std::uint32_t number,
+                             std::uint32_t set, std::uint32_t tile, float shift, bool whole,
+                             std::uint32_t begin) const {
     const JobSlots slots = slots_of(s, set, begin);
     const std::uint32_t set_jobs = set == 0 ? s.main_jobs : s.prior_jobs;
     if (slots.begin == slots.end) return;
@@ -340,9 +340,8 @@ struct Combine {
 
   // The sequence's last block: everything that needs all of its scores.
   template <class Block>
-  FASTV_KERNEL void finish(Block& block, Shared<Block>& shared, std::uint32_t number, bool whole,
+  FASTV_KERNEL void finish(Block& block, Shared<Block>& shared, const Sequence& s, std::uint32_t number, bool whole,
                            std::uint32_t begin) const {
-    const Sequence& s = tables.sequences[number];
     float* scores = room.scores + s.visual_first;
     const bool ranked = s.main_jobs > 0 && s.visual > 0;
     if constexpr (Source::in_range) {
@@ -351,12 +350,12 @@ struct Combine {
       FASTV_KERNEL_UNROLL
       for (std::uint32_t set = 0; set < row_sets; ++set) {
         if (!ranked || partial || second_time || (set == 1 && s.prior_jobs == 0)) continue;
-        shifts[set] = needed_shift(block, number, set);
+        shifts[set] = needed_shift(block, s, number, set);
         if (shifts[set] == no_key) continue;
         shifted = true;
         if (whole)
           for (std::uint32_t tile = 0; tile < parts_of(s.visual, tile_tokens); ++tile)
-            sum_tile(block, shared, number, set, tile, float_of_key(shifts[set]), whole, begin);
+            sum_tile(block, shared, s, number, set, tile, float_of_key(shifts[set]), whole, begin);
       }
       block.each([&](int thread) {
         if (thread != 0) return;
@@ -377,8 +376,8 @@ struct Combine {
 
   // order_key() of the shift by which a set's scores come into range, or no_key where they are.
   template <class Block>
-  FASTV_KERNEL std::uint32_t needed_shift(Block& block, std::uint32_t number, std::uint32_t set) const {
-    const Sequence& s = tables.sequences[number];
+  FASTV_KERNEL std::uint32_t needed_shift(Block& block, const Sequence& s, std::uint32_t number,
+                                          std::uint32_t set) const {
     const float* scores = room.scores + static_cast<std::size_t>(set) * room.visual + s.visual_first;
     typename Block::template PerThread<std::uint32_t> highest;
     block.each([&](int thread) {

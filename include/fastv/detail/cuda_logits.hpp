@@ -110,6 +110,21 @@ FASTV_KERNEL inline float element_at(const void* data, std::ptrdiff_t i, Element
   return 0;
 }
 
+// to_float() by the GPU's own conversion, of which both are exact.
+template <class T>
+FASTV_KERNEL inline float widened(T value) noexcept {
+  return to_float(value);
+}
+FASTV_KERNEL inline float widened(fastv::half value) noexcept {
+#if defined(__CUDA_ARCH__)
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(value.bits));
+  return out;
+#else
+  return to_float(value);
+#endif
+}
+
 // Element d of a query: its bias added, rotated, scaled.
 FASTV_KERNEL inline float query_at(const Queries& q, std::uint32_t row, std::uint32_t head, std::uint32_t d) noexcept {
   const auto raw = [&](std::uint32_t i) {
@@ -175,7 +190,7 @@ struct Logits {
   FASTV_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
     const std::uint32_t chunk = block.x(), slot = block.z(), job = first_job + slot;
     const std::uint32_t number = sequence_of(tables, job);
-    const Sequence& s = tables.sequences[number];
+    const Sequence s = tables.sequences[number];  // a copy: its words are loaded at once
     const std::uint32_t begin = chunk * chunk_keys;
     if (begin >= s.keys || (again != nullptr && again[number] == 0)) return;
     const std::uint32_t kv_head = block.y() / tiles, tile = block.y() % tiles;
@@ -193,20 +208,25 @@ struct Logits {
       });
       return;
     }
+    // Keys are on their way while the queries are prepared.
+    typename Block::template PerThread<UnderWay> keys_of;
+    block.each([&](int thread) {
+      const auto lane = static_cast<std::uint32_t>(thread) % lanes, place = static_cast<std::uint32_t>(thread) / lanes;
+      UnderWay& own = keys_of[thread];
+      FASTV_KERNEL_UNROLL
+      for (std::uint32_t k = 0; k < at_once; ++k) {
+        const std::uint32_t key = begin + place + k * (threads / lanes);
+        own.vector[k] = key >= low && key < high ? keys.vector(s, key, kv_head) : nullptr;
+      }
+      load(own, lane * Piece<K, Wide>::size);
+    });
     const std::uint32_t fours = (query.dim + 3) / 4;
     load_query(block, shared, s.query_row + (row - (s.tokens - s.queries)), first_head, heads, fours);
     block.sync();
 
     typename Block::template PerThread<Values<float, products>> sums;
     block.each([&](int thread) {
-      const auto lane = static_cast<std::uint32_t>(thread) % lanes, place = static_cast<std::uint32_t>(thread) / lanes;
-      const K* vectors[at_once];
-      FASTV_KERNEL_UNROLL
-      for (std::uint32_t k = 0; k < at_once; ++k) {
-        const std::uint32_t key = begin + place + k * (threads / lanes);
-        vectors[k] = key >= low && key < high ? keys.vector(s, key, kv_head) : nullptr;
-      }
-      multiply(shared, vectors, lane, heads, fours, sums[thread]);
+      multiply(shared, keys_of[thread], static_cast<std::uint32_t>(thread) % lanes, heads, fours, sums[thread]);
     });
     block.template sum<lanes>(sums);
     block.each([&](int thread) {
@@ -246,9 +266,19 @@ struct Logits {
     });
   }
 
+  // What a thread has loaded of its keys, null for those that the row does not see.
+  struct UnderWay {
+    const K* vector[at_once];
+    Piece<K, Wide> piece[at_once];
+  };
+  // Elements i .. of each key; zeros behind their end.
+  FASTV_KERNEL void load(UnderWay& own, std::uint32_t i) const {
+    FASTV_KERNEL_UNROLL
+    for (std::uint32_t k = 0; k < at_once; ++k) own.piece[k] = load(own.vector[k], i);
+  }
   FASTV_KERNEL Piece<K, Wide> load(const K* vector, std::uint32_t i) const {
     Piece<K, Wide> piece{};
-    if (vector == nullptr) return piece;
+    if (vector == nullptr || i >= query.dim) return piece;
     if constexpr (Wide) {
       const K* from = vector + keys.offset(i);
       // Strides and `data` are multiples of 16 bytes; of a table's pointers nobody on the host knows.
@@ -268,15 +298,12 @@ struct Logits {
 
   // sums[h, k] = this lane's part of q_h . k.
   template <class Memory>
-  FASTV_KERNEL void multiply(Memory& shared, const K* const* vectors, std::uint32_t lane, std::uint32_t heads,
+  FASTV_KERNEL void multiply(Memory& shared, UnderWay& own, std::uint32_t lane, std::uint32_t heads,
                              std::uint32_t fours, Values<float, products>& sums) const {
     constexpr std::uint32_t size = Piece<K, Wide>::size;
     FASTV_KERNEL_UNROLL
     for (std::size_t i = 0; i < products; ++i) sums.value[i] = 0;
-    for (std::uint32_t i = lane * size; i < query.dim; i += lanes * size) {
-      Piece<K, Wide> pieces[at_once];
-      FASTV_KERNEL_UNROLL
-      for (std::uint32_t k = 0; k < at_once; ++k) pieces[k] = load(vectors[k], i);
+    for (std::uint32_t i = lane * size; i < query.dim;) {
       FASTV_KERNEL_UNROLL
       for (std::uint32_t h = 0; h < Heads; ++h) {
         if (h >= heads) continue;
@@ -284,11 +311,15 @@ struct Logits {
         for (std::uint32_t part = 0; part < size; part += 4) {
           const Four q = shared.query[h * fours + (i + part) / 4];
           FASTV_KERNEL_UNROLL
-          for (std::uint32_t k = 0; k < at_once; ++k) FASTV_KERNEL_UNROLL
-          for (std::uint32_t j = 0; j < 4; ++j)
-            sums.value[h * at_once + k] += q.value[j] * to_float(pieces[k].element[part + j]);
+          for (std::uint32_t k = 0; k < at_once; ++k) {
+            FASTV_KERNEL_UNROLL
+            for (std::uint32_t j = 0; j < 4; ++j)
+              sums.value[h * at_once + k] += q.value[j] * widened(own.piece[k].element[part + j]);
+          }
         }
       }
+      i += lanes * size;
+      load(own, i);
     }
   }
 

@@ -51,14 +51,8 @@ class Selector {
                         std::uint32_t uncorrected) {
     load(scores, counters, uncorrected);
     block_.sync();
-    for (int round = 0; round < 2; ++round) {
-      if (s_.groups[round] == 0) continue;
-      const auto* groups = reinterpret_cast<const Group*>(tables_.words + s_.words_round[round]);
-      rank(groups, s_.groups[round]);
-      const Words swap = from_;
-      from_ = to_;
-      to_ = swap;
-    }
+    rank_round(s_.words_round[0], s_.groups[0]);
+    rank_round(s_.words_round[1], s_.groups[1]);
     write(out);
   }
 
@@ -92,6 +86,14 @@ class Selector {
       *counters = {static_cast<std::uint32_t>(count & mask), static_cast<std::uint32_t>(count >> 21 & mask),
                    static_cast<std::uint32_t>(count >> 42), uncorrected};
     });
+  }
+
+  FASTV_KERNEL void rank_round(std::uint32_t words, std::uint32_t count) {
+    if (count == 0) return;
+    rank(reinterpret_cast<const Group*>(tables_.words + words), count);
+    const Words swap = from_;
+    from_ = to_;
+    to_ = swap;
   }
 
   FASTV_KERNEL static std::uint32_t number(const Group& group, std::uint32_t e) {
