@@ -195,14 +195,19 @@ class DeviceBlock {
   }
 };
 
-// At least one block of a multiprocessor, or two of many threads: without a number, nvcc spills registers of small kernels
-// to make room for many blocks.
+// Blocks that a multiprocessor must have room for. Without a number nvcc spills registers of small kernels to make room
+// for many; 8-bit keys, widened, need all registers of one.
+template <class Kernel>
+inline constexpr int resident_blocks = 2;
+template <class K, bool Wide, int Heads>
+inline constexpr int resident_blocks<Logits<K, Wide, Heads>> = sizeof(K) == 1 ? 1 : 2;
+
 #if defined(__HIPCC__) && !defined(__CUDACC__)
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::threads > 256 ? 2 : 1) run_kernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::threads, resident_blocks<Kernel>) run_kernel(const Kernel kernel) {
 #else
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, Kernel::threads > 256 ? 2 : 1)
+__global__ void __launch_bounds__(Kernel::threads, resident_blocks<Kernel>)
     run_kernel(const __grid_constant__ Kernel kernel) {
 #endif
   __shared__ typename Kernel::template Shared<DeviceBlock> shared;
