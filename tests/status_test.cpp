@@ -902,7 +902,7 @@ Cases of_the_c_face() {
       {Errc::not_supported,
        {"k has element type 3", "FASTV_HALF"},
        detail::with_elements(numbers, 3, "k", [](const auto*) { return Status{}; })},
-      {Errc::not_supported, {"features have element type 3", "FASTV_HALF"}, detail::LoadVector{{}, {}, {}, 3}.check()},
+      {Errc::not_supported, {"features have element type 3", "FASTV_HALF"}, detail::LoadVector{{}, {}, {}, 3}.sound()},
       {Errc::bad_prompt, {"0 tokens", "FASTV_OK"}, detail::read_kept(fastv_kept{}).status},
       {Errc::bad_setting, {"keep_count is 0", "0.25", "fastv_default_config()"}, config_with([](fastv_config& c) {
          c.filtering_ratio = 0.25;
