@@ -112,7 +112,7 @@ struct QueryKey {
   bool causal = true;                     // a row sees the keys up to its own position; false: all keys
   const std::int32_t* visible = nullptr;  // [query rows]: tokens of the sequence that each row sees, in place of causal
   std::size_t window = 0;                 // sliding window, in tokens; 0: all
-  std::size_t heads_total = 0;            // of all ranks, where heads are sharded: scores are then partial sums
+  std::size_t heads_total = 0;            // of all ranks; more than heads, sums would be partial: refused
   const float* value_norms = nullptr;     // [kv heads, visual tokens of the batch]
   const Q* query_bias = nullptr;          // [heads, dim], added to a query that comes without it, before RoPE
   Rope rope = {};                         // applied to a query that comes without it
@@ -136,7 +136,7 @@ struct Probabilities {
   std::ptrdiff_t head_stride;          // elements from head to head
   std::ptrdiff_t query_stride;         // elements from query row to query row
   std::ptrdiff_t key_stride = 1;       // elements from key to key
-  std::size_t heads_total = 0;         // of all ranks, where heads are sharded
+  std::size_t heads_total = 0;         // of all ranks; more than heads: refused
   const float* value_norms = nullptr;  // [norm heads, visual tokens of the batch]
   std::size_t norm_heads = 0;          // KV heads of value_norms; 0: heads
 };
@@ -194,7 +194,7 @@ struct Limits {
 // What only values can tell, one per sequence, in device memory, valid once the stage has run.
 struct Counters {
   std::uint32_t nan_scores;   // ranked below all others
-  std::uint32_t zero_scores;  // all of them: nothing ranks the tokens, and the earliest stay
+  std::uint32_t zero_scores;  // of an image all of them: nothing ranks its tokens, and the earliest stay
   std::uint32_t infinite;     // scores that are infinite: check where they come from
   std::uint32_t
       uncorrected;  // 1: the prior rows, or the question's, attend to no visual token, so that Config::prior_rows

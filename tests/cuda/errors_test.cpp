@@ -103,6 +103,7 @@ TEST(CudaErrors, Evidence) {
   EXPECT_SAYS(bad_stride, "the token stride of key is 8 but its entries reach over",
               r.evidence.key.layout.token_stride = 8);
   EXPECT_SAYS(bad_shape, "heads_total is 2", r.evidence.heads_total = 2);
+  EXPECT_SAYS(missing_evidence, "4 of 8 heads, whose scores are partial sums", r.evidence.heads_total = 8);
   EXPECT_SAYS(bad_setting, "Rope has 9 pairs", r.evidence.rope.pairs = 9);
   EXPECT_SAYS(null_data, "Rope::frequencies", r.evidence.rope.pairs = 8);
   static const std::int32_t table[4] = {};

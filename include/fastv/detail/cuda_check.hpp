@@ -94,6 +94,7 @@ Status check_evidence(const cuda::QueryKey<Q, K>& evidence, const StagePlan& sta
   shape.soft_cap = evidence.soft_cap;
   shape.heads_total = evidence.heads_total;
   if (Status status = shape.check(); !status) return status;
+  if (Status status = expect_all_heads(q.heads, evidence.heads_total); !status) return status;
   const cuda::Heads<float>& scales = evidence.key_scales;
   if (scales.layout.data != nullptr || scales.block_pointers != nullptr) {
     if (Status status = check_device_heads(scales, "key_scales", stage.key_rows, stage.keys); !status) return status;
@@ -127,6 +128,7 @@ Status check_evidence(const cuda::Probabilities<T>& evidence, const StagePlan& s
   if (evidence.heads_total != 0 && evidence.heads_total < evidence.heads)
     return fail(Errc::bad_shape, "the attention has {} heads but heads_total is {}: it counts the heads of all ranks",
                 evidence.heads, evidence.heads_total);
+  if (Status status = expect_all_heads(evidence.heads, evidence.heads_total); !status) return status;
   const std::size_t norm_heads = evidence.norm_heads == 0 ? evidence.heads : evidence.norm_heads;
   if (evidence.value_norms != nullptr && evidence.heads % norm_heads != 0)
     return fail(Errc::bad_shape, "norm_heads is {}, which does not divide the {} heads", norm_heads, evidence.heads);

@@ -190,8 +190,9 @@ struct ChunkSource {
     const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
     // With the first of the tiles that lie together, all of them of the next head are asked for, line by line: in the
     // order in which tiles read them, every other pair of lines first, memory is a third slower.
-    const std::size_t stretch = tiles_together() * streams;
-    if ((first + token) % keys.pages.block_tokens % stretch == 0 && head + 1 < keys.heads)
+    const std::size_t stretch = tiles_together() * streams, block = keys.pages.block_tokens;  // 0: in one piece
+    const std::size_t place = block == 0 ? 0 : (first + token) % block % stretch;
+    if (place == 0 && head + 1 < keys.heads)
       for (std::size_t c = 0; c * chunk < keys.dim; ++c) {
         const K* chunks =
             found.at[0] + offset + keys.head_stride + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
