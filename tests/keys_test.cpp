@@ -172,6 +172,20 @@ TYPED_TEST(KeyTypes, ChunksOfAnyWidth) {
     }
 }
 
+TYPED_TEST(KeyTypes, ChunksInOnePiece) {
+  using K = TypeParam;
+  Rng rng(55);
+  const std::vector<TokenSpan> visual = {{3, 30}};
+  Layer a = oracle::random_layer(rng, 4, 2, 1, 37, 48, reach_of<K>);
+  if (reach_of < K >> 10) a.scale *= 0.01;
+  const Tensors<float, K> tensors(rng, a, Place::chunked_pages, 37, 16 / sizeof(K));  // one block holds them all
+  auto view = tensors.view;
+  view.key.data += static_cast<std::ptrdiff_t>(view.key.pages.block_table[0]) * view.key.pages.block_stride;
+  view.key.pages.block_table = {};
+  view.key.pages.block_tokens = 0;
+  expect_near(scores_of(view, visual), oracle::scores_by(a, {36}, visual));
+}
+
 TEST(PagedQueries, AreReadAsKeysAre) {
   Rng rng(6);
   const std::vector<TokenSpan> visual = {{3, 20}, {25, 30}};
