@@ -8,6 +8,7 @@
 #include "fastv/eigen.hpp"
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -114,12 +115,6 @@ TEST(Compact, KeepingEverythingOrNothingLeavesEveryByte) {
 // ---- what engines hold --------------------------------------------------------------------------
 
 const std::vector<Index> kept_of_10 = {0, 1, 4, 5, 6, 9};
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
 
 // What prune() returns for kept_of_10, as if ten tokens had been pruned.
 Kept pruned_10() {

@@ -3,12 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <thread>
 
 #include "attention.hpp"
+#include "backwards.hpp"
 #include "counted_new.hpp"
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -620,20 +621,6 @@ TEST(Diverse, ABatchKeepsWhatEachSequenceKeepsAlone) {
   }
 }
 
-// Pieces of work in any order, on two threads.
-struct Backwards {
-  template <class Body>
-  void operator()(std::size_t count, const Body& body) const {
-    std::thread other([&] {
-      for (std::size_t i = count; i-- > 0;)
-        if (i % 2 == 0) body(i);
-    });
-    for (std::size_t i = count; i-- > 0;)
-      if (i % 2 == 1) body(i);
-    other.join();
-  }
-};
-
 TEST(Diverse, ThreadsAndMemoryOfBeforeChangeNothing) {
   Rng rng(55);
   const std::size_t n = 270, width = 300;  // two pieces of work
@@ -810,12 +797,6 @@ TEST(Diverse, TheKeysOfTheLayerServeBesideItsAttentionBehindEarlierTurns) {
 }
 
 // ---- what is refused ----------------------------------------------------------------------------
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
 
 TEST(Diverse, WhatDoesNotFitIsNamed) {
   const std::size_t n = 20;

@@ -5,6 +5,7 @@
 
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -13,12 +14,6 @@ using oracle::Rng;
 
 enum class Layout { token_major, head_major, chunked };  // chunked: vLLM's [block, head, dim / x, token, x]
 constexpr Layout layouts[] = {Layout::token_major, Layout::head_major, Layout::chunked};
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
 
 std::vector<Index> shuffled(Rng& rng, std::size_t count) {
   std::vector<Index> order(count);

@@ -8,6 +8,7 @@
 
 #include "counted_new.hpp"
 #include "oracle.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -48,12 +49,6 @@ struct Problem {
 const Problem& llava() {
   static const Problem problem(50, 631, {{35, 576}});
   return problem;
-}
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
 }
 
 std::vector<Index> indices(const Kept& kept) {

@@ -5,6 +5,7 @@
 
 #include "attention.hpp"
 #include "fastv/fastv.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -23,12 +24,6 @@ std::vector<double> random_values(Rng& rng, std::size_t count) {
   for (double& v : values) v = rng.real(-1, 1);
   return values;
 }
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
-
 // ---- RoPE-free ----------------------------------------------------------------------------------
 
 // Rotates [heads, tokens, dim] forward, straight from the definition.

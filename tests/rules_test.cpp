@@ -2,36 +2,16 @@
 // loop in double.
 #include <gtest/gtest.h>
 
-#include <thread>
-
 #include "attention.hpp"
+#include "backwards.hpp"
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
+#include "refused.hpp"
 
 namespace {
 
 using namespace fastv;
 using oracle::Rng;
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
-
-// Pieces of work in any order, on two threads.
-struct Backwards {
-  template <class Body>
-  void operator()(std::size_t count, const Body& body) const {
-    std::thread other([&] {
-      for (std::size_t i = count; i-- > 0;)
-        if (i % 2 == 0) body(i);
-    });
-    for (std::size_t i = count; i-- > 0;)
-      if (i % 2 == 1) body(i);
-    other.join();
-  }
-};
 
 template <class Score = double, class Evidence, class ParallelFor = Serial>
 std::vector<Score> scored(const Config& config, const Evidence& evidence, const std::vector<TokenSpan>& visual,

@@ -5,6 +5,7 @@
 
 #include "attention.hpp"
 #include "fastv/fastv.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -42,12 +43,6 @@ Status status_of(const Config& config, const Evidence& evidence, const std::vect
   std::vector<float> scores(visual_tokens(visual)), scratch(score_scratch(evidence));
   return score(config, evidence, Span<const TokenSpan>(visual), Span<float>(scores), Span<float>(scratch));
 }
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
-
 template <class Score>
 void expect_near(const std::vector<Score>& got, const std::vector<double>& expected, double relative = 2e-5) {
   ASSERT_EQ(got.size(), expected.size());

@@ -5,17 +5,12 @@
 
 #include "attention.hpp"
 #include "fastv/fastv.hpp"
+#include "refused.hpp"
 
 namespace {
 
 using namespace fastv;
 using oracle::Rng;
-
-testing::AssertionResult refused(const Status& status, Errc code, const char* words) {
-  const std::string sentence = status.message().c_str();
-  if (status.code == code && sentence.find(words) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "Errc " << static_cast<int>(status.code) << " (" << sentence << ")";
-}
 
 const std::vector<TokenSpan> visual = {{5, 30}, {40, 44}};
 constexpr std::size_t heads = 8, kv_heads = 4, tokens = 90, dim = 16;

@@ -89,13 +89,7 @@ void check_ragged(std::uint64_t seed) {
     s.past = {any_past ? rng.below(20) : 0};
     tokens.push_back(s.tokens);
     past.push_back(s.past[0]);
-    cuda::Request request{Config{}, s.visual, limits.tokens, s.tokens};
-    if (!s.stages.empty()) {
-      request.config = s.stages[0];
-      request.later = Span<const Config>(s.stages.data() + 1, s.stages.size() - 1);
-    }
-    request.past = s.past;
-    requests.push_back(request);
+    requests.push_back(request_of(s, limits.tokens));
     limits.tokens += s.tokens;
     limits.spans += s.visual.size();
   }

@@ -20,6 +20,17 @@ struct Sequence {
   std::vector<std::size_t> past;
 };
 
+// What a sequence whose first packed row is `first` asks for. It holds views of the sequence.
+inline cuda::Request request_of(const Sequence& s, std::size_t first) {
+  cuda::Request request{Config{}, s.visual, first, s.tokens};
+  if (!s.stages.empty()) {
+    request.config = s.stages[0];
+    request.later = Span<const Config>(s.stages.data() + 1, s.stages.size() - 1);
+  }
+  request.past = s.past;
+  return request;
+}
+
 // A prompt of up to `most_spans` spans, some of which continue an image; with_grids: every image has one.
 inline void random_prompt(Rng& rng, std::size_t most_spans, std::size_t most_in_span, bool with_grids, Sequence& s) {
   const std::size_t spans = rng.between(1, most_spans);

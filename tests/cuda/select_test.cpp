@@ -53,13 +53,7 @@ void check_batch(std::uint64_t seed, std::size_t sequences, std::size_t stages, 
     s.past = {rng.below(9)};
     const std::size_t padding = rng.chance(0.3) ? rng.below(5) : 0;
     const std::size_t first = requests.empty() ? 0 : requests.back().first + requests.back().tokens + padding;
-    cuda::Request request{Config{}, s.visual, first, s.tokens};
-    if (!s.stages.empty()) {
-      request.config = s.stages[0];
-      request.later = Span<const Config>(s.stages.data() + 1, s.stages.size() - 1);
-    }
-    request.past = s.past;
-    requests.push_back(request);
+    requests.push_back(request_of(s, first));
     limits.tokens += s.tokens;
     limits.spans += s.visual.size();
     limits.groups += s.visual.size() + 1 + visual_tokens(s.visual);
