@@ -138,11 +138,13 @@ template <class K>
 struct PagedTokens {
   std::size_t token = static_cast<std::size_t>(-1), apart = 0;
   const K* at[streams] = {};
-  void find(const Heads<K>& keys, std::size_t first, std::size_t wanted, std::size_t wanted_apart) noexcept {
-    if (token == wanted && apart == wanted_apart) return;
+  // False where they are those of before.
+  bool find(const Heads<K>& keys, std::size_t first, std::size_t wanted, std::size_t wanted_apart) noexcept {
+    if (token == wanted && apart == wanted_apart) return false;
     token = wanted;
     apart = wanted_apart;
     for (std::size_t n = 0; n < streams; ++n) at[n] = token_at(keys, first + token + n * apart);
+    return true;
   }
 };
 
@@ -158,7 +160,7 @@ struct PageSource {
   std::ptrdiff_t token_step() const noexcept { return keys.token_stride; }
   std::ptrdiff_t head_step() const noexcept { return keys.head_stride; }
   PointerTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
-    tokens.find(keys, first, token, apart);
+    static_cast<void>(tokens.find(keys, first, token, apart));
     PointerTile<K> tile;
     for (std::size_t n = 0; n < streams; ++n)
       tile.keys[n] = tokens.at[n] + static_cast<std::ptrdiff_t>(head) * keys.head_stride;
@@ -176,7 +178,11 @@ struct ChunkSource {
   const Heads<K>& keys;
   std::size_t first;
   K* copy;
-  PagedTokens<K> tokens[streams] = {};  // of several rows of tiles
+  struct Row : PagedTokens<K> {
+    bool neighbours = false;  // its tokens lie side by side in one block
+    bool leads = false;       // it is the first of the tiles that lie together
+  };
+  Row rows[streams] = {};
   bool tokens_outer() const noexcept { return true; }
   std::size_t tiles_together() const noexcept {
     const std::size_t tiles = keys.pages.block_tokens / streams;
@@ -185,23 +191,27 @@ struct ChunkSource {
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
   ChunkTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
-    PagedTokens<K>& found = tokens[token / streams % streams];
-    found.find(keys, first, token, apart);
+    Row& found = rows[token / streams % streams];
+    const std::size_t stretch = tiles_together() * streams;
+    if (found.find(keys, first, token, apart)) {          // the same for all heads
+      const std::size_t block = keys.pages.block_tokens;  // 0: in one piece
+      const std::size_t place = block == 0 ? 0 : (first + token) % block % stretch;
+      found.leads = place == 0;
+      found.neighbours = true;
+      for (std::size_t n = 1; n < streams; ++n)
+        found.neighbours = found.neighbours && found.at[n] == found.at[0] + n * chunk;
+    }
     const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
     // With the first of the tiles that lie together, all of them of the next head are asked for, line by line: in the
     // order in which tiles read them, every other pair of lines first, memory is a third slower.
-    const std::size_t stretch = tiles_together() * streams, block = keys.pages.block_tokens;  // 0: in one piece
-    const std::size_t place = block == 0 ? 0 : (first + token) % block % stretch;
-    if (place == 0 && head + 1 < keys.heads)
+    if (found.leads && head + 1 < keys.heads)
       for (std::size_t c = 0; c * chunk < keys.dim; ++c) {
         const K* chunks =
             found.at[0] + offset + keys.head_stride + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
         const auto* from = reinterpret_cast<const unsigned char*>(chunks);
         prefetch(from, from + stretch * chunk * sizeof(K));
       }
-    bool neighbours = true;
-    for (std::size_t n = 1; n < streams; ++n) neighbours = neighbours && found.at[n] == found.at[0] + n * chunk;
-    if (neighbours) return {found.at[0] + offset, keys.pages.chunk_stride};
+    if (found.neighbours) return {found.at[0] + offset, keys.pages.chunk_stride};
     for (std::size_t c = 0; c * chunk < keys.dim; ++c)
       for (std::size_t n = 0; n < streams; ++n)
         std::memcpy(copy + (c * streams + n) * chunk,
