@@ -320,7 +320,7 @@ class BasicPruner {
   Status prune_by(std::size_t stage, const Probabilities<T>& evidence, Queue queue) noexcept {
     const std::size_t norm_heads = evidence.norm_heads == 0 ? evidence.heads : evidence.norm_heads;
     auto combine = combine_of(stage, detail::gpu::FromProbabilities<T>{evidence, norms(evidence, norm_heads, stage)});
-    combine.heads = static_cast<double>(evidence.heads_total == 0 ? evidence.heads : evidence.heads_total);
+    combine.heads = static_cast<double>(evidence.heads);
     return launch_combine(stage, combine, queue);
   }
   template <class Evidence>
@@ -379,8 +379,7 @@ class BasicPruner {
     auto combine = combine_of(
         stage, detail::gpu::FromLogits{logits.logits, logits.parts, evidence.sinks, logits.terms,
                                        norms(evidence, k.heads, stage), heads, logits.keys_room, logits.chunks});
-    combine.heads = static_cast<double>(evidence.heads_total == 0 ? q.heads : evidence.heads_total);
-    combine.partial = evidence.heads_total > q.heads;
+    combine.heads = static_cast<double>(q.heads);
     const bool again = plan.jobs > limits_.rows;
     for (int time = 0; time < (again ? 2 : 1); ++time) {
       combine.second_time = time == 1;

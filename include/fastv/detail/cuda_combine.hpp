@@ -263,7 +263,6 @@ struct Combine {
   double heads;                      // the average divides by them
   std::uint32_t first_job, end_job;  // of the launch
   bool first, second_time;           // the first launch of all; the rows that `again` names come by again
-  bool partial;                      // heads are sharded: scores are not brought into range
 
   template <class Block>
   FASTV_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
@@ -349,7 +348,7 @@ struct Combine {
       bool shifted = false;
       FASTV_KERNEL_UNROLL
       for (std::uint32_t set = 0; set < row_sets; ++set) {
-        if (!ranked || partial || second_time || (set == 1 && s.prior_jobs == 0)) continue;
+        if (!ranked || second_time || (set == 1 && s.prior_jobs == 0)) continue;
         shifts[set] = needed_shift(block, s, number, set);
         if (shifts[set] == no_key) continue;
         shifted = true;
