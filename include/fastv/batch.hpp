@@ -53,8 +53,8 @@ class BatchPruner {
  public:
   // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed tensors),
   // asked only for sequences with visual tokens, once to prune and, if scores or features rank them, once before to check
-  // it and to size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's failure does not
-  // touch the others. Complexity: the sum of the sequences'.
+  // it and to size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's
+  // failure does not touch the others. Complexity: the sum of the sequences'.
   template <class EvidenceOf, class ParallelFor = Serial>
   KeptBatch prune(Span<const Request> requests, const EvidenceOf& evidence_of,
                   const ParallelFor& parallel_for = {}) noexcept {
@@ -96,15 +96,7 @@ class BatchPruner {
     for (std::size_t i = 0; i < n; ++i) {
       const Request& request = requests[i];
       const std::size_t reach = i == 0 ? 0 : requests[i - 1].first + requests[i - 1].tokens;
-      if (request.first < reach)
-        return failure(fail(Errc::bad_prompt,
-                            "sequence {} starts at row {} but the previous one reaches up to {}: sort "
-                            "them and keep them disjoint",
-                            i, request.first, reach));
-      if (request.first > max_tokens || request.tokens > max_tokens - request.first)
-        return failure(fail(Errc::bad_prompt,
-                            "sequence {} has {} tokens from row {} on but at most {} rows are supported", i,
-                            request.tokens, request.first, max_tokens));
+      if (Status status = detail::check_place(i, request.first, request.tokens, reach); !status) return failure(status);
       Place& place = places_[i] = next;
       place.scored = false;
       sequences_[i] = {};

@@ -120,6 +120,9 @@ inline bool uses_scores(const Config& config) noexcept {
           (config.diversity.weight > 0 || config.diversity.protected_share > 0));
 }
 
+// The layer whose attention ranks at filtering layer k; 0 as well ahead of the first.
+inline std::size_t scored_layer(std::size_t k) noexcept { return k == 0 ? 0 : k - 1; }
+
 inline Status check_diversity(const Diversity& diversity) noexcept {
   const double &weight = diversity.weight, &share = diversity.protected_share;
   if (diversity.blend == Blend::sum && !is_share(weight))

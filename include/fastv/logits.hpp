@@ -93,11 +93,7 @@ void load_mean_query(const Heads<Q>& from, const QueryRows& rows, std::size_t fi
 // What to multiply a head's logits with: its weight over their length, by their greatest magnitude first, so that no square
 // leaves the range of floats. NaN where one is no number.
 inline float factor_of_head(const float* row, std::size_t count, float weight) noexcept {
-  std::uint32_t most = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t magnitude = bits_of(row[i]) & ~FloatBits<float>::sign;
-    most = magnitude > most ? magnitude : most;
-  }
+  const std::uint32_t most = greatest_magnitude(row, count);
   if (most >= FloatBits<float>::infinity) return nan_value<float>();
   if (most < 0x00800000u) return 0;  // 0, or denormal, which some threads take for 0
   const auto scale = static_cast<double>(bit_cast<float>(most));

@@ -224,6 +224,18 @@ void quotas_of(const Config& config, Span<const TokenSpan> visual, const Images&
   for_each_image(visual, [&](const Image& image) { quotas[i++] += static_cast<Word>(least(image)); });
 }
 
+// Sequence i of a packed batch, whose rows follow the `reach` rows that the sequences before it take, padding included.
+inline Status check_place(std::size_t i, std::size_t first, std::size_t tokens, std::size_t reach) noexcept {
+  if (first < reach)
+    return fail(Errc::bad_prompt,
+                "sequence {} starts at row {} but the previous one reaches up to {}: sort them and keep them disjoint",
+                i, first, reach);
+  if (first > max_tokens || tokens > max_tokens - first)
+    return fail(Errc::bad_prompt, "sequence {} has {} tokens from row {} on but at most {} rows are supported", i,
+                tokens, first, max_tokens);
+  return {};
+}
+
 // What the next stage finds, as far as shapes tell: each image as one span of its quota or, pooled, one span of them all;
 // positions count the visual tokens. pooled: set where several images become one. quotas: [2 * images]; spans: [images],
 // which may be `visual` itself. Returns the number of spans.

@@ -277,17 +277,11 @@ inline std::size_t common_scratch(const Config& config, Span<const TokenSpan> vi
   return tokens + 2 * visual.size() + (config.window_rows != 0 ? 2 * tokens : 0);
 }
 
-// The layer that a sentence about scores names.
-inline std::size_t scored_layer(const Config& config) noexcept {
-  const std::size_t k = config.filtering_layer;
-  return k == 0 ? 0 : k - 1;
-}
-
 // Scores of which none ranks a token above another: NaN alone, or zeros alone in some of the groups that compete (an
 // image, a window, a pool), where some tokens must stay and some go.
 inline Status check_counts(const Config& config, const Images& images, std::size_t nan_scores, std::size_t zero_scores,
                            std::size_t unranked_groups) noexcept {
-  const std::size_t total = images.tokens, layer = scored_layer(config);
+  const std::size_t total = images.tokens, layer = scored_layer(config.filtering_layer);
   if (total > 0 && nan_scores == total)
     return fail(Errc::bad_value,
                 "all {} visual scores are NaN: check what layer {} and the tensors handed over "
@@ -309,7 +303,7 @@ inline Status fail_unranked(const Config& config, const Unranked& unranked, std:
   return fail(Errc::bad_value,
               "{} of {} tokens in image {} would stay by scores that are all 0, so that nothing ranks them: does layer "
               "{} see the image (sliding window, bias, mask)?",
-              unranked.stay, unranked.tokens, image, scored_layer(config));
+              unranked.stay, unranked.tokens, image, scored_layer(config.filtering_layer));
 }
 
 // The place of evidence where none is at hand: Selection::diverse is refused.
@@ -347,8 +341,7 @@ std::size_t mark_diverse(const Config& config, const Evidence& evidence, Span<co
     return broken;
   }
   // Every image's own first, each seeing what the ones before it kept; then the pool.
-  const std::size_t share = even_share(config, images.keep), room = images.keep - images.minima;
-  if (share > 0) mark_uniform(marks, images.tokens, 0, share < room ? share : room);
+  if (const std::size_t share = pool_grid(config, images); share > 0) mark_uniform(marks, images.tokens, 0, share);
   broken = greedy.start(images.keep, [&](auto take) {
     for (std::size_t i = 0; i < images.tokens; ++i) take(i);
   });

@@ -117,14 +117,7 @@ class Planner {
   Status begin(std::size_t i, std::size_t layers, std::size_t& spans) noexcept {
     const cuda::Request& request = requests_[i];
     const std::size_t reach = i == 0 ? 0 : requests_[i - 1].first + requests_[i - 1].tokens;
-    if (request.first < reach)
-      return fail(Errc::bad_prompt,
-                  "sequence {} starts at row {} but the previous one reaches up to {}: sort them and keep them "
-                  "disjoint",
-                  i, request.first, reach);
-    if (request.first > max_tokens || request.tokens > max_tokens - request.first)
-      return fail(Errc::bad_prompt, "sequence {} has {} tokens from row {} on but at most {} rows are supported", i,
-                  request.tokens, request.first, max_tokens);
+    if (Status status = check_place(i, request.first, request.tokens, reach); !status) return status;
     if (Status status = expect_room(request.later, request.later.size(), "the later stages"); !status) return status;
     State& state = states_[i];
     state = {{}, 0, request.tokens, 0, spans, 0, false};
@@ -213,7 +206,7 @@ class Planner {
     if (Status status = take(n * sequence_words, stage.words_sequences); !status) return status;
     bool shifted = false;  // keys do not lie as hidden states do
     for (std::size_t i = 0; i < n; ++i)
-      shifted = shifted || past_of(i, scored_by(layer)) != 0 || requests_[i].first_key != 0;
+      shifted = shifted || past_of(i, scored_layer(layer)) != 0 || requests_[i].first_key != 0;
     std::size_t keys = 0, queries = 0;
     for (std::size_t i = 0; i < n; ++i)
       if (Status status = plan_sequence(stage, i, layer, shifted, keys, queries); !status) return status;
@@ -237,11 +230,8 @@ class Planner {
     return {};
   }
 
-  // Keys of earlier turns: where the attention comes from that ranks at a stage, and from the stage on.
+  // Keys of earlier turns.
   std::size_t past_of(std::size_t i, std::size_t layer) const noexcept { return states_[i].plan.past_in_layer(layer); }
-  static std::size_t scored_by(std::size_t filtering_layer) noexcept {
-    return filtering_layer == 0 ? 0 : filtering_layer - 1;
-  }
 
   Status plan_sequence(StagePlan& stage, std::size_t i, std::size_t layer, bool shifted, std::size_t& keys,
                        std::size_t& queries) noexcept {
@@ -255,7 +245,7 @@ class Planner {
     s.row_first = word(stage.rows);
     s.visual = word(state.visual);
     s.visual_first = word(stage.visual);
-    s.past = word(past_of(i, scored_by(layer)));
+    s.past = word(past_of(i, scored_layer(layer)));
     const std::size_t sequence = std::size_t{s.past} + s.tokens;
     if (request.first_key >= sequence)
       return fail(Errc::bad_shape, "sequence {} has first_key {} but {} tokens: it counts those before the first key",

@@ -217,12 +217,7 @@ class Greedy {
       evidence_.load_features(position(static_cast<std::size_t>(members_[m])), load_ + p * evidence_.feature_scratch(),
                               x);
       for (std::size_t i = elements; i < room_; ++i) x[i] = 0;
-      // By bits: the greatest magnitude, which is above infinity's where one is NaN.
-      std::uint32_t most = 0;
-      for (std::size_t i = 0; i < room_; ++i) {
-        const std::uint32_t magnitude = bits_of(x[i]) & ~FloatBits<float>::sign;
-        most = magnitude > most ? magnitude : most;
-      }
+      const std::uint32_t most = greatest_magnitude(x, room_);
       const bool numbers = most < FloatBits<float>::infinity;
       covered_[m] = numbers ? 1.0f : 0.0f;
       if (!numbers || most < 0x00800000u) {  // nor do denormal ones point anywhere

@@ -22,6 +22,16 @@ inline void add_to(Score* __restrict out, const T* __restrict values, std::size_
   for (std::size_t i = whole; i < count; ++i) out[i] += factor * static_cast<Score>(to_float(values[i]));
 }
 
+// Bits of the greatest magnitude: above infinity's where one is NaN.
+inline std::uint32_t greatest_magnitude(const float* values, std::size_t count) noexcept {
+  std::uint32_t most = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t magnitude = bits_of(values[i]) & ~FloatBits<float>::sign;
+    most = magnitude > most ? magnitude : most;
+  }
+  return most;
+}
+
 // Greatest of logits[0 .. keys); NaN where one is NaN or +infinity; -infinity where every key is hidden.
 inline float greatest(const float* logits, std::size_t keys) noexcept {
   // Positive values and their bits grow alike; of negative ones only NaN lies above -infinity. So one unsigned
