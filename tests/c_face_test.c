@@ -42,7 +42,7 @@ static int says(const char* part) { return strstr(why.text, part) != NULL; }
 
 static fastv_index expected[n_tokens];
 static int same(const fastv_kept* kept, size_t count) {
-  return kept->count == count && memcmp(kept->indices, expected, count * sizeof(fastv_index)) == 0;
+  return kept->count == count && (count == 0 || memcmp(kept->indices, expected, count * sizeof(fastv_index)) == 0);
 }
 
 static void check_layout(void) {
