@@ -3,474 +3,637 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
+#include <exception>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 
 namespace llava {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-std::int64_t whole(std::size_t n) { return static_cast<std::int64_t>(n); }
-std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
-
-// Keys are attended to in steps of this many, the last ones masked: llama.cpp's step, so that sums are taken in the
-// same order.
-constexpr std::size_t key_step = 256;
-std::size_t rounded_up(std::size_t keys) { return (keys + key_step - 1) / key_step * key_step; }
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void require(const fastv::Status& status) {
   if (!status) throw std::invalid_argument(status.message().c_str());
 }
-ggml_tensor* required(const fastv::Result<ggml_tensor*>& tensor) {
-  require(tensor.status);
-  return *tensor;
+
+std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+const ggml_tensor* root(const ggml_tensor* tensor) {
+  while (tensor->view_src != nullptr) tensor = tensor->view_src;
+  return tensor;
+}
+
+// The layer whose keys a tensor is a view of, as libllama names its caches; -1 for other tensors.
+std::int32_t layer_of_keys(const ggml_tensor* tensor) {
+  constexpr const char* name = "cache_k_l";
+  const char* full = root(tensor)->name;
+  if (std::strncmp(full, name, std::strlen(name)) != 0) return -1;
+  return static_cast<std::int32_t>(std::strtol(full + std::strlen(name), nullptr, 10));
+}
+
+template <class T>
+std::vector<T> read_all(const ggml_tensor* tensor) {
+  std::vector<T> values(ggml_nbytes(tensor) / sizeof(T));
+  ggml_backend_tensor_get(tensor, values.data(), 0, values.size() * sizeof(T));
+  return values;
+}
+
+// Rows first .. first + count - 1 of [axes, all].
+std::vector<llama_pos> axes_slice(const std::vector<llama_pos>& positions, std::size_t axes, std::size_t first,
+                                  std::size_t count) {
+  const std::size_t all = positions.size() / axes;
+  std::vector<llama_pos> slice;
+  slice.reserve(axes * count);
+  for (std::size_t axis = 0; axis < axes; ++axis)
+    slice.insert(slice.end(), positions.begin() + static_cast<std::ptrdiff_t>(axis * all + first),
+                 positions.begin() + static_cast<std::ptrdiff_t>(axis * all + first + count));
+  return slice;
 }
 
 }  // namespace
 
-Cache::Cache(const Model& model, const Backends& backends, const fastv::Plan& plan, std::size_t generated,
-             ggml_type type) {
-  const Shape& shape = model.shape();
-  const std::int64_t width = shape.kv_heads * shape.head_dim;
-  if (width % ggml_blck_size(type) != 0 || shape.head_dim % ggml_blck_size(type) != 0)
-    throw std::invalid_argument("a KV cache of type " + std::string(ggml_type_name(type)) + " needs a head dimension " +
-                                "that is a multiple of " + std::to_string(ggml_blck_size(type)) + ", not " +
-                                std::to_string(shape.head_dim));
-  context_.reset(ggml_init({size(shape.layers) * 2 * ggml_tensor_overhead(), nullptr, true}));
-  for (std::size_t i = 0; i < size(shape.layers); ++i) {
-    Layer layer{};
-    layer.capacity = rounded_up(plan.kv_length(i, generated));
-    layer.keys = ggml_new_tensor_2d(context_.get(), type, width, whole(layer.capacity));
-    layer.values = ggml_new_tensor_2d(context_.get(), type, width, whole(layer.capacity));
-    layers_.push_back(layer);
-  }
-  buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(context_.get(), backends.cache_buffer()));
-  if (!buffer_) throw std::runtime_error("there is no memory for the KV cache: use a shorter context");
-  ggml_backend_buffer_clear(buffer_.get(), 0);  // masked keys are multiplied by 0, and 0 times NaN is NaN
+std::size_t Prompt::tokens() const {
+  std::size_t n = 0;
+  for (const Piece& piece : pieces) n += piece.count;
+  return n;
 }
 
-std::size_t Cache::bytes() const { return ggml_backend_buffer_get_size(buffer_.get()); }
+std::vector<fastv::TokenSpan> Prompt::visual() const {
+  std::vector<fastv::TokenSpan> spans;
+  std::size_t first = 0;
+  for (const Piece& piece : pieces) {
+    if (!piece.rows.empty()) {
+      spans.push_back({first, piece.count, piece.columns});
+      spans.back().continues = piece.continues;
+    }
+    first += piece.count;
+  }
+  return spans;
+}
 
-// One graph under construction: nodes, and the inputs to be filled once it has been allocated.
-class Engine::Graph {
+void Prompt::add_text(std::vector<llama_token> tokens, std::size_t axes) {
+  if (tokens.empty()) return;
+  Piece piece;
+  piece.count = tokens.size();
+  piece.tokens = std::move(tokens);
+  piece.positions.resize(axes * piece.count);  // the fourth axis stays 0
+  for (std::size_t axis = 0; axis < std::min<std::size_t>(axes, 3); ++axis)
+    std::iota(piece.positions.begin() + static_cast<std::ptrdiff_t>(axis * piece.count),
+              piece.positions.begin() + static_cast<std::ptrdiff_t>((axis + 1) * piece.count), next_position);
+  next_position += static_cast<llama_pos>(piece.count);
+  pieces.push_back(std::move(piece));
+}
+
+// ---- a context, and what is looked at while it runs ---------------------------------------------
+
+class Engine::Half {
  public:
-  // cache: of the layers; null for a graph without any.
-  Graph(const Engine& engine, Cache* cache, std::size_t nodes)
-      : engine_(engine),
-        cache_(cache),
-        context_(ggml_init({ggml_tensor_overhead() * nodes + ggml_graph_overhead_custom(nodes, false), nullptr, true})),
-        graph_(ggml_new_graph_custom(context_.get(), nodes, false)) {}
-
-  ggml_context* context() const { return context_.get(); }
-
-  template <class T>
-  ggml_tensor* input(ggml_type type, std::vector<std::int64_t> shape, std::vector<T> data) {
-    ggml_tensor* tensor = ggml_new_tensor(context(), type, static_cast<int>(shape.size()), shape.data());
-    ggml_set_input(tensor);
-    const auto* bytes = reinterpret_cast<const unsigned char*>(data.data());
-    inputs_.push_back({tensor, {bytes, bytes + data.size() * sizeof(T)}});
-    return tensor;
+  Half(llama_model* model, const EngineOptions& options, const char* name) : batch_(options.batch) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<std::uint32_t>(options.context);
+    params.n_batch = static_cast<std::uint32_t>(options.batch);
+    params.n_ubatch = static_cast<std::uint32_t>(std::min(options.micro_batch, options.batch));
+    params.n_seq_max = static_cast<std::uint32_t>(options.sequences);
+    params.n_threads = params.n_threads_batch =
+        options.threads > 0 ? options.threads : static_cast<std::int32_t>(std::thread::hardware_concurrency());
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;  // the node that is looked at
+    params.type_k = options.key_type;
+    params.type_v = options.value_type;
+    params.kv_unified = true;  // tokens go through the layers in the order of the batch
+    params.swa_full = false;
+    params.no_perf = true;
+    params.cb_eval = [](ggml_tensor* node, bool ask, void* self) {
+      return static_cast<Half*>(self)->on_node(node, ask);
+    };
+    params.cb_eval_user_data = this;
+    context_.reset(llama_init_from_model(model, params));
+    if (!context_)
+      throw std::runtime_error("libllama makes no context of " + std::to_string(options.context) + " tokens for the " +
+                               name + ": use a smaller -c, or F16 for the types of the cache");
   }
-  ggml_tensor* output(ggml_tensor* tensor) {
-    ggml_set_output(tensor);
-    ggml_build_forward_expand(graph_, tensor);
-    return tensor;
+  virtual ~Half() = default;
+
+  llama_context* context() const { return context_.get(); }
+  llama_memory_t memory() const { return llama_get_memory(context_.get()); }
+  std::size_t batch() const { return batch_; }
+
+ protected:
+  // tokens or rows; positions [axes, count]; sequences [count]; wanted [count]: whose logits. Throws.
+  void run(const std::vector<llama_token>& tokens, const float* rows, std::vector<llama_pos> positions,
+           std::vector<llama_seq_id> sequences, std::vector<std::int8_t> wanted) {
+    const std::size_t count = sequences.size();
+    std::vector<std::int32_t> ones(count, 1);
+    std::vector<llama_seq_id*> ids(count);
+    for (std::size_t i = 0; i < count; ++i) ids[i] = &sequences[i];
+    // libllama reads them only.
+    const llama_batch batch{static_cast<std::int32_t>(count),
+                            rows == nullptr ? const_cast<llama_token*>(tokens.data()) : nullptr,
+                            const_cast<float*>(rows),
+                            positions.data(),
+                            ones.data(),
+                            ids.data(),
+                            wanted.data()};
+    error_ = nullptr;
+    first_node_.clear();
+    const std::int32_t status = llama_decode(context_.get(), batch);
+    if (error_) std::rethrow_exception(error_);
+    if (status == 1) throw std::length_error("the context is full: raise -c, or use shorter prompts");
+    if (status != 0) throw std::runtime_error("llama_decode returns " + std::to_string(status));
   }
 
-  // The causal mask of t rows that come behind `past` keys: F16 [keys, t], keys rounded up.
-  ggml_tensor* mask(std::size_t past, std::size_t t) {
-    for (const Mask& known : masks_)
-      if (known.past == past && known.rows == t) return known.tensor;
-    const std::size_t keys = rounded_up(past + t);
-    const ggml_fp16_t seen = ggml_fp32_to_fp16(0.0f), hidden = ggml_fp32_to_fp16(-INFINITY);
-    std::vector<ggml_fp16_t> values(keys * t, hidden);
-    for (std::size_t row = 0; row < t; ++row) std::fill_n(values.begin() + whole(row * keys), past + row + 1, seen);
-    masks_.push_back({past, t, input(GGML_TYPE_F16, {whole(keys), whole(t)}, std::move(values))});
-    return masks_.back().tensor;
+  // A micro-batch begins: its first node is about to be looked at.
+  virtual void begin() = 0;
+  // As ggml_backend_sched_eval_callback. Asked for every node ahead of a run of them; then told of those it wanted.
+  virtual bool look(ggml_tensor* node, bool ask) = 0;
+
+ private:
+  bool on_node(ggml_tensor* node, bool ask) {
+    if (error_) return !ask;
+    try {
+      if (ask && (first_node_.empty() || first_node_ == node->name)) {
+        first_node_ = node->name;
+        begin();
+      }
+      return look(node, ask);
+    } catch (...) {  // not through libllama's frames
+      error_ = std::current_exception();
+      return !ask;
+    }
   }
 
-  // What a stage of pruning scores by, of the layer that ran last.
-  struct Evidence {
-    ggml_tensor *query, *keys;  // [c, H, t] after RoPE; [c, G, keys in use]
+  struct ContextDeleter {
+    void operator()(llama_context* context) const { llama_free(context); }
   };
+  std::unique_ptr<llama_context, ContextDeleter> context_;
+  std::size_t batch_;
+  std::exception_ptr error_;
+  std::string first_node_;
+};
 
-  enum class Rows { all, last, none };
+// Layers below K: leaves hidden rows, and the evidence of layer K-1.
+class Engine::Head : public Half {
+ public:
+  Head(const Halves& halves, const EngineOptions& options)
+      : Half(halves.head(), options, "layers below K"),
+        layer_(static_cast<std::int32_t>(halves.filtering_layer()) - 1),
+        last_node_("l_out-" + std::to_string(layer_)) {}
 
-  // Layer `index` on hidden [d, t]; positions I32 [axes t]. rows: whose output is wanted; none: only the cache is
-  // filled.
-  ggml_tensor* layer(std::size_t index, ggml_tensor* hidden, ggml_tensor* positions, Rows rows) {
-    ggml_context* ctx = context();
-    const Shape& s = engine_.model_.shape();
-    const Layer& w = engine_.model_.layers()[index];
-    Cache::Layer& cache = cache_->layers_[index];
-    const std::int64_t c = s.head_dim, t = hidden->ne[1];
-
-    ggml_tensor* x = norm(hidden, w.attention_norm);  // [d, t]
-    ggml_tensor *q = nullptr, *k = nullptr, *v = nullptr;
-    if (w.qkv != nullptr) {
-      ggml_tensor* qkv = linear(x, w.qkv, w.qkv_bias);  // [(H + 2 G) c, t]
-      const std::size_t head = ggml_row_size(qkv->type, c);
-      const auto heads_at = [&](std::int64_t heads, std::int64_t first) {
-        return ggml_view_3d(ctx, qkv, c, heads, t, head, qkv->nb[1], head * size(first));
-      };
-      q = heads_at(s.heads, 0);
-      k = heads_at(s.kv_heads, s.heads);
-      v = heads_at(s.kv_heads, s.heads + s.kv_heads);
-    } else {
-      q = ggml_reshape_3d(ctx, linear(x, w.query, w.query_bias), c, s.heads, t);
-      k = ggml_reshape_3d(ctx, linear(x, w.key, w.key_bias), c, s.kv_heads, t);
-      v = ggml_reshape_3d(ctx, linear(x, w.value, w.value_bias), c, s.kv_heads, t);
-    }
-    q = rope(q, positions, w.rope_factors);
-    k = rope(k, positions, w.rope_factors);
-    const std::size_t past = cache.length;
-    store(k, cache.keys, past);
-    store(v, cache.values, past);
-    cache.length += size(t);
-    if (rows == Rows::none) return hidden;
-
-    ggml_tensor* out = ggml_flash_attn_ext(
-        ctx, ggml_permute(ctx, q, 0, 2, 1, 3), seen(cache.keys, rounded_up(cache.length)),
-        seen(cache.values, rounded_up(cache.length)), mask(past, size(t)), s.attention_scale, 0, 0);  // [c, H, t]
-    ggml_prec_set_acc(out, GGML_PREC_F32);
-    out = linear(ggml_reshape_2d(ctx, out, c * s.heads, t), w.output, w.output_bias);  // [d, t]
-    if (rows == Rows::last) {
-      out = ggml_view_2d(ctx, out, out->ne[0], 1, out->nb[1], size(t - 1) * out->nb[1]);
-      hidden = ggml_view_2d(ctx, hidden, hidden->ne[0], 1, hidden->nb[1], size(t - 1) * hidden->nb[1]);
-    }
-    hidden = ggml_add(ctx, out, hidden);
-    x = norm(hidden, w.ffn_norm);
-    x = ggml_swiglu_split(ctx, linear(x, w.gate, nullptr), linear(x, w.up, nullptr));  // [f, t]
-    hidden = ggml_add(ctx, linear(x, w.down, nullptr), hidden);
-    ggml_set_name(hidden, layer_done);
-    ggml_build_forward_expand(graph_, hidden);
-
-    evidence_ = {q, ggml_view_3d(ctx, cache.keys, c, s.kv_heads, whole(cache.length),
-                                 ggml_row_size(cache.keys->type, c), cache.keys->nb[1], 0)};
-    return hidden;
+  // Tokens or rows of one call. last: their last token is the one that ranks.
+  void run(const std::vector<llama_token>& tokens, const float* rows, std::vector<llama_pos> positions,
+           std::vector<llama_seq_id> sequences, bool last) {
+    done_ = 0;
+    ranks_at_ = last ? sequences.size() : 0;
+    const std::size_t count = sequences.size(), before = hidden.size();
+    Half::run(tokens, rows, std::move(positions), std::move(sequences), std::vector<std::int8_t>(count, 0));
+    if (hidden.size() == before || cells.size() < count)
+      throw std::runtime_error("libllama ran the layers below K without " + last_node_ +
+                               ": this architecture is built otherwise than those that were tried");
   }
-  const Evidence& evidence() const { return evidence_; }
 
-  // Layers begin .. end - 1 on hidden [d, n], a piece of it after the other. Returns [d, n], or [d, 1] behind the last.
-  ggml_tensor* layers(std::size_t begin, std::size_t end, ggml_tensor* hidden, ggml_tensor* positions) {
-    const Shape& s = engine_.model_.shape();
-    const auto n = size(hidden->ne[1]);
-    const std::size_t piece = engine_.options_.piece;
-    const bool last_layers = end == size(s.layers);
-    ggml_tensor* all = nullptr;
-    for (std::size_t first = 0; first < n; first += piece) {
-      const std::size_t t = std::min(piece, n - first);
-      const bool last_piece = first + t == n;
-      ggml_tensor* part =
-          t == n ? hidden
-                 : ggml_view_2d(context(), hidden, hidden->ne[0], whole(t), hidden->nb[1], first * hidden->nb[1]);
-      ggml_tensor* part_positions = positions_of(positions, n, first, t);
-      for (std::size_t i = begin; i < end; ++i)
-        part = layer(i, part, part_positions,
-                     i + 1 < size(s.layers) ? Rows::all
-                     : last_piece           ? Rows::last
-                                            : Rows::none);
-      if (last_layers || all == nullptr)
-        all = part;
+  std::vector<float> hidden;        // of all calls since it was cleared
+  std::vector<std::int64_t> cells;  // of layer K-1's cache, the same
+
+  // The attention that the last token pays to `visual`; its keys lie in cells_of_sequence, of which the first `past` are
+  // earlier turns'.
+  std::vector<float> scores(fastv::Span<const fastv::TokenSpan> visual,
+                            const std::vector<std::int64_t>& cells_of_sequence, std::size_t past) const {
+    if (query_.empty()) throw std::runtime_error("layer K-1 has no flash attention to be looked at");
+    const std::size_t head_dim = size(keys_.ne[0]), kv_heads = size(keys_.ne[2]);
+    // On a device, keys come to the host once; it has as many bytes as the cells in use.
+    std::vector<char> copy;
+    const auto* data = static_cast<const char*>(keys_.data);
+    if (!ggml_backend_buffer_is_host(root(&keys_)->buffer)) {
+      copy.resize(size(keys_.ne[1]) * keys_.nb[1]);
+      const std::size_t offset = keys_.view_offs;
+      ggml_backend_tensor_get(root(&keys_), copy.data(), offset,
+                              std::min(copy.size(), ggml_nbytes(root(&keys_)) - offset));
+      data = copy.data();
+    }
+    const auto to_float = ggml_get_type_traits(keys_.type)->to_float;
+    const auto load = [&](std::size_t kv_head, std::size_t token, float* out) noexcept {
+      const char* key = data + size(cells_of_sequence[token]) * keys_.nb[1] + kv_head * keys_.nb[2];
+      if (keys_.type == GGML_TYPE_F32)
+        std::memcpy(out, key, head_dim * sizeof(float));
       else
-        all = ggml_concat(context(), all, part, 1);
-    }
+        to_float(key, out, keys_.ne[0]);
+    };
+    auto evidence = fastv::query_key(fastv::heads(query_.data(), fastv::TokenMajor{1, heads_, head_dim}),
+                                     fastv::loaded_keys(kv_heads, cells_of_sequence.size(), head_dim, load), scale_);
+    evidence.soft_cap = soft_cap_;
+    evidence.sinks = sinks_;
+    evidence.alibi = alibi_;
+    evidence.past = past;
+    require(evidence.check());
+    std::vector<float> scratch(evidence.scratch_floats());
+    fastv::Scoring scoring{visual, {}, scratch};
+    scoring.queries.tokens = evidence.prompt_tokens();
+    std::vector<float> of_visual(fastv::visual_tokens(visual));
+    require(evidence.score(scoring, fastv::Span<float>(of_visual), fastv::Serial{}));
+    std::vector<float> all(evidence.prompt_tokens());
+    std::size_t next = 0;
+    for (const fastv::TokenSpan& span : visual)
+      for (std::size_t i = 0; i < span.count; ++i) all[span.first + i] = of_visual[next++];
     return all;
-  }
-
-  // hidden [d, 1] -> [v]
-  ggml_tensor* logits(ggml_tensor* hidden) {
-    const Model& model = engine_.model_;
-    return output(linear(norm(hidden, model.output_norm()), model.output(), model.output_bias()));
-  }
-
-  // What a stage of pruning leaves in the graph: which tokens stayed, and where they were ranked by scores, those and
-  // how many of them rank nothing.
-  struct Stage {
-    ggml_tensor *kept, *scores = nullptr, *counts = nullptr;
-  };
-  // hidden and positions become those of the tokens that the next stage keeps.
-  Stage prune(fastv::graph::Pruner& pruner, ggml_tensor*& hidden, ggml_tensor*& positions) {
-    ggml_context* ctx = context();
-    const Shape& s = engine_.model_.shape();
-    Stage stage{};
-    if (pruner.config(pruner.stage()).selection == fastv::Selection::top_k) {
-      ggml_tensor* keys = evidence_.keys;
-      if (keys == nullptr) throw std::invalid_argument("no layer has attended yet that could rank the visual tokens");
-      // In F32, so that the ranking does not depend on how a backend multiplies its cache's type.
-      if (keys->type != GGML_TYPE_F32) keys = ggml_cast(ctx, keys, GGML_TYPE_F32);
-      stage.scores = output(required(fastv::graph::scores(ctx, evidence_.query, keys, s.attention_scale)));
-    }
-    stage.kept = output(required(pruner.select(ctx, stage.scores)));
-    if (const auto counts = pruner.counts(ctx)) stage.counts = output(*counts);
-    pruner_ = &pruner;
-    hidden = ggml_get_rows(ctx, hidden, stage.kept);
-    positions = required(fastv::graph::gather_positions(ctx, positions, s.position_axes(), stage.kept));
-    return stage;
-  }
-
-  void run(const Progress& progress = {}) {
-    ggml_backend_sched_t scheduler = engine_.backends_.scheduler();
-    ggml_backend_sched_reset(scheduler);
-    ggml_backend_sched_set_eval_callback(scheduler, progress ? &Graph::on_node : nullptr, this);
-    if (!ggml_backend_sched_alloc_graph(scheduler, graph_))
-      throw std::runtime_error("there is no memory to run the prompt: use a shorter one, or smaller pieces");
-    for (const Input& in : inputs_) ggml_backend_tensor_set(in.tensor, in.bytes.data(), 0, in.bytes.size());
-    if (pruner_ != nullptr)
-      require(pruner_->set_inputs([](ggml_tensor* tensor, const void* data, std::size_t bytes) {
-        ggml_backend_tensor_set(tensor, data, 0, bytes);
-      }));
-    progress_ = progress;
-    layers_total_ = 0;
-    for (int i = 0; progress && i < ggml_graph_n_nodes(graph_); ++i)
-      layers_total_ += is_layer(ggml_graph_node(graph_, i)) ? 1 : 0;
-    const ggml_status status = ggml_backend_sched_graph_compute(scheduler, graph_);
-    ggml_backend_sched_set_eval_callback(scheduler, nullptr, nullptr);
-    if (status != GGML_STATUS_SUCCESS)
-      throw std::runtime_error(std::string("ggml could not run the model: ") + ggml_status_to_string(status));
-  }
-
-  template <class T>
-  std::vector<T> read(const ggml_tensor* tensor) const {
-    std::vector<T> values(ggml_nbytes(tensor) / sizeof(T));
-    ggml_backend_tensor_get(tensor, values.data(), 0, values.size() * sizeof(T));
-    return values;
   }
 
  private:
-  static constexpr const char* layer_done = "layer";
-  struct Input {
-    ggml_tensor* tensor;
-    std::vector<unsigned char> bytes;
-  };
-  struct Mask {
-    std::size_t past, rows;
-    ggml_tensor* tensor;
-  };
+  void begin() override {}
 
-  ggml_tensor* norm(ggml_tensor* x, ggml_tensor* weight) {
-    return ggml_mul(context(), ggml_rms_norm(context(), x, engine_.model_.shape().rms_eps), weight);
-  }
-  ggml_tensor* linear(ggml_tensor* x, ggml_tensor* weight, ggml_tensor* bias) {
-    x = ggml_mul_mat(context(), weight, x);
-    return bias == nullptr ? x : ggml_add(context(), x, bias);
-  }
-  ggml_tensor* rope(ggml_tensor* x, ggml_tensor* positions, ggml_tensor* factors) {
-    const Shape& s = engine_.model_.shape();
-    if (!s.m_rope())
-      return ggml_rope_ext(context(), x, positions, factors, s.rope_dims, s.rope_mode, s.rope_context, s.rope_base,
-                           s.rope_frequency_scale, 0, 1, 32, 1);
-    int sections[4];
-    std::copy(s.rope_sections, s.rope_sections + 4, sections);
-    return ggml_rope_multi(context(), x, positions, factors, s.rope_dims, sections, s.rope_mode, s.rope_context,
-                           s.rope_base, s.rope_frequency_scale, 0, 1, 32, 1);
-  }
-  // Heads [c, G, t] behind the `past` tokens of a cache.
-  void store(ggml_tensor* heads, ggml_tensor* cache, std::size_t past) {
-    ggml_tensor* rows = ggml_view_2d(context(), heads, cache->ne[0], heads->ne[2], heads->nb[2], 0);
-    ggml_tensor* place = ggml_view_2d(context(), cache, cache->ne[0], heads->ne[2], cache->nb[1], past * cache->nb[1]);
-    ggml_build_forward_expand(graph_, ggml_cpy(context(), rows, place));
-  }
-  // The first `keys` tokens of a cache, as attention reads them: [c, keys, G].
-  ggml_tensor* seen(ggml_tensor* cache, std::size_t keys) {
-    const Shape& s = engine_.model_.shape();
-    return ggml_permute(context(),
-                        ggml_view_3d(context(), cache, s.head_dim, s.kv_heads, whole(keys),
-                                     ggml_row_size(cache->type, s.head_dim), cache->nb[1], 0),
-                        0, 2, 1, 3);
-  }
-  // Those of tokens first .. first + t - 1 out of [axes n].
-  ggml_tensor* positions_of(ggml_tensor* positions, std::size_t n, std::size_t first, std::size_t t) {
-    if (t == n) return positions;
-    ggml_tensor* all = nullptr;
-    for (int axis = 0; axis < engine_.model_.shape().position_axes(); ++axis) {
-      ggml_tensor* one = ggml_view_1d(context(), positions, whole(t),
-                                      (static_cast<std::size_t>(axis) * n + first) * sizeof(std::int32_t));
-      all = all == nullptr ? one : ggml_concat(context(), all, one, 0);
+  bool look(ggml_tensor* node, bool ask) override {
+    if (node->op == GGML_OP_SET_ROWS && ask && layer_of_keys(node) == layer_) {
+      const auto ids = read_all<std::int64_t>(node->src[1]);
+      cells.insert(cells.end(), ids.begin(), ids.end());
+      return false;
     }
-    return all;
+    if (node->op == GGML_OP_FLASH_ATTN_EXT && layer_of_keys(node->src[1]) == layer_) {
+      if (ask) return ranks_at_ != 0 && done_ + size(node->src[0]->ne[1]) == ranks_at_;
+      take_evidence(node);
+      return true;
+    }
+    if (last_node_ != node->name) return false;
+    if (ask) return true;
+    const std::size_t rows = size(node->ne[1] * node->ne[2]), before = hidden.size();
+    hidden.resize(before + size(ggml_nelements(node)));
+    ggml_backend_tensor_get(node, hidden.data() + before, 0, ggml_nbytes(node));
+    done_ += rows;
+    return false;  // nothing behind it runs
   }
 
-  static bool is_layer(const ggml_tensor* node) { return std::string(node->name) == layer_done; }
-  static bool on_node(ggml_tensor* node, bool ask, void* self) {
-    if (ask) return is_layer(node);
-    auto* graph = static_cast<Graph*>(self);
-    graph->progress_(static_cast<double>(++graph->layers_done_) / static_cast<double>(graph->layers_total_));
+  void take_evidence(const ggml_tensor* attention) {
+    const ggml_tensor* q = attention->src[0];  // [c, tokens, H]
+    keys_ = *attention->src[1];                // [c, cells, G]
+    heads_ = size(q->ne[2]);
+    const std::size_t head_dim = size(q->ne[0]);
+    query_.resize(heads_ * head_dim);
+    for (std::size_t h = 0; h < heads_; ++h)
+      ggml_backend_tensor_get(q, query_.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
+                              head_dim * sizeof(float));
+    float max_bias = 0;
+    std::memcpy(&scale_, attention->op_params, sizeof(float));
+    std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
+    std::memcpy(&soft_cap_, attention->op_params + 2, sizeof(float));
+    sinks_ = attention->src[4] == nullptr ? std::vector<float>{} : read_all<float>(attention->src[4]);
+    alibi_.clear();
+    if (max_bias <= 0) return;
+    // As ggml spreads slopes over heads (Press et al. 2022, and their rule where the heads are no power of 2).
+    const auto whole = static_cast<std::size_t>(std::exp2(std::floor(std::log2(static_cast<double>(heads_)))));
+    for (std::size_t h = 0; h < heads_; ++h) {
+      const double step = h < whole ? static_cast<double>(h + 1) : static_cast<double>(2 * (h - whole) + 1) / 2;
+      alibi_.push_back(
+          static_cast<float>(std::exp2(-static_cast<double>(max_bias) / static_cast<double>(whole) * step)));
+    }
+  }
+
+  std::int32_t layer_;
+  std::string last_node_;
+  std::size_t done_ = 0, ranks_at_ = 0;
+  std::vector<float> query_, sinks_, alibi_;
+  ggml_tensor keys_{};
+  std::size_t heads_ = 0;
+  float scale_ = 1, soft_cap_ = 0;
+};
+
+// Layers from K on, on the tokens that are kept. libllama refuses gaps between positions, so it is told 0, 1, 2, ...
+// and what it makes of them is written over before anything runs: RoPE turns by the true positions, and windows and
+// ALiBi count from them.
+class Engine::Tail : public Half {
+ public:
+  Tail(const Halves& halves, const EngineOptions& options)
+      : Half(halves.tail(), options, "layers from K on"), halves_(halves), window_(llama_model_n_swa(halves.tail())) {}
+
+  // positions: true ones, of the first axis; told: as libllama is told them.
+  void run(const float* rows, const std::vector<llama_pos>& positions, std::vector<llama_pos> told,
+           std::vector<llama_seq_id> sequences, std::vector<std::int8_t> wanted, const Progress& progress, double from,
+           double to) {
+    positions_ = &positions;
+    done_ = count_ = 0;
+    progress_ = progress ? Progress([&](double share) { progress(from + (to - from) * share); }) : Progress();
+    Half::run({}, rows, std::move(told), std::move(sequences), std::move(wanted));
+    progress_ = {};
+  }
+
+ private:
+  void begin() override {
+    done_ += count_;
+    count_ = 0;
+    written_.clear();
+    layers_done_ = 0;
+  }
+
+  bool look(ggml_tensor* node, bool ask) override {
+    if (!ask) {
+      const double rows = static_cast<double>(positions_->size());
+      progress_((static_cast<double>(done_) + static_cast<double>(count_) * static_cast<double>(++layers_done_) /
+                                                  static_cast<double>(halves_.layers() - halves_.filtering_layer())) /
+                rows);
+      return true;
+    }
+    if (node->op == GGML_OP_SET_ROWS) {
+      const std::int32_t layer = layer_of_keys(node);
+      if (layer < 0) return false;
+      count_ = size(node->src[1]->ne[0]);
+      if (const bool windowed = is_windowed(layer); first_time(node->src[1])) {
+        const auto cells = read_all<std::int64_t>(node->src[1]);
+        std::vector<llama_pos>& known = in_cell_[windowed ? 1 : 0];
+        for (std::size_t i = 0; i < cells.size(); ++i) {
+          if (known.size() <= size(cells[i])) known.resize(size(cells[i]) + 1, 0);
+          known[size(cells[i])] = positions_->at(done_ + i);
+        }
+      }
+    } else if (node->op == GGML_OP_ROPE && halves_.position_axes() == 1) {
+      ggml_tensor* ids = node->src[1];
+      if (ids->type != GGML_TYPE_I32 || root(ids)->op != GGML_OP_NONE) return false;  // no positions of tokens
+      count_ = size(ids->ne[0]);
+      if (first_time(ids)) ggml_backend_tensor_set(ids, positions_->data() + done_, 0, count_ * sizeof(llama_pos));
+    } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+      correct_mask(node);
+    } else if (progress_ && std::strncmp(node->name, "l_out-", 6) == 0) {
+      return true;
+    }
+    return false;
+  }
+
+  bool is_windowed(std::int32_t layer) const {
+    const std::size_t i = halves_.filtering_layer() + size(layer);
+    return i < halves_.layers() && halves_.facts().all[i].windowed;
+  }
+  // Layers share what they read: each of it is written once in a micro-batch.
+  bool first_time(const ggml_tensor* input) {
+    if (std::find(written_.begin(), written_.end(), input) != written_.end()) return false;
+    written_.push_back(input);
     return true;
   }
 
-  const Engine& engine_;
-  Cache* cache_;
-  ggml_context_ptr context_;
-  ggml_cgraph* graph_;
-  Evidence evidence_{};
-  std::vector<Input> inputs_;
-  std::vector<Mask> masks_;
-  const fastv::graph::Pruner* pruner_ = nullptr;
+  template <class T, class Seen, class Hidden>
+  void correct(ggml_tensor* mask, bool windowed, bool slopes, const Seen& to_seen, const Hidden& is_hidden) {
+    std::vector<T> values = read_all<T>(mask);
+    const std::vector<llama_pos>& known = in_cell_[windowed ? 1 : 0];
+    const std::size_t cells = size(mask->ne[0]);
+    const T hidden = to_seen(-INFINITY);
+    for (std::size_t row = 0; row < count_; ++row)
+      for (std::size_t cell = 0; cell < std::min(cells, known.size()); ++cell) {
+        T& value = values[row * cells + cell];
+        if (is_hidden(value)) continue;
+        const llama_pos at = positions_->at(done_ + row), key = known[cell];
+        if (windowed && out_of_window(key, at))
+          value = hidden;
+        else if (slopes)
+          value = to_seen(-std::abs(static_cast<float>(at - key)));
+      }
+    ggml_backend_tensor_set(mask, values.data(), 0, values.size() * sizeof(T));
+  }
+  void correct_mask(const ggml_tensor* attention) {
+    const std::int32_t layer = layer_of_keys(attention->src[1]);
+    float max_bias = 0;
+    std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
+    const bool windowed = layer >= 0 && is_windowed(layer), slopes = max_bias > 0;
+    ggml_tensor* mask = attention->src[3];
+    if (mask == nullptr || !(windowed || slopes) || !first_time(mask)) return;
+    count_ = size(attention->src[0]->ne[1]);
+    if (mask->type == GGML_TYPE_F16)
+      correct<ggml_fp16_t>(mask, windowed, slopes, ggml_fp32_to_fp16,
+                           [](ggml_fp16_t value) { return std::isinf(ggml_fp16_to_fp32(value)); });
+    else
+      correct<float>(
+          mask, windowed, slopes, [](float value) { return value; }, [](float value) { return std::isinf(value); });
+  }
+  bool out_of_window(llama_pos key, llama_pos at) const {
+    return halves_.facts().chunked ? key < at / window_ * window_ : at - key >= window_;
+  }
+
+  const Halves& halves_;
+  std::int32_t window_;
+  const std::vector<llama_pos>* positions_ = nullptr;  // of the tokens of this call
+  std::size_t done_ = 0, count_ = 0;                   // tokens of micro-batches before, and of this one
+  std::vector<const ggml_tensor*> written_;
+  std::vector<llama_pos> in_cell_[2];  // true positions, by the cell of the cache; [1]: of layers with windows
   Progress progress_;
-  int layers_done_ = 0, layers_total_ = 0;
+  std::size_t layers_done_ = 0;
 };
 
-namespace {
+// ---- the engine ---------------------------------------------------------------------------------
 
-// Nodes of a prefill, without those of pruning: about 40 a layer and piece.
-std::size_t prefill_nodes(const Model& model, std::size_t tokens, std::size_t piece) {
-  return size(model.shape().layers) * 48 * ((tokens + piece - 1) / piece) + 256;
+Engine::Engine(const Halves& halves, const EngineOptions& options)
+    : halves_(halves),
+      options_(options),
+      sequences_(options.sequences),
+      head_(std::make_unique<Head>(halves, options)),
+      tail_(std::make_unique<Tail>(halves, options)) {}
+Engine::~Engine() = default;
+
+Engine::Sequence& Engine::at(std::size_t sequence) {
+  if (sequence >= sequences_.size())
+    throw std::out_of_range("there is no sequence " + std::to_string(sequence) + " among " +
+                            std::to_string(sequences_.size()) + ": ask for more in EngineOptions");
+  return sequences_[sequence];
 }
 
-}  // namespace
-
-std::vector<float> Engine::embed(const std::vector<std::int32_t>& tokens) const {
-  for (const std::int32_t token : tokens)
-    if (token < 0 || token >= model_.shape().vocabulary)
-      throw std::out_of_range("token " + std::to_string(token) + " is not among the " +
-                              std::to_string(model_.shape().vocabulary) + " of the vocabulary");
-  if (tokens.empty()) return {};
-  Graph graph(*this, nullptr, 16);
-  ggml_tensor* ids = graph.input(GGML_TYPE_I32, {whole(tokens.size())}, tokens);
-  ggml_tensor* rows = graph.output(ggml_get_rows(graph.context(), model_.token_embeddings(), ids));
-  graph.run();
-  return graph.read<float>(rows);
-}
-
-fastv::Plan Engine::plan(const Prompt& prompt, const std::vector<fastv::Config>& schedule) const {
-  const auto plan = fastv::make_plan(schedule, {prompt.tokens, size(model_.shape().layers), prompt.visual});
+fastv::Plan Engine::plan(const Prompt& prompt, const fastv::Config* config) const {
+  const std::vector<fastv::TokenSpan> visual = prompt.visual();
+  const fastv::Span<const fastv::Config> schedule(config, config == nullptr ? 0 : 1);
+  const auto plan = fastv::make_plan(schedule, {prompt.tokens(), halves_.layers(), visual});
   require(plan.status);
+  if (config != nullptr && config->filtering_layer != halves_.filtering_layer())
+    throw std::invalid_argument("the filtering layer is " + std::to_string(config->filtering_layer) +
+                                " but the model was cut at " + std::to_string(halves_.filtering_layer()) +
+                                ": load it anew for another");
   return *plan;
 }
 
-Prefill Engine::prefill(const Prompt& prompt, const std::vector<fastv::Config>& schedule, Cache& cache,
-                        const Progress& progress) const {
-  if (options_.prune_by == PruneBy::between_graphs && !schedule.empty())
-    return prefill_between_graphs(prompt, schedule, cache, progress);
+Reading Engine::read(std::size_t sequence, const Prompt& prompt, const Progress& progress) {
   const auto start = Clock::now();
-  const Shape& s = model_.shape();
-  fastv::graph::Pruner pruner{fastv::Span<const fastv::Config>(schedule)};
-  require(pruner.begin({prompt.tokens, size(s.layers), prompt.visual}).status);
-  Graph graph(*this, &cache,
-              prefill_nodes(model_, prompt.tokens, options_.piece) + pruner.nodes() + 64 * schedule.size());
-  ggml_tensor* hidden = graph.input(GGML_TYPE_F32, {s.hidden, whole(prompt.tokens)}, prompt.embeddings);
-  ggml_tensor* positions = graph.input(GGML_TYPE_I32, {whole(prompt.positions.size())}, prompt.positions);
-  std::vector<Graph::Stage> stages;
-  std::size_t begin = 0;
-  for (const fastv::Config& config : schedule) {
-    hidden = graph.layers(begin, config.filtering_layer, hidden, positions);
-    begin = config.filtering_layer;
-    stages.push_back(graph.prune(pruner, hidden, positions));
+  Sequence& state = at(sequence);
+  const std::size_t axes = halves_.position_axes(), total = prompt.tokens();
+  Reading reading;
+  reading.visual = prompt.visual();
+  reading.tokens = total;
+  reading.next_position = prompt.next_position;
+  if (total == 0) throw std::invalid_argument("the prompt is empty: hand over at least one token");
+  head_->hidden.clear();
+  head_->cells.clear();
+  std::size_t done = 0;
+  for (const Piece& piece : prompt.pieces) {
+    if (!piece.causal && piece.count > std::min(options_.micro_batch, options_.batch))
+      throw std::invalid_argument("a picture has " + std::to_string(piece.count) +
+                                  " tokens that see each other, which must go through the layers at once: use -ub " +
+                                  std::to_string(piece.count) + " and -b not below it");
+    llama_set_causal_attn(head_->context(), piece.causal);
+    for (std::size_t first = 0; first < piece.count; first += head_->batch()) {
+      const std::size_t count = std::min(head_->batch(), piece.count - first);
+      const bool text = piece.rows.empty();
+      // Tokens of text have one position each: libllama makes M-RoPE's of it.
+      std::vector<llama_pos> positions = axes_slice(piece.positions, axes, first, count);
+      if (text) positions.resize(count);
+      std::vector<llama_token> tokens;
+      if (text)
+        tokens.assign(piece.tokens.begin() + static_cast<std::ptrdiff_t>(first),
+                      piece.tokens.begin() + static_cast<std::ptrdiff_t>(first + count));
+      head_->run(tokens, text ? nullptr : piece.rows.data() + first * halves_.input(), std::move(positions),
+                 std::vector<llama_seq_id>(count, static_cast<llama_seq_id>(sequence)), done + count == total);
+      done += count;
+      if (progress) progress(static_cast<double>(done) / static_cast<double>(total));
+    }
+    Piece outline;
+    outline.count = piece.count;
+    outline.columns = piece.columns;
+    outline.causal = piece.causal;
+    reading.pieces.push_back(std::move(outline));
   }
-  hidden = graph.layers(begin, size(s.layers), hidden, positions);
-  ggml_tensor* logits = graph.logits(hidden);
-  graph.run(progress);
-
-  Prefill result;
-  result.logits = graph.read<float>(logits);
-  result.kept.resize(prompt.tokens);
-  std::iota(result.kept.begin(), result.kept.end(), fastv::Index{0});
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    const Graph::Stage& stage = stages[i];
-    if (stage.counts != nullptr) require(pruner.selected(graph.read<float>(stage.counts), i).status);
-    std::vector<fastv::Index> left;
-    for (const std::int32_t index : graph.read<std::int32_t>(stage.kept))
-      left.push_back(result.kept[static_cast<std::size_t>(index)]);
-    result.kept = std::move(left);
-    result.scores.push_back(stage.scores == nullptr ? std::vector<float>{} : graph.read<float>(stage.scores));
-  }
-  cache.next_position_ = prompt.next_position;
-  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return result;
+  llama_set_causal_attn(head_->context(), true);
+  for (std::size_t axis = 0; axis < axes; ++axis)
+    for (const Piece& piece : prompt.pieces)
+      reading.positions.insert(reading.positions.end(),
+                               piece.positions.begin() + static_cast<std::ptrdiff_t>(axis * piece.count),
+                               piece.positions.begin() + static_cast<std::ptrdiff_t>((axis + 1) * piece.count));
+  reading.rows = std::move(head_->hidden);
+  head_->hidden = {};
+  state.cells.insert(state.cells.end(), head_->cells.begin(), head_->cells.end());
+  if (!reading.visual.empty()) reading.scores = head_->scores(reading.visual, state.cells, state.head);
+  state.head += total;
+  state.next_position = prompt.next_position;
+  reading.seconds = seconds_since(start);
+  return reading;
 }
 
-Prefill Engine::prefill_between_graphs(const Prompt& prompt, const std::vector<fastv::Config>& schedule, Cache& cache,
-                                       const Progress& progress) const {
-  const auto start = Clock::now();
-  const Shape& s = model_.shape();
-  const auto axes = static_cast<std::size_t>(s.position_axes());
-  std::vector<float> hidden = prompt.embeddings;           // [tokens, d]
-  std::vector<std::int32_t> positions = prompt.positions;  // [axes, tokens]
-  std::vector<fastv::TokenSpan> visual = prompt.visual;
-  std::vector<fastv::Index> prompt_positions(prompt.tokens);  // of the tokens that are left
-  std::iota(prompt_positions.begin(), prompt_positions.end(), fastv::Index{0});
-
-  Prefill result;
-  std::size_t begin = 0;
-  for (std::size_t stage = 0; stage <= schedule.size(); ++stage) {
-    const std::size_t tokens = prompt_positions.size();
-    const std::size_t end = stage < schedule.size() ? schedule[stage].filtering_layer : size(s.layers);
-    Graph graph(*this, &cache, prefill_nodes(model_, tokens, options_.piece));
-    ggml_tensor* x = graph.input(GGML_TYPE_F32, {s.hidden, whole(tokens)}, hidden);
-    ggml_tensor* ids = graph.input(GGML_TYPE_I32, {whole(positions.size())}, positions);
-    ggml_tensor* out = graph.layers(begin, end, x, ids);
-    const auto share = [&](double of_graph) {
-      const auto layers = static_cast<double>(s.layers);
-      progress((static_cast<double>(begin) + of_graph * static_cast<double>(end - begin)) / layers);
-    };
-    const Progress part = progress ? Progress(share) : Progress();
-    if (stage == schedule.size()) {
-      ggml_tensor* logits = graph.logits(out);
-      graph.run(part);
-      result.logits = graph.read<float>(logits);
-      break;
-    }
-
-    // Layers up to K - 1 run, and what they leave comes to the host.
-    fastv::Pruner<float> pruner(schedule[stage]);
-    fastv::Kept kept;
-    if (begin == end) {  // K = 0: nothing has run
-      kept = pruner.prune(fastv::NoEvidence{tokens}, visual);
-      require(kept.status);
-    } else {
-      const Graph::Evidence evidence = graph.evidence();
-      graph.output(out);
-      ggml_tensor* query = graph.output(ggml_cont(graph.context(), evidence.query));
-      ggml_tensor* keys = graph.output(ggml_cast(graph.context(), evidence.keys, GGML_TYPE_F32));
-      graph.run(part);
-      hidden = graph.read<float>(out);
-      std::vector<float> query_data = graph.read<float>(query), key_data = graph.read<float>(keys);
-      ggml_tensor host_query = *query, host_keys = *keys;  // the same shapes, in host memory
-      host_query.data = query_data.data();
-      host_keys.data = key_data.data();
-      host_query.buffer = host_keys.buffer = nullptr;
-      kept = pruner.prune(fastv::query_key(&host_query, &host_keys, s.attention_scale), visual);
-      require(kept.status);
-    }
-    std::vector<float> scores(pruner.scores().empty() ? 0 : tokens);
-    std::size_t next = 0;
-    for (const fastv::TokenSpan& span : visual)
-      for (std::size_t i = 0; i < span.count && !scores.empty(); ++i) scores[span.first + i] = pruner.scores()[next++];
-    result.scores.push_back(std::move(scores));
-    require(fastv::compact(kept, fastv::rows(hidden.data(), tokens, size(s.hidden))));
-    require(fastv::compact(kept, fastv::position_axes(positions.data(), axes, tokens)));
-    require(fastv::compact(kept, prompt_positions));
-    const auto left = fastv::next_spans(kept, visual, visual);
-    require(left.status);
-    visual.resize(*left);
-    hidden.resize(kept.size() * size(s.hidden));
-    positions.resize(axes * kept.size());
-    prompt_positions.resize(kept.size());
-    begin = end;
-  }
-  result.kept = prompt_positions;
-  cache.next_position_ = prompt.next_position;
-  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return result;
+std::vector<fastv::Index> Engine::select(const Reading& reading, const fastv::Config* config) const {
+  std::vector<fastv::Index> kept(reading.tokens);
+  std::iota(kept.begin(), kept.end(), fastv::Index{0});
+  if (config == nullptr || reading.visual.empty()) return kept;
+  std::vector<float> scores;
+  for (const fastv::TokenSpan& span : reading.visual)
+    scores.insert(scores.end(), reading.scores.begin() + static_cast<std::ptrdiff_t>(span.first),
+                  reading.scores.begin() + static_cast<std::ptrdiff_t>(span.first + span.count));
+  fastv::Pruner<float> pruner(*config);
+  const fastv::Kept chosen = pruner.prune(fastv::Scores<float>{scores, reading.tokens}, reading.visual);
+  require(chosen.status);
+  kept.assign(chosen.begin(), chosen.end());
+  return kept;
 }
 
-std::vector<float> Engine::decode(std::int32_t token, Cache& cache) const {
-  const Shape& s = model_.shape();
-  for (const Cache::Layer& layer : cache.layers_)
-    if (layer.length == layer.capacity)
-      throw std::length_error("the KV cache is full after " + std::to_string(layer.length) + " tokens: plan for more");
-  Graph graph(*this, &cache, size(s.layers) * 48 + 64);
-  ggml_tensor* id = graph.input(GGML_TYPE_I32, {1}, std::vector<std::int32_t>{token});
-  ggml_tensor* hidden = ggml_get_rows(graph.context(), model_.token_embeddings(), id);
-  std::vector<std::int32_t> position(static_cast<std::size_t>(s.position_axes()), cache.next_position_++);
-  if (s.m_rope()) position[3] = 0;  // the unused axis
-  ggml_tensor* positions = graph.input(GGML_TYPE_I32, {whole(position.size())}, position);
-  ggml_tensor* logits = graph.logits(graph.layers(0, size(s.layers), hidden, positions));
-  graph.run();
-  return graph.read<float>(logits);
+void Engine::finish(std::size_t sequence, const Reading& reading, const std::vector<fastv::Index>& kept,
+                    const Progress& progress) {
+  Sequence& state = at(sequence);
+  const std::size_t axes = halves_.position_axes(), d = halves_.hidden(), n = reading.tokens;
+  const bool whole = kept.size() == n;
+  std::size_t done = 0, end = 0;
+  for (std::size_t p = 0; p < reading.pieces.size(); ++p) {
+    // What is kept of this piece; where something was dropped, of those that follow too, if all of them are causal.
+    const bool causal = reading.pieces[p].causal;
+    end += reading.pieces[p].count;
+    while (!whole && causal && p + 1 < reading.pieces.size() && reading.pieces[p + 1].causal)
+      end += reading.pieces[++p].count;
+    const std::size_t last = static_cast<std::size_t>(
+        std::lower_bound(kept.begin() + static_cast<std::ptrdiff_t>(done), kept.end(), end) - kept.begin());
+    llama_set_causal_attn(tail_->context(), causal);
+    while (done < last) {
+      const std::size_t count = std::min(tail_->batch(), last - done);
+      std::vector<float> rows(count * d);
+      std::vector<llama_pos> positions(count), told(axes * count);
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t token = kept[done + i];
+        std::copy_n(reading.rows.begin() + static_cast<std::ptrdiff_t>(token * d), d,
+                    rows.begin() + static_cast<std::ptrdiff_t>(i * d));
+        positions[i] = reading.positions[token];
+        for (std::size_t axis = 0; axis < axes; ++axis)
+          told[axis * count + i] =
+              axes == 1 ? static_cast<llama_pos>(state.tail + i) : reading.positions[axis * n + token];
+      }
+      std::vector<std::int8_t> wanted(count, 0);
+      wanted.back() = done + count == kept.size() ? 1 : 0;
+      const double all = static_cast<double>(kept.size());
+      tail_->run(rows.data(), positions, std::move(told),
+                 std::vector<llama_seq_id>(count, static_cast<llama_seq_id>(sequence)), std::move(wanted), progress,
+                 static_cast<double>(done) / all, static_cast<double>(done + count) / all);
+      first_row_ = count - 1;
+      state.tail += count;
+      done += count;
+    }
+  }
+  llama_set_causal_attn(tail_->context(), true);
+}
+
+Prefill Engine::prefill(std::size_t sequence, const Prompt& prompt, const fastv::Config* config,
+                        const Progress& progress) {
+  const auto start = Clock::now();
+  static_cast<void>(plan(prompt, config));
+  const double cut = static_cast<double>(halves_.filtering_layer()) / static_cast<double>(halves_.layers());
+  const Reading reading =
+      read(sequence, prompt, progress ? Progress([&](double share) { progress(cut * share); }) : Progress());
+  Prefill prefill;
+  prefill.kept = select(reading, config);
+  finish(sequence, reading, prefill.kept,
+         progress ? Progress([&](double share) { progress(cut + (1 - cut) * share); }) : Progress());
+  llama_synchronize(tail_->context());
+  prefill.scores = reading.scores;
+  prefill.seconds = seconds_since(start);
+  return prefill;
+}
+
+void Engine::decode(const std::vector<Next>& tokens) {
+  if (tokens.empty()) return;
+  const std::size_t axes = halves_.position_axes();
+  std::vector<llama_token> ids;
+  std::vector<llama_pos> positions, told;
+  std::vector<llama_seq_id> sequences;
+  for (const Next& next : tokens) {
+    const Sequence& state = at(next.sequence);
+    ids.push_back(next.token);
+    positions.push_back(state.next_position);
+    told.push_back(axes == 1 ? static_cast<llama_pos>(state.tail) : state.next_position);
+    sequences.push_back(static_cast<llama_seq_id>(next.sequence));
+  }
+  if (axes > 1)  // rows, unlike tokens, have all their axes told
+    for (std::size_t axis = 1; axis < axes; ++axis)
+      for (std::size_t i = 0; i < tokens.size(); ++i) told.push_back(axis == 3 ? 0 : positions[i]);
+  head_->hidden.clear();
+  head_->cells.clear();
+  head_->run(ids, nullptr, positions, sequences, false);
+  tail_->run(head_->hidden.data(), positions, std::move(told), sequences, std::vector<std::int8_t>(tokens.size(), 1),
+             {}, 0, 1);
+  first_row_ = 0;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    Sequence& state = at(tokens[i].sequence);
+    state.cells.push_back(head_->cells[i]);
+    ++state.head;
+    ++state.tail;
+    ++state.next_position;
+  }
+}
+
+const float* Engine::logits(std::size_t row) const {
+  const float* logits = llama_get_logits_ith(tail_->context(), static_cast<std::int32_t>(first_row_ + row));
+  if (logits == nullptr) throw std::out_of_range("there are no logits of row " + std::to_string(row));
+  return logits;
+}
+llama_context* Engine::tail() const { return tail_->context(); }
+
+std::size_t Engine::length(std::size_t sequence, std::size_t layer) const {
+  const Sequence& state = sequences_.at(sequence);
+  return layer < halves_.filtering_layer() ? state.head : state.tail;
+}
+
+std::size_t Engine::cache_bytes(std::size_t sequence) const {
+  const fastv::ModelShape shape = halves_.cost_shape();
+  const auto width = static_cast<std::int64_t>(shape.kv_heads * shape.head_dim);
+  const std::size_t row = ggml_row_size(options_.key_type, width) + ggml_row_size(options_.value_type, width);
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < halves_.layers(); ++i)
+    if (halves_.facts().all[i].attends) bytes += row * length(sequence, i);
+  return bytes;
+}
+
+void Engine::forget(std::size_t sequence) {
+  forget_tail(sequence);
+  llama_memory_seq_rm(head_->memory(), static_cast<llama_seq_id>(sequence), -1, -1);
+  at(sequence) = {};
+}
+void Engine::forget_tail(std::size_t sequence) {
+  llama_memory_seq_rm(tail_->memory(), static_cast<llama_seq_id>(sequence), -1, -1);
+  at(sequence).tail = 0;
 }
 
 }  // namespace llava

@@ -1,99 +1,123 @@
-// Runs a decoder with ggml, and prunes visual tokens where FastV does: layers below K on the whole prompt, the others,
-// and all of decoding, on what is kept. The KV cache has a length per layer.
+// FastV on unmodified libllama: the head runs on the whole prompt, visual tokens are ranked by the attention of its last
+// layer, and the tail, and all of decoding, run on what is kept. Each half has a context, and so a KV length, of its own.
 //
-// Shapes: n prompt tokens, m kept tokens, t tokens of a piece, d width, H query heads, G KV heads, c head dimension, v
-// vocabulary.
+// Shapes: n prompt tokens, m kept tokens, d width, H query heads, G KV heads, c head dimension, v vocabulary.
 #pragma once
 
-#include <fastv/ggml.hpp>
+#include <fastv/fastv.hpp>
 
-#include "model.hpp"
+#include "halves.hpp"
 
 namespace llava {
 
-// A prompt as the decoder reads it: text and pictures alike as embeddings.
-struct Prompt {
-  std::vector<float> embeddings;         // [n, d]
-  std::vector<std::int32_t> positions;   // [axes, n], an axis after the other; M-RoPE has 4
-  std::vector<fastv::TokenSpan> visual;  // sorted; empty for text alone
-  std::int32_t next_position = 0;        // of the first decoded token
-
-  std::size_t tokens = 0;  // n
+// What goes into the model in one call: tokens of text, or a picture's rows.
+struct Piece {
+  std::vector<llama_token> tokens;   // text, or
+  std::vector<float> rows;           // [count, Halves::input()] of a picture
+  std::size_t count = 0;             // tokens
+  std::size_t columns = 0;           // of a picture: tokens in a row of it; 0 where they are no grid
+  bool causal = true;                // false: the picture's tokens see each other (Gemma 3)
+  bool continues = false;            // the picture of the last piece that was one goes on (tiles of one picture)
+  std::vector<llama_pos> positions;  // [axes, count], an axis after the other; M-RoPE has 4
 };
 
-// How pruning is done; the kept tokens are the same.
-enum class PruneBy {
-  graph,          // nodes of the one graph of the whole prefill (default)
-  between_graphs  // two graphs, and fastv::Pruner on host memory between them
+// A prompt, or a later turn of a conversation.
+struct Prompt {
+  std::vector<Piece> pieces;
+  llama_pos next_position = 0;  // of the first decoded token
+
+  std::size_t tokens() const;                    // n
+  std::vector<fastv::TokenSpan> visual() const;  // sorted
+  // Appends text at the next positions.
+  void add_text(std::vector<llama_token> tokens, std::size_t axes);
 };
 
 struct EngineOptions {
-  ggml_type cache_type = GGML_TYPE_F16;  // of K and V: F16 or Q8_0
-  std::size_t piece = 512;               // tokens that go through the layers at a time (llama.cpp's n_ubatch)
-  PruneBy prune_by = PruneBy::graph;
+  std::size_t context = 4096;     // -c: tokens of all sequences together
+  std::size_t batch = 2048;       // -b: tokens that go into libllama in one call
+  std::size_t micro_batch = 512;  // -ub: tokens that go through the layers at a time
+  std::size_t sequences = 1;
+  int threads = 0;                                                 // -t; 0: one a core
+  ggml_type key_type = GGML_TYPE_F16, value_type = GGML_TYPE_F16;  // --cache-type-k, --cache-type-v
 };
 
-// A sequence's KV cache.
-class Cache {
- public:
-  // Room for what the plan says and `generated` tokens more, layer by layer.
-  Cache(const Model& model, const Backends& backends, const fastv::Plan& plan, std::size_t generated, ggml_type type);
-
-  std::size_t length(std::size_t layer) const { return layers_[layer].length; }
-  std::size_t bytes() const;  // allocated
-
- private:
-  friend class Engine;
-  struct Layer {
-    ggml_tensor *keys, *values;  // [G c, capacity]
-    std::size_t length = 0;
-    std::size_t capacity = 0;  // a multiple of the flash attention's step
-  };
-  ggml_context_ptr context_;
-  ggml_backend_buffer_ptr buffer_;
-  std::vector<Layer> layers_;
-  std::int32_t next_position_ = 0;
+// A prompt as the layers below K left it, and what its visual tokens are ranked by. It can be finished more than once.
+struct Reading {
+  std::vector<float> rows;               // [n, d], hidden rows
+  std::vector<llama_pos> positions;      // [axes, n]
+  std::vector<Piece> pieces;             // without tokens and rows
+  std::vector<fastv::TokenSpan> visual;  // sorted
+  std::vector<float> scores;  // [n]: attention that the last token pays in layer K-1, mean over heads; 0 for text
+  llama_pos next_position = 0;
+  std::size_t tokens = 0;  // n
+  double seconds = 0;
 };
 
 struct Prefill {
-  std::vector<float> logits;               // [v] behind the last prompt token
-  std::vector<fastv::Index> kept;          // prompt positions that the last layer ran on, ascending
-  std::vector<std::vector<float>> scores;  // per stage: [tokens of that stage], where they were ranked by scores
-  double seconds = 0;                      // from the embeddings to the logits
+  std::vector<fastv::Index> kept;  // prompt positions, ascending
+  std::vector<float> scores;       // [n], as of Reading
+  double seconds = 0;              // from the prompt to the logits, both halves
 };
 
 class Engine {
  public:
-  Engine(const Model& model, const Backends& backends, const EngineOptions& options = {})
-      : model_(model), backends_(backends), options_(options) {}
+  // Throws std::runtime_error where libllama makes no context of this size.
+  Engine(const Halves& halves, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
-  // Rows of the embedding matrix: [t] -> [t, d].
-  std::vector<float> embed(const std::vector<std::int32_t>& tokens) const;
+  const Halves& halves() const { return halves_; }
 
   // All lengths, before anything runs; throws std::invalid_argument with what is wrong with the settings.
-  fastv::Plan plan(const Prompt& prompt, const std::vector<fastv::Config>& schedule) const;
+  fastv::Plan plan(const Prompt& prompt, const fastv::Config* config) const;
 
-  // A cache for one prompt and up to `generated` decoded tokens.
-  Cache cache(const fastv::Plan& plan, std::size_t generated) const {
-    return {model_, backends_, plan, generated, options_.cache_type};
-  }
+  // Runs the head on a prompt, behind what the sequence holds. progress: share of its tokens.
+  Reading read(std::size_t sequence, const Prompt& prompt, const Progress& progress = {});
+  // The prompt positions that stay. config: null keeps every token. Throws std::invalid_argument.
+  std::vector<fastv::Index> select(const Reading& reading, const fastv::Config* config) const;
+  // Runs the tail on what is kept, behind what the sequence holds there. logits(0) are those behind the last token.
+  void finish(std::size_t sequence, const Reading& reading, const std::vector<fastv::Index>& kept,
+              const Progress& progress = {});
+  // The three in a row.
+  Prefill prefill(std::size_t sequence, const Prompt& prompt, const fastv::Config* config,
+                  const Progress& progress = {});
 
-  // Runs the prompt into an empty cache. progress: share of the layers that have run.
-  Prefill prefill(const Prompt& prompt, const std::vector<fastv::Config>& schedule, Cache& cache,
-                  const Progress& progress = {}) const;
+  // Feeds one token to each of some sequences. logits(i) are those behind the i-th.
+  struct Next {
+    std::size_t sequence;
+    llama_token token;
+  };
+  void decode(const std::vector<Next>& tokens);
 
-  // Feeds one token; returns the logits [v] of the next.
-  std::vector<float> decode(std::int32_t token, Cache& cache) const;
+  const float* logits(std::size_t row) const;  // [v], until the next call
+  llama_context* tail() const;                 // for llama_sampler_sample()
+
+  llama_pos next_position(std::size_t sequence) const { return sequences_.at(sequence).next_position; }
+  std::size_t length(std::size_t sequence, std::size_t layer) const;  // keys of a layer
+  std::size_t cache_bytes(std::size_t sequence) const;                // of keys and values in use
+
+  void forget(std::size_t sequence);  // all of it
+  void forget_tail(
+      std::size_t sequence);  // what was finished, so that a reading of a new sequence can be finished anew
 
  private:
-  class Graph;
+  class Half;
+  class Head;
+  class Tail;
+  struct Sequence {
+    llama_pos next_position = 0;      // of the next token, as the model counts
+    std::size_t head = 0, tail = 0;   // tokens in either cache
+    std::vector<std::int64_t> cells;  // of the head's cache, token by token
+  };
+  Sequence& at(std::size_t sequence);
 
-  Prefill prefill_between_graphs(const Prompt& prompt, const std::vector<fastv::Config>& schedule, Cache& cache,
-                                 const Progress& progress) const;
-
-  const Model& model_;
-  const Backends& backends_;
+  const Halves& halves_;
   EngineOptions options_;
+  std::vector<Sequence> sequences_;
+  std::size_t first_row_ = 0;  // of the last call's logits, in its batch
+  std::unique_ptr<Head> head_;
+  std::unique_ptr<Tail> tail_;
 };
 
 }  // namespace llava

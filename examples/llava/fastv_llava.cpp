@@ -1,7 +1,9 @@
 // fastv-llava: answers a prompt about pictures with a GGUF model, with FastV. See --help.
 #include <chrono>
 #include <cstdio>
+#include <iostream>
 
+#include "../common/picture.hpp"
 #include "../common/progress.hpp"
 #include "report.hpp"
 
@@ -12,31 +14,23 @@ using namespace llava;
 struct SamplerDeleter {
   void operator()(llama_sampler* sampler) const { llama_sampler_free(sampler); }
 };
+using Sampler = std::unique_ptr<llama_sampler, SamplerDeleter>;
 
 // Picks the next token: the likeliest, or by temperature.
-class Sampler {
- public:
-  Sampler(double temperature, std::uint32_t seed)
-      : chain_(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
-    if (temperature > 0) {
-      llama_sampler_chain_add(chain_.get(), llama_sampler_init_temp(static_cast<float>(temperature)));
-      llama_sampler_chain_add(chain_.get(), llama_sampler_init_dist(seed));
-    } else {
-      llama_sampler_chain_add(chain_.get(), llama_sampler_init_greedy());
-    }
+Sampler sampler_of(const Options& options) {
+  Sampler chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+  const auto add = [&](llama_sampler* sampler) { llama_sampler_chain_add(chain.get(), sampler); };
+  if (options.temperature > 0) {
+    if (options.top_k > 0) add(llama_sampler_init_top_k(options.top_k));
+    add(llama_sampler_init_top_p(options.top_p, 1));
+    add(llama_sampler_init_min_p(options.min_p, 1));
+    add(llama_sampler_init_temp(static_cast<float>(options.temperature)));
+    add(llama_sampler_init_dist(options.seed));
+  } else {
+    add(llama_sampler_init_greedy());
   }
-  std::int32_t operator()(const std::vector<float>& logits) {
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits.size(); ++i) candidates_.push_back({static_cast<llama_token>(i), logits[i], 0});
-    llama_token_data_array all{candidates_.data(), candidates_.size(), -1, false};
-    llama_sampler_apply(chain_.get(), &all);
-    return all.data[all.selected].id;
-  }
-
- private:
-  std::unique_ptr<llama_sampler, SamplerDeleter> chain_;
-  std::vector<llama_token_data> candidates_;
-};
+  return chain;
+}
 
 template <class Work>
 auto with_progress(const char* label, const Work& work) {
@@ -44,102 +38,133 @@ auto with_progress(const char* label, const Work& work) {
   return work([&](double share) { bar.reach(share); });
 }
 
-// Prefill and decoding. on_text: called with each piece of the answer as it comes.
+// Prefill and decoding, behind what the engine holds. on_text: called with each piece of the answer as it comes.
 template <class OnText>
-Run generate(const std::string& name, const Engine& engine, const Words& words, const Shape& shape,
-             const Prompt& prompt, const std::vector<fastv::Config>& schedule, const Options& options,
-             const OnText& on_text) {
+Run generate(const std::string& name, Engine& engine, const Prompt& prompt, const fastv::Config* config,
+             const Options& options, const OnText& on_text) {
+  const llama_vocab* vocabulary = engine.halves().vocabulary();
   Run run;
   run.name = name;
-  run.plan = engine.plan(prompt, schedule);
-  Cache cache = engine.cache(run.plan, options.generate);
-  run.prefill = with_progress("Reading the prompt (%)", [&](const Progress& progress) {
-    return engine.prefill(prompt, schedule, cache, progress);
-  });
-  Sampler sample(options.temperature, options.seed);
-  std::vector<float> logits = run.prefill.logits;
+  run.plan = engine.plan(prompt, config);
+  run.prefill = with_progress("Reading the prompt (%)",
+                              [&](const Progress& progress) { return engine.prefill(0, prompt, config, progress); });
+  const Sampler sampler = sampler_of(options);
   const auto start = std::chrono::steady_clock::now();
   while (true) {
-    const std::int32_t token = sample(logits);
+    const llama_token token = llama_sampler_sample(sampler.get(), engine.tail(), -1);
     run.tokens.push_back(token);
-    if (words.ends(token)) break;
-    const std::string piece = words.text(token);
+    if (llama_vocab_is_eog(vocabulary, token)) break;
+    const std::string piece = text_of(vocabulary, token);
     run.text += piece;
     on_text(piece);
     if (run.tokens.size() == options.generate) break;
-    logits = engine.decode(token, cache);
+    engine.decode({{0, token}});
   }
   run.decode_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const std::size_t row = 2 * ggml_row_size(options.engine.cache_type, shape.kv_heads * shape.head_dim);
-  for (std::size_t i = 0; i < run.plan.layers; ++i) run.cache_bytes += row * cache.length(i);
+  run.cache_bytes = engine.cache_bytes(0);
   return run;
 }
 
-// Their logs are many lines; what goes wrong is said by the exceptions.
-void quiet(ggml_log_level, const char*, void*) {}
+void stream(const std::string& piece) {
+  std::fputs(piece.c_str(), stdout);
+  std::fflush(stdout);
+}
 
-// So that the first of two runs is not the one that reads the weights from the disk.
-void warm_up(const Engine& engine, const Prompt& prompt) {
-  Cache cache = engine.cache(engine.plan(prompt, {}), 1);
-  engine.decode(0, cache);
+void expect_room(std::size_t used, const Prompt& prompt, const Options& options) {
+  if (used + prompt.tokens() + options.generate > options.engine.context)
+    throw std::invalid_argument("the prompt has " + std::to_string(used + prompt.tokens()) +
+                                " tokens and -n asks for " + std::to_string(options.generate) +
+                                " more, but the context holds " + std::to_string(options.engine.context) +
+                                ": raise -c, lower -n, or use fewer pictures");
+}
+
+// Turn by turn: pictures that are shown belong to the next question, and each is pruned in its own turn.
+void talk(Engine& engine, const Vision& vision, const fastv::Config* config, const Options& options) {
+  Chat chat(engine.halves().head(), options.chat_template);
+  std::vector<std::string> pictures;
+  llama_pos next = 0;
+  std::size_t used = 0;
+  std::string line;
+  std::fputs("/image FILE shows a picture, /bye ends.\n> ", stderr);
+  while (std::getline(std::cin, line)) {
+    try {
+      if (line == "/bye") break;
+      if (line.rfind("/image ", 0) == 0) {
+        static_cast<void>(common::load_picture(line.substr(7)));  // so that what is wrong with it is said now
+        pictures.push_back(line.substr(7));
+      } else if (!line.empty()) {
+        const bool begins = chat.begins();
+        const std::string words = chat.asks(with_markers(line, pictures.size()));
+        const Prompt prompt = with_progress("Looking at the pictures (%)", [&](const Progress& progress) {
+          return vision.prompt(words, pictures, next, begins, progress);
+        });
+        expect_room(used, prompt, options);
+        const Run run = generate("", engine, prompt, pictures.empty() ? nullptr : config, options, stream);
+        std::puts("");
+        std::fputs(summary(run).c_str(), stderr);
+        chat.answers(run.text);
+        next = engine.next_position(0);
+        used = engine.length(0, 0);
+        pictures.clear();
+      }
+    } catch (const std::invalid_argument& error) {  // the conversation goes on
+      std::fprintf(stderr, "fastv-llava: %s\n", error.what());
+    }
+    std::fputs("> ", stderr);
+  }
 }
 
 void answer(const Options& options) {
-  llama_log_set(quiet, nullptr);
-  mtmd_log_set(quiet, nullptr);
-  const Backends backends(options.threads);
-  const auto model = with_progress("Loading the model (%)", [&](const Progress& progress) {
-    return std::make_unique<Model>(options.model, backends, progress);
+  mtmd_log_set([](ggml_log_level, const char*, void*) {},
+               nullptr);  // many lines; what goes wrong is said by exceptions
+  const auto halves = with_progress("Loading the model (%)", [&](const Progress& progress) {
+    return std::make_unique<Halves>(options.model, options.load, progress);
   });
-  const Shape& shape = model->shape();
-  const Engine engine(*model, backends, options.engine);
-  const Words words(options.model);
+  Engine engine(*halves, options.engine);
+  fastv::Config fastv = options.fastv;
+  fastv.filtering_layer = halves->filtering_layer();
+  const fastv::Config* config = options.prune ? &fastv : nullptr;
+  std::optional<Vision> vision;
+  if (options.embeddings.empty())
+    vision.emplace(options.vision, *halves, options.engine.threads, options.load.gpu_layers != 0);
+  if (options.chat()) return talk(engine, *vision, config, options);
 
-  std::vector<PictureSpan> spans;
+  Chat chat(halves->head(), options.chat_template);
   Prompt prompt;
-  bool padded = false;
-  if (options.embeddings.empty()) {
-    const Eyes eyes(options.vision, words, shape, backends.threads());
-    padded = eyes.pads_to_square();
-    std::vector<Eyes::Picture> pictures;
-    for (const std::string& path : options.pictures) pictures.push_back(eyes.open(path));
-    const std::string dressed = words.dress(with_markers(options.prompt, pictures.size()), options.chat_template);
+  if (vision) {
+    const std::string words = chat.asks(with_markers(options.prompt, options.pictures.size()));
     prompt = with_progress("Looking at the pictures (%)", [&](const Progress& progress) {
-      return eyes.prompt(engine, shape, dressed, pictures, spans, progress);
+      return vision->prompt(words, options.pictures, 0, true, progress);
     });
   } else {
-    const std::vector<std::vector<float>> pictures = visual_embeddings(options.embeddings, shape);
-    const std::string dressed = words.dress(with_markers(options.prompt, pictures.size()), options.chat_template);
-    prompt = prompt_from_embeddings(engine, words, shape, dressed, pictures, spans);
+    const std::vector<std::vector<float>> pictures = visual_embeddings(options.embeddings, *halves);
+    prompt =
+        prompt_from_embeddings(*halves, chat.asks(with_markers(options.prompt, pictures.size())), pictures, 0, true);
   }
-  const auto context = options.context > 0 ? options.context : static_cast<std::size_t>(shape.context);
-  if (prompt.tokens + options.generate > context)
-    throw std::invalid_argument("the prompt has " + std::to_string(prompt.tokens) + " tokens and -n asks for " +
-                                std::to_string(options.generate) + " more, but the context holds " +
-                                std::to_string(context) + ": raise -c, lower -n, or use fewer pictures");
+  expect_room(0, prompt, options);
 
-  const auto run = [&](const char* name, const std::vector<fastv::Config>& schedule, const auto& on_text) {
-    return generate(name, engine, words, shape, prompt, schedule, options, on_text);
-  };
-  const auto stream = [](const std::string& piece) {
-    std::fputs(piece.c_str(), stdout);
-    std::fflush(stdout);
-  };
   std::vector<Run> runs;
   if (options.compare) {
     const auto silent = [](const std::string&) {};
-    warm_up(engine, prompt);
-    runs.push_back(run("all tokens", {}, silent));
-    runs.push_back(run("FastV", options.schedule, silent));
-    std::fputs(comparison(shape, runs[0], runs[1]).c_str(), stdout);
+    // So that the first of two runs is not the one that meets cold caches.
+    Prompt warm;
+    warm.add_text({llama_vocab_bos(halves->vocabulary()) < 0 ? 0 : llama_vocab_bos(halves->vocabulary())},
+                  halves->position_axes());
+    engine.prefill(0, warm, nullptr);
+    for (const fastv::Config* how : {static_cast<const fastv::Config*>(nullptr), config}) {
+      engine.forget(0);
+      runs.push_back(generate(how == nullptr ? "all tokens" : "FastV", engine, prompt, how, options, silent));
+    }
+    std::fputs(comparison(*halves, runs[0], runs[1]).c_str(), stdout);
   } else {
-    runs.push_back(run(options.schedule.empty() ? "all tokens" : "FastV", options.schedule, stream));
+    runs.push_back(generate(config == nullptr ? "all tokens" : "FastV", engine, prompt, config, options, stream));
     std::puts("");
     std::fputs(summary(runs[0]).c_str(), stderr);
   }
   if (!options.overlay.empty())
-    write_overlay(options.overlay, options.pictures, spans, runs.back().prefill.kept, padded);
-  if (!options.json.empty()) write_json(options.json, options, shape, prompt, runs);
+    write_overlay(options.overlay, options.pictures, prompt.visual(), runs.back().prefill.kept,
+                  vision->pads_to_square(), vision->first_patch());
+  if (!options.json.empty()) write_json(options.json, options, *halves, prompt, runs);
 }
 
 }  // namespace

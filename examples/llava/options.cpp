@@ -14,52 +14,89 @@ using command_line::real_number;
 using command_line::refuse;
 using command_line::whole_number;
 
+// "f16", "q8_0", ...
+ggml_type cache_type(const std::string& option, const std::string& value) {
+  for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+    const auto type = static_cast<ggml_type>(i);
+    if (ggml_blck_size(type) == 0 || ggml_get_type_traits(type)->to_float == nullptr) {
+      if (type != GGML_TYPE_F32) continue;
+    }
+    if (value == ggml_type_name(type)) return type;
+  }
+  refuse(option + " is \"" + value +
+         "\" but must be a type of llama.cpp's caches: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0");
+}
+
 using Set = std::function<void(const std::string& option, const std::string& value)>;
 
 }  // namespace
 
 const char* usage() {
-  return "usage: fastv-llava -m LLM.gguf --mmproj MMPROJ.gguf --image FILE [--image FILE ...] -p PROMPT [options]\n"
-         "\n"
-         "Answers a prompt about pictures with a GGUF model (architectures llama, qwen, qwen2, qwen2vl), and drops "
-         "most\n"
-         "visual tokens behind layer K, as FastV does.\n"
-         "\n"
-         "  -m FILE               language model\n"
-         "  --mmproj FILE         its vision encoder and projector\n"
-         "  --image FILE          a PNG or JPEG picture; several are read in order, at the markers <__media__> of the\n"
-         "                        prompt or ahead of it\n"
-         "  --visual-embeddings FILE   visual tokens computed elsewhere, in place of both: a safetensors file with "
-         "one\n"
-         "                        [tokens, width] tensor a picture or frame, read in the order of their names\n"
-         "  -p TEXT               what to ask (\"Describe the picture.\")\n"
-         "  -n N                  tokens to generate at most (128)\n"
-         "  -c N                  context: prompt and answer together (the model's)\n"
-         "  -t N                  threads (one per core)\n"
-         "  --temp X, --seed N    sampling: 0 takes the likeliest token (0, 0)\n"
-         "  --chat-template NAME  vicuna, chatml, ... or none (the model's own)\n"
-         "  --kv f16|q8_0         type of the KV cache (f16)\n"
-         "  --ubatch N            prompt tokens that go through the layers at a time (512)\n"
-         "\n"
-         "  --fastv-k N           filtering layer K: layers that run on the whole prompt (2)\n"
-         "  --fastv-r X           filtering ratio R: share of the visual tokens that is dropped then, 0 to 1 (0.5)\n"
-         "  --fastv-keep N        keep exactly N visual tokens, whatever R says\n"
-         "  --fastv-score RULE    last: by the last prompt token's attention (default); window: the same, shared out\n"
-         "                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; random;\n"
-         "                        uniform: an even grid alone\n"
-         "  --fastv-by WAY        graph: inside the graph, on whichever device it runs on (default); host: between\n"
-         "                        two graphs\n"
-         "  --no-fastv            keep every token\n"
-         "\n"
-         "  --compare             run unpruned and pruned, and print both side by side\n"
-         "  --overlay FILE        draw which tokens stayed on the pictures, as PNG or SVG\n"
-         "  --json FILE           write everything that was measured\n";
+  static const std::string text = [] {
+    std::string names;
+    std::size_t column = 0;
+    for (const std::string& name : architectures()) {
+      if (column + name.size() + 2 > 112)
+        names += ",\n  ", column = 0;
+      else if (!names.empty())
+        names += ", ";
+      names += name;
+      column += name.size() + 2;
+    }
+    return std::string(
+               "usage: fastv-llava -m LLM.gguf --mmproj MMPROJ.gguf --image FILE [--image FILE ...] -p PROMPT "
+               "[options]\n"
+               "\n"
+               "Answers a prompt about pictures with a GGUF model, and drops most visual tokens behind layer K, as "
+               "FastV\n"
+               "does. Without --image and -p it talks, line by line; /image FILE there shows a picture, /bye ends.\n"
+               "\n"
+               "  -m FILE               language model\n"
+               "  --mmproj FILE         its vision encoder and projector\n"
+               "  --image FILE          a PNG or JPEG picture; several are read in order, at the markers <__media__> "
+               "of the\n"
+               "                        prompt or ahead of it\n"
+               "  --visual-embeddings FILE   visual tokens computed elsewhere, in place of both: a safetensors file "
+               "with one\n"
+               "                        [tokens, width] tensor a picture or frame, read in the order of their names\n"
+               "  -p TEXT               what to ask (\"Describe the picture.\")\n"
+               "  -n N                  tokens to generate at most (128)\n"
+               "  -c N                  context: prompt and answer together (4096)\n"
+               "  -b N, -ub N           tokens that go into llama.cpp in one call (2048), and through the layers "
+               "(512)\n"
+               "  -t N                  threads (one per core)\n"
+               "  -ngl N                layers on the GPU, from the last on (all)\n"
+               "  --cache-type-k TYPE, --cache-type-v TYPE   of the KV cache: f32, f16, bf16, q8_0, q4_0, ... (f16)\n"
+               "  --temp X              sampling: 0 takes the likeliest token (0)\n"
+               "  --top-k N, --top-p X, --min-p X, --seed N   of it (40, 0.95, 0.05, 0)\n"
+               "  --chat-template NAME  vicuna, chatml, ... or none (the model's own)\n"
+               "\n"
+               "  --fastv-k N           filtering layer K: layers that run on the whole prompt (the smallest from 2 on "
+               "that\n"
+               "                        this model can be pruned behind)\n"
+               "  --fastv-r X           filtering ratio R: share of the visual tokens that is dropped then, 0 to 1 "
+               "(0.5)\n"
+               "  --fastv-keep N        keep exactly N visual tokens, whatever R says\n"
+               "  --fastv-score RULE    last: by the last prompt token's attention (default); window: the same, shared "
+               "out\n"
+               "                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; "
+               "random;\n"
+               "                        uniform: an even grid alone\n"
+               "  --no-fastv            keep every token\n"
+               "\n"
+               "  --compare             run unpruned and pruned, and print both side by side\n"
+               "  --overlay FILE        draw which tokens stayed on the pictures, as PNG or SVG\n"
+               "  --json FILE           write everything that was measured\n"
+               "\n"
+               "Architectures:\n  ") +
+           names + "\n";
+  }();
+  return text.c_str();
 }
 
 Options read_options(int count, char** arguments) {
   Options options;
-  fastv::Config fastv;
-  bool prune = true;
+  fastv::Config& fastv = options.fastv;
   const auto store = [](std::string& place) {
     return [&place](const std::string&, const std::string& v) { place = v; };
   };
@@ -75,17 +112,27 @@ Options read_options(int count, char** arguments) {
       {"--image", [&](const std::string&, const std::string& v) { options.pictures.push_back(v); }},
       {"-p", store(options.prompt)},
       {"-n", number(options.generate)},
-      {"-c", number(options.context)},
-      {"-t", number(options.threads)},
+      {"-c", number(options.engine.context)},
+      {"-b", number(options.engine.batch)},
+      {"-ub", number(options.engine.micro_batch)},
+      {"-t", number(options.engine.threads)},
+      {"-ngl", number(options.load.gpu_layers)},
       {"--temp", [&](const std::string& o, const std::string& v) { options.temperature = real_number(o, v); }},
+      {"--top-k", number(options.top_k)},
+      {"--top-p",
+       [&](const std::string& o, const std::string& v) { options.top_p = static_cast<float>(real_number(o, v)); }},
+      {"--min-p",
+       [&](const std::string& o, const std::string& v) { options.min_p = static_cast<float>(real_number(o, v)); }},
       {"--seed", number(options.seed)},
       {"--chat-template", store(options.chat_template)},
-      {"--kv",
+      {"--cache-type-k",
+       [&](const std::string& o, const std::string& v) { options.engine.key_type = cache_type(o, v); }},
+      {"--cache-type-v",
+       [&](const std::string& o, const std::string& v) { options.engine.value_type = cache_type(o, v); }},
+      {"--fastv-k",
        [&](const std::string& o, const std::string& v) {
-         options.engine.cache_type = one_of<ggml_type>(o, v, {{"f16", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}});
+         options.load.filtering_layer = static_cast<std::uint32_t>(whole_number(o, v));
        }},
-      {"--ubatch", number(options.engine.piece)},
-      {"--fastv-k", number(fastv.filtering_layer)},
       {"--fastv-r", [&](const std::string& o, const std::string& v) { fastv.filtering_ratio = real_number(o, v); }},
       {"--fastv-keep", number(fastv.keep_count)},
       {"--fastv-score",
@@ -98,16 +145,11 @@ Options read_options(int count, char** arguments) {
                            : rule == 4 ? fastv::Selection::uniform
                                        : fastv::Selection::top_k;
        }},
-      {"--fastv-by",
-       [&](const std::string& o, const std::string& v) {
-         options.engine.prune_by =
-             one_of<PruneBy>(o, v, {{"graph", PruneBy::graph}, {"host", PruneBy::between_graphs}});
-       }},
       {"--overlay", store(options.overlay)},
       {"--json", store(options.json)},
   };
   const std::map<std::string, Set> without = {
-      {"--no-fastv", [&](const std::string&, const std::string&) { prune = false; }},
+      {"--no-fastv", [&](const std::string&, const std::string&) { options.prune = false; }},
       {"--compare", [&](const std::string&, const std::string&) { options.compare = true; }},
       {"--help", [&](const std::string&, const std::string&) { options.help = true; }},
       {"-h", [&](const std::string&, const std::string&) { options.help = true; }},
@@ -135,21 +177,22 @@ Options read_options(int count, char** arguments) {
   } else if (!options.vision.empty() || !options.pictures.empty()) {
     refuse("--visual-embeddings takes the place of --mmproj and --image: use one or the other");
   }
-  if (options.pictures.empty() && options.embeddings.empty())
+  if (options.chat()) {
+    if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
+    if (options.compare || !options.overlay.empty() || !options.json.empty())
+      refuse("--compare, --overlay and --json need a prompt: use -p and --image");
+  } else if (options.pictures.empty() && options.embeddings.empty()) {
     refuse("name a picture with --image, or hand over --visual-embeddings");
-  if (options.generate == 0) refuse("-n is 0: ask for at least one token");
-  if (options.engine.piece == 0) refuse("--ubatch is 0: use at least 1");
-  if (!(options.temperature >= 0)) refuse("--temp must not be negative");
-  if (options.compare && !prune) refuse("--compare needs something to compare with: leave --no-fastv out");
-  if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
-  if (prune) {
-    if (const fastv::Status status = validate(fastv); !status) refuse(status.message().c_str());
-    if (fastv.filtering_layer == 0 && fastv.selection == fastv::Selection::top_k)
-      refuse("--fastv-k is 0, where no layer has attended yet: use 1 or more, or --fastv-score random or uniform");
-    options.schedule = {fastv};
-  } else {
-    options.schedule.clear();
   }
+  if (options.prompt.empty() && !options.chat()) options.prompt = "Describe the picture.";
+  if (options.generate == 0) refuse("-n is 0: ask for at least one token");
+  if (options.engine.context == 0) refuse("-c is 0: use at least 1");
+  if (options.engine.batch == 0) refuse("-b is 0: use at least 1");
+  if (options.engine.micro_batch == 0) refuse("-ub is 0: use at least 1");
+  if (!(options.temperature >= 0)) refuse("--temp must not be negative");
+  if (options.compare && !options.prune) refuse("--compare needs something to compare with: leave --no-fastv out");
+  if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
+  if (const fastv::Status status = validate(fastv); options.prune && !status) refuse(status.message().c_str());
   return options;
 }
 

@@ -10,17 +10,22 @@ namespace llava {
 struct Options {
   std::string model, vision, embeddings;  // -m, --mmproj, --visual-embeddings
   std::vector<std::string> pictures;      // --image, any number of times
-  std::string prompt = "Describe the picture.";
+  std::string prompt;                     // -p
   std::string chat_template;
   std::size_t generate = 128;  // -n
-  std::size_t context = 0;     // -c; 0: the model's
-  int threads = 0;             // -t; 0: one per core
-  double temperature = 0;
+  double temperature = 0;      // --temp
+  std::int32_t top_k = 40;     // --top-k; 0: all
+  float top_p = 0.95f, min_p = 0.05f;
   std::uint32_t seed = 0;
-  std::vector<fastv::Config> schedule{fastv::Config{}};  // empty: --no-fastv
+  LoadOptions load;
   EngineOptions engine;
+  fastv::Config fastv;  // its filtering layer is that of `load`, or the smallest that can be
+  bool prune = true;    // false: --no-fastv
   bool compare = false, help = false;
   std::string overlay, json;
+
+  // No prompt and no picture: a conversation, line by line.
+  bool chat() const { return prompt.empty() && pictures.empty() && embeddings.empty(); }
 };
 
 // Throws std::invalid_argument with one sentence.

@@ -16,8 +16,8 @@ using common::format;
 
 double mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-double flops_ratio(const Shape& shape, const Run& run, const Run& whole) {
-  return fastv::prefill_flops(shape.cost_shape(), run.plan) / fastv::prefill_flops(shape.cost_shape(), whole.plan);
+double flops_ratio(const Halves& halves, const Run& run, const Run& whole) {
+  return fastv::prefill_flops(halves.cost_shape(), run.plan) / fastv::prefill_flops(halves.cost_shape(), whole.plan);
 }
 
 // Equal tokens among the first 32 of both.
@@ -49,7 +49,7 @@ std::string summary(const Run& run) {
          format("; KV cache %.2f MiB]\n", mebibytes(run.cache_bytes));
 }
 
-std::string comparison(const Shape& shape, const Run& whole, const Run& pruned) {
+std::string comparison(const Halves& halves, const Run& whole, const Run& pruned) {
   std::string text;
   for (const Run* run : {&whole, &pruned}) text += run->name + ": " + run->text + "\n\n";
   const auto row = [&](const char* name, const std::string& a, const std::string& b) {
@@ -62,7 +62,7 @@ std::string comparison(const Shape& shape, const Run& whole, const Run& pruned) 
   row("prefill", format("%.1f ms", whole.prefill.seconds * 1e3),
       format("%.1f ms", pruned.prefill.seconds * 1e3) +
           format(" (%.1f%%)", 100 * pruned.prefill.seconds / whole.prefill.seconds));
-  row("prefill FLOPs", "100%", format("%.1f%%", 100 * flops_ratio(shape, pruned, whole)));
+  row("prefill FLOPs", "100%", format("%.1f%%", 100 * flops_ratio(halves, pruned, whole)));
   row("decode", format("%.1f tokens/s", whole.tokens_per_second()),
       format("%.1f tokens/s", pruned.tokens_per_second()));
   row("KV cache", format("%.2f MiB", mebibytes(whole.cache_bytes)), format("%.2f MiB", mebibytes(pruned.cache_bytes)));
@@ -71,19 +71,26 @@ std::string comparison(const Shape& shape, const Run& whole, const Run& pruned) 
   return text;
 }
 
-void write_json(const std::string& path, const Options& options, const Shape& shape, const Prompt& prompt,
+void write_json(const std::string& path, const Options& options, const Halves& halves, const Prompt& prompt,
                 const std::vector<Run>& runs) {
   nlohmann::json json;
   const auto version = [](int major, int minor, int patch) {
     return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
   };
   json["fastv"] = version(FASTV_VERSION_MAJOR, FASTV_VERSION_MINOR, FASTV_VERSION_PATCH);
-  json["model"] = {{"file", options.model},     {"architecture", shape.architecture},
-                   {"layers", shape.layers},    {"hidden", shape.hidden},
-                   {"heads", shape.heads},      {"kv_heads", shape.kv_heads},
-                   {"intermediate", shape.ffn}, {"vocabulary", shape.vocabulary}};
-  json["prompt"] = {{"text", options.prompt}, {"tokens", prompt.tokens}, {"visual", nlohmann::json::array()}};
-  for (const fastv::TokenSpan& span : prompt.visual)
+  const fastv::ModelShape shape = halves.cost_shape();
+  json["model"] = {{"file", options.model},
+                   {"architecture", halves.architecture()},
+                   {"filtering_layer", halves.filtering_layer()},
+                   {"filtering_layers", halves.facts().filtering_layers},
+                   {"layers", shape.layers},
+                   {"hidden", shape.hidden},
+                   {"heads", shape.heads},
+                   {"kv_heads", shape.kv_heads},
+                   {"intermediate", shape.intermediate},
+                   {"vocabulary", shape.vocabulary}};
+  json["prompt"] = {{"text", options.prompt}, {"tokens", prompt.tokens()}, {"visual", nlohmann::json::array()}};
+  for (const fastv::TokenSpan& span : prompt.visual())
     json["prompt"]["visual"].push_back({{"first", span.first}, {"count", span.count}, {"columns", span.columns}});
   for (const Run& run : runs) {
     nlohmann::json tokens = nlohmann::json::array();
@@ -95,7 +102,7 @@ void write_json(const std::string& path, const Options& options, const Shape& sh
                             {"kept", run.prefill.kept},
                             {"scores", run.prefill.scores},
                             {"prefill_ms", run.prefill.seconds * 1e3},
-                            {"prefill_flops", fastv::prefill_flops(shape.cost_shape(), run.plan)},
+                            {"prefill_flops", fastv::prefill_flops(shape, run.plan)},
                             {"decode_tokens_per_s", run.tokens_per_second()},
                             {"kv_bytes", run.cache_bytes}});
   }
@@ -105,48 +112,58 @@ void write_json(const std::string& path, const Options& options, const Shape& sh
 }
 
 void write_overlay(const std::string& path, const std::vector<std::string>& pictures,
-                   const std::vector<PictureSpan>& spans, const std::vector<fastv::Index>& kept, bool padded) {
+                   const std::vector<fastv::TokenSpan>& visual, const std::vector<fastv::Index>& kept, bool padded,
+                   std::size_t first_patch) {
   using namespace common;
   constexpr double height = 480, gap = 16, caption = 28;
   struct Panel {
     Picture picture;
     Box box;
-    PictureSpan span;
+    std::vector<fastv::TokenSpan> tiles;
   };
   std::vector<Panel> panels;
   double x = gap;
-  for (std::size_t i = 0; i < pictures.size() && i < spans.size(); ++i) {
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < pictures.size() && next < visual.size(); ++i) {
     Picture picture = load_picture(pictures[i]);
     if (padded) picture = pad_to_square(picture, {0.48145466f, 0.4578275f, 0.40821073f});  // CLIP's mean colour
     const double width = height * picture.width / picture.height;
-    panels.push_back({std::move(picture), {x, gap, width, height}, spans[i]});
+    panels.push_back({std::move(picture), {x, gap, width, height}, {visual[next++]}});
+    while (next < visual.size() && visual[next].continues) panels.back().tiles.push_back(visual[next++]);
     x += width + gap;
   }
   write_drawing(path, x, height + 2 * gap + caption, [&](Canvas& canvas) {
     for (const Panel& panel : panels) {
       canvas.picture(panel.picture, panel.box);
-      std::vector<bool> stays(panel.span.count, false);
-      std::size_t count = 0;
-      for (const fastv::Index index : kept)
-        if (index >= panel.span.first && index < panel.span.first + panel.span.count) {
-          const std::size_t patch = index - panel.span.first + panel.span.first_patch;
-          if (patch < stays.size()) stays[patch] = true;
-          ++count;
+      const bool is_grid = panel.tiles.size() == 1 && panel.tiles[0].columns != 0;
+      std::size_t all = 0, count = 0;
+      for (const fastv::TokenSpan& tile : panel.tiles) {
+        std::vector<bool> stays(tile.count, false);
+        for (const fastv::Index index : kept)
+          if (index >= tile.first && index < tile.first + tile.count) {
+            const std::size_t patch = index - tile.first + first_patch;
+            if (patch < stays.size()) stays[patch] = true;
+            ++count;
+          }
+        all += tile.count;
+        const std::size_t columns = tile.columns, rows = is_grid ? tile.count / columns : 0;
+        for (std::size_t i = 0; rows > 0 && i < stays.size(); ++i) {
+          const double w = panel.box.width / static_cast<double>(columns),
+                       h = panel.box.height / static_cast<double>(rows);
+          const Box cell{panel.box.x + w * static_cast<double>(i % columns),
+                         panel.box.y + h * static_cast<double>(i / columns), w, h};
+          if (stays[i])
+            canvas.outline(cell, ink::vermilion, 1.2);
+          else
+            canvas.fill(cell, {1, 1, 1, 0.75});
         }
-      const std::size_t columns = panel.span.columns, rows = columns == 0 ? 0 : panel.span.count / columns;
-      for (std::size_t i = 0; rows > 0 && i < stays.size(); ++i) {
-        const double w = panel.box.width / static_cast<double>(columns),
-                     h = panel.box.height / static_cast<double>(rows);
-        const Box cell{panel.box.x + w * static_cast<double>(i % columns),
-                       panel.box.y + h * static_cast<double>(i / columns), w, h};
-        if (stays[i])
-          canvas.outline(cell, ink::vermilion, 1.2);
-        else
-          canvas.fill(cell, {1, 1, 1, 0.75});
       }
-      canvas.text(std::to_string(count) + " of " + std::to_string(panel.span.count) + " visual tokens kept" +
-                      (rows == 0 ? "; they are no grid" : ""),
-                  panel.box.x, panel.box.bottom() + 20, 14, ink::grey);
+      const std::string why = is_grid ? ""
+                              : panel.tiles.size() > 1
+                                  ? "; they are of " + std::to_string(panel.tiles.size()) + " tiles"
+                                  : "; they are no grid";
+      canvas.text(std::to_string(count) + " of " + std::to_string(all) + " visual tokens kept" + why, panel.box.x,
+                  panel.box.bottom() + 20, 14, ink::grey);
     }
   });
 }

@@ -2,22 +2,22 @@
 // run by llama_decode, and FastV inside it by masking.
 #pragma once
 
-#include <llama.h>
-
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "prompt.hpp"
+#include "engine.hpp"
 
 namespace oracle {
 
 class Llama {
  public:
   // piece: llama.cpp's n_ubatch. context: tokens of the KV cache. masks: hide_all_but() will be called.
-  Llama(const std::string& path, int threads, std::size_t context, std::size_t piece, bool masks = true) {
+  Llama(const std::string& path, int threads, std::size_t context, std::size_t piece, bool masks = true,
+        ggml_type cache = GGML_TYPE_F16) {
     llama_log_set(
         [](ggml_log_level level, const char* text, void*) {
           if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -31,6 +31,8 @@ class Llama {
     params.n_ubatch = static_cast<std::uint32_t>(piece);
     params.n_threads = params.n_threads_batch = threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.type_k = params.type_v = cache;
+    params.swa_full = true;  // cell i of every cache is position i of the prompt
     params.cb_eval = masks ? &Llama::on_node : nullptr;
     params.cb_eval_user_data = this;
     context_.reset(llama_init_from_model(model_.get(), params));
@@ -45,14 +47,22 @@ class Llama {
     masked_behind_ = "l_out-" + std::to_string(filtering_layer - 1);
   }
 
-  // Logits behind the last token of a prompt.
+  // Logits behind the last token of a prompt, whose pieces go in as llama.cpp's own programs hand them over.
   std::vector<float> prefill(const llava::Prompt& prompt) {
     llama_memory_clear(llama_get_memory(context_.get()), true);
     next_position_ = prompt.next_position;
-    std::vector<float> embeddings = prompt.embeddings;
-    std::vector<llama_pos> positions = prompt.positions;
-    const auto n = static_cast<std::int32_t>(prompt.tokens);
-    return run({n, nullptr, embeddings.data(), positions.data(), nullptr, nullptr, nullptr}, prompt.tokens);
+    std::vector<float> logits;
+    for (const llava::Piece& piece : prompt.pieces) {
+      std::vector<llama_token> tokens = piece.tokens;
+      std::vector<float> rows = piece.rows;
+      std::vector<llama_pos> positions = piece.positions;
+      llama_set_causal_attn(context_.get(), piece.causal);
+      logits = run({static_cast<std::int32_t>(piece.count), rows.empty() ? tokens.data() : nullptr,
+                    rows.empty() ? nullptr : rows.data(), positions.data(), nullptr, nullptr, nullptr},
+                   piece.count);
+    }
+    llama_set_causal_attn(context_.get(), true);
+    return logits;
   }
   std::vector<float> decode(llama_token token) {
     llama_pos position = next_position_++;
@@ -69,6 +79,7 @@ class Llama {
     batch.n_seq_id = sequences.data();
     batch.seq_id = ids.data();
     batch.logits = wanted.data();
+    masks_.clear();
     if (const int status = llama_decode(context_.get(), batch))
       throw std::runtime_error("llama_decode returns " + std::to_string(status));
     const float* logits = llama_get_logits_ith(context_.get(), -1);
@@ -77,32 +88,35 @@ class Llama {
 
   static bool on_node(ggml_tensor* node, bool ask, void* self) { return static_cast<Llama*>(self)->look_at(node, ask); }
   bool look_at(ggml_tensor* node, bool ask) {
-    if (node->op == GGML_OP_FLASH_ATTN_EXT) mask_ = node->src[3];
+    if (node->op == GGML_OP_FLASH_ATTN_EXT && std::find(masks_.begin(), masks_.end(), node->src[3]) == masks_.end())
+      masks_.push_back(node->src[3]);
     const bool here = !masked_behind_.empty() && node->name == masked_behind_;
     if (ask || !here) return ask ? here : true;
-    // One mask, F16 [keys, rows], serves all layers: rewritten between layers K-1 and K, it holds from K on. Cell i of
-    // the cache is position i of the prompt.
-    std::vector<ggml_fp16_t> values(ggml_nbytes(mask_) / sizeof(ggml_fp16_t));
-    ggml_backend_tensor_get(mask_, values.data(), 0, ggml_nbytes(mask_));
-    const auto keys = static_cast<std::size_t>(mask_->ne[0]);
-    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
-    for (std::size_t row = 0; row * keys < values.size(); ++row)
-      for (std::size_t key = 0; key < dropped_.size() && key < keys; ++key)
-        if (dropped_[key]) values[row * keys + key] = hidden;
-    ggml_backend_tensor_set(mask_, values.data(), 0, ggml_nbytes(mask_));
+    // A mask, F16 [keys, rows], serves all layers of its kind, with windows or without: rewritten between layers K-1 and
+    // K, it holds from K on.
+    for (ggml_tensor* mask : masks_) {
+      std::vector<ggml_fp16_t> values(ggml_nbytes(mask) / sizeof(ggml_fp16_t));
+      ggml_backend_tensor_get(mask, values.data(), 0, ggml_nbytes(mask));
+      const auto keys = static_cast<std::size_t>(mask->ne[0]);
+      const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+      for (std::size_t row = 0; row * keys < values.size(); ++row)
+        for (std::size_t key = 0; key < dropped_.size() && key < keys; ++key)
+          if (dropped_[key]) values[row * keys + key] = hidden;
+      ggml_backend_tensor_set(mask, values.data(), 0, ggml_nbytes(mask));
+    }
     return true;
   }
 
   struct ContextDeleter {
     void operator()(llama_context* context) const { llama_free(context); }
   };
-  std::unique_ptr<llama_model, llava::LlamaModelDeleter> model_;
+  llava::LlamaModel model_;
   std::unique_ptr<llama_context, ContextDeleter> context_;
   std::size_t width_ = 0;
   llama_pos next_position_ = 0;
   std::vector<bool> dropped_;
   std::string masked_behind_;
-  ggml_tensor* mask_ = nullptr;
+  std::vector<ggml_tensor*> masks_;
 };
 
 }  // namespace oracle

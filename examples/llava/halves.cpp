@@ -1,0 +1,80 @@
+#include "halves.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace llava {
+
+namespace {
+
+// What libllama says while it loads a file is many lines; the last error among them is what the exception tells.
+std::string& last_error() {
+  static std::string text;
+  return text;
+}
+void listen(ggml_log_level level, const char* text, void*) {
+  if (level == GGML_LOG_LEVEL_ERROR) last_error() = text;
+}
+
+LlamaModel load(File file, llama_model_params params, const Progress& progress, const std::string& path) {
+  params.load_mode = LLAMA_LOAD_MODE_NONE;  // the file is no file that could be mapped
+  params.progress_callback_user_data = const_cast<Progress*>(&progress);
+  params.progress_callback = [](float share, void* told) {
+    const auto& tell = *static_cast<const Progress*>(told);
+    if (tell) tell(static_cast<double>(share));
+    return true;
+  };
+  last_error().clear();
+  LlamaModel model(llama_model_load_from_file_ptr(file.get(), params));
+  if (!model) {
+    std::string why = last_error();
+    while (!why.empty() && why.back() == '\n') why.pop_back();
+    throw std::runtime_error(path + ": libllama cannot load it" + (why.empty() ? "" : ": " + why));
+  }
+  return model;
+}
+
+std::size_t size(std::int32_t n) { return static_cast<std::size_t>(std::max(n, 0)); }
+
+}  // namespace
+
+Halves::Halves(const std::string& path, const LoadOptions& options, const Progress& progress)
+    : file_(path), layers_(layers_of(file_)), k_(llava::filtering_layer(layers_, options.filtering_layer)) {
+  static const bool started = (llama_log_set(listen, nullptr), ggml_backend_load_all(), llama_backend_init(), true);
+  static_cast<void>(started);
+  const auto n = static_cast<int>(layers_.all.size()), k = static_cast<int>(k_);
+  // As llama.cpp counts: layers from the last on, and one more for the output.
+  const int gpu = options.gpu_layers < 0 ? n + 1 : options.gpu_layers, of_tail = std::min(gpu, n - k + 1);
+  llama_model_params params = llama_model_default_params();
+  const auto half = [&](const Part& part, int gpu_layers, double from, double to) {
+    params.n_gpu_layers = gpu_layers;
+    const Progress share = [&](double done) {
+      if (progress) progress(from + done * (to - from));
+    };
+    return load(file_.open(part), params, share, path);
+  };
+  const double cut = static_cast<double>(k + 1) / static_cast<double>(n + 1);
+  head_ = half(head_of(file_, layers_, k_), gpu > of_tail ? gpu - of_tail + 2 : 0, 0, cut);
+  tail_ = half(tail_of(file_, layers_, k_), of_tail, cut, 1);
+
+  hidden_ = size(llama_model_n_embd(tail_.get()));
+  input_ = size(llama_model_n_embd_inp(head_.get()));
+  const llama_rope_type rope = llama_model_rope_type(tail_.get());
+  axes_ = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
+
+  // Of a mixture, what runs for a token.
+  const std::size_t heads = static_cast<std::size_t>(file_.number_in_layer("attention.head_count", k_ - 1, 1)),
+                    kv_heads = static_cast<std::size_t>(file_.number_in_layer("attention.head_count_kv", k_ - 1, 1)),
+                    head_dim = file_.whole("attention.key_length",
+                                           static_cast<std::uint32_t>(hidden_ / std::max<std::size_t>(heads, 1))),
+                    expert = static_cast<std::size_t>(file_.number_in_layer("expert_feed_forward_length", k_, 0)) *
+                             static_cast<std::size_t>(file_.number_in_layer("expert_used_count", k_, 0));
+  std::size_t ffn =
+      expert != 0 ? expert : static_cast<std::size_t>(file_.number_in_layer("feed_forward_length", k_, 1));
+  if (architecture() == "qwen") ffn /= 2;  // its key counts gate and up as one
+  const bool gated = file_.has_tensor("blk.0.ffn_gate.weight") || expert != 0;
+  shape_ = {layers(), hidden_, heads,           kv_heads,
+            head_dim, ffn,     gated ? 3u : 2u, size(llama_vocab_n_tokens(vocabulary()))};
+}
+
+}  // namespace llava

@@ -1,0 +1,37 @@
+// What a model's keys say about its layers, and so where it can be cut: which filtering layers K there can be, and what
+// the two halves' files are.
+#pragma once
+
+#include "model_file.hpp"
+
+namespace llava {
+
+struct Layer {
+  bool attends = true;    // recurrent and convolution layers keep a state, and no keys
+  bool windowed = false;  // sees a window of the tokens before it
+};
+
+struct Layers {
+  std::vector<Layer> all;                       // those that decode; heads that predict further tokens are no layers
+  std::vector<std::uint32_t> filtering_layers;  // the Ks that can be, ascending
+  bool chunked = false;                         // windows are chunks of the sequence (Llama 4)
+  bool any_recurrent() const;
+};
+
+// Throws std::runtime_error, with the reason, where the architecture cannot be cut anywhere or has not been tried.
+Layers layers_of(const ModelFile& file);
+
+// Architectures that have been held to llama_decode (tests/llava), sorted.
+std::vector<std::string> architectures();
+
+// The K of `layers` to use: the one asked for, or the smallest from 2 on. Throws std::invalid_argument, with the list of
+// those that can be, where the one asked for cannot.
+std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t> asked);
+
+// Layers below K, and layer K behind them, which is never run: llama.cpp drops all rows but the outputs' in the last
+// layer, and each token's row is needed.
+Part head_of(const ModelFile& file, const Layers& layers, std::uint32_t k);
+// The layers from K on.
+Part tail_of(const ModelFile& file, const Layers& layers, std::uint32_t k);
+
+}  // namespace llava
