@@ -15,6 +15,10 @@ const std::map<std::string, std::string>& groups() {
       {"late_moe", "@shared_moe leading_dense_block_count=lead"},
       {"delta",
        "ssm.conv_kernel=4 ssm.inner_size=q ssm.state_size=hd ssm.time_step_rank=heads ssm.group_count=kv_heads"},
+      {"mamba2", "ssm.conv_kernel=4 ssm.inner_size=2*d ssm.state_size=16 ssm.time_step_rank=heads ssm.group_count=2"},
+      {"latent",  // 16 without positions and 8 with, read from 32
+       "attention.head_count_kv=1 attention.q_lora_rank=32 attention.kv_lora_rank=32 attention.key_length=40 "
+       "attention.value_length=32 attention.key_length_mla=24 attention.value_length_mla=16 rope.dimension_count=8"},
       // Outside the layers.
       {"ends", "e:token_embd/d,vocabulary n:output_norm/d h:output/d,vocabulary"},
       {"own_ends", "e:token_embd/d,vocabulary n:output_norm/d H:output/d,vocabulary"},
@@ -47,6 +51,14 @@ const std::map<std::string, std::string>& groups() {
       {"llama_moe", "n:attn_norm/d @qkv @out n:ffn_norm/d @mixture"},
       {"llama_norms_moe", "n:attn_norm/d @qkv @out @norms n:ffn_norm/d @mixture"},
       {"gpt", "l:attn_norm/d @fused @fused_bias @out @out_bias l:ffn_norm/d @plain @plain_biases"},
+      {"mamba2_layer",
+       "w:ssm_in/d,4*d+64+heads c:ssm_conv1d/4,2*d+64 b:ssm_conv1d/2*d+64 b:ssm_dt/heads -:ssm_a!/1,heads "
+       "n:ssm_d!/1,heads n:ssm_norm/d,2 w:ssm_out/2*d,d"},
+      {"latent_keys",
+       "n:attn_kv_a_norm/32 w:attn_kv_a_mqa/d,40 p:attn_k_b/16,32,heads w:attn_v_b/32,16,heads "
+       "w:attn_output/heads*16,d"},
+      {"latent_queries", "n:attn_q_a_norm/32 w:attn_q_a/d,32 p:attn_q_b/32,heads*24"},
+      {"short_convolution", "c:shortconv.conv/3,d w:shortconv.in_proj/d,3*d w:shortconv.out_proj/d,d"},
       {"delta_layer",  // a gated delta rule, and gated attention now and then
        "n:attn_norm/d n:post_attention_norm/d f?p:attn_q/d,2*q f?p:attn_k/d,kv f?w:attn_v/d,kv f?@out f?@norms "
        "r?w:attn_qkv/d,2*kv+q r?w:attn_gate/d,q r?c:ssm_conv1d/4,2*kv+q r?b:ssm_dt/heads r?-:ssm_a!/heads "
@@ -105,13 +117,8 @@ const std::vector<Architecture>& table() {
       {"chatglm", "f", "d", "rope.dimension_count=half", "@ends",
        "n:attn_norm/d @fused @fused_bias @out n:ffn_norm/d @gated_in_one"},
       {"deepseek", "f", "d|e", "@late_moe", "@ends", "@llama_moe"},
-      {"deepseek2", "f", "d|e",  // attention on latent keys: nope 16 and rope 8 of 24, latent 32
-       "@late_moe attention.head_count_kv=1 attention.q_lora_rank=32 attention.kv_lora_rank=32 attention.key_length=40 "
-       "attention.value_length=32 attention.key_length_mla=24 attention.value_length_mla=16 rope.dimension_count=8",
-       "@ends",
-       "n:attn_norm/d n:attn_q_a_norm/32 n:attn_kv_a_norm/32 w:attn_q_a/d,32 p:attn_q_b/32,heads*24 "
-       "w:attn_kv_a_mqa/d,40 p:attn_k_b/16,32,heads w:attn_v_b/32,16,heads w:attn_output/heads*16,d n:ffn_norm/d "
-       "@mixture e?@balance"},
+      {"deepseek2", "f", "d|e", "@late_moe @latent", "@ends",
+       "n:attn_norm/d @latent_queries @latent_keys n:ffn_norm/d @mixture e?@balance"},
       {"deepseek2-ocr", "f", "d|e", "@late_moe", "@ends", "@llama_moe", "kv_heads=heads"},
       {"granite", "f", "d", "logit_scale=2.0 residual_scale=0.5 embedding_scale=1.5 attention.scale=0.2", "@ends",
        "@llama"},
@@ -197,7 +204,7 @@ const std::vector<Architecture>& table() {
       // llama.cpp forbids it the tokens of pictures, 4 to 8195.
       {"chameleon", "f", "d", "", "@ends",
        "n:attn_norm/d @qkv @out k:attn_q_norm/hd,heads k:attn_k_norm/hd,kv_heads n:ffn_norm/d @gated",
-       "vocabulary>=8448 tied=1"},
+       "vocabulary>=8448"},
       {"laguna", "fwww", "d|e", "@late_moe @window", "@ends",
        "n:attn_norm/d @qkv @out @norms w:attn_gate/d,heads n:ffn_norm/d @mixture e?@balance"},
       {"maple", "wwwf", "e", "@moe @window_list swiglu_clamp_exp=7.0", "@own_ends",
@@ -208,8 +215,11 @@ const std::vector<Architecture>& table() {
       {"mistral3", "f", "d", "", "@ends", "@llama"},
       {"lfm2", "rrf", "d", "attention.head_count_kv={f*kv_heads} shortconv.l_cache=3",
        "e:token_embd/d,vocabulary n:token_embd_norm/d h:output/d,vocabulary",
-       "n:attn_norm/d f?@qkv f?@out f?@norms r?c:shortconv.conv/3,d r?w:shortconv.in_proj/d,3*d "
-       "r?w:shortconv.out_proj/d,d n:ffn_norm/d @gated"},
+       "n:attn_norm/d f?@qkv f?@out f?@norms r?@short_convolution n:ffn_norm/d @gated"},
+      {"lfm2moe", "rrf", "d|e",
+       "@late_moe attention.head_count_kv={f*kv_heads} shortconv.l_cache=3 expert_gating_func=2",
+       "e:token_embd/d,vocabulary n:token_embd_norm/d h:output/d,vocabulary",
+       "n:attn_norm/d f?@qkv f?@out f?@norms r?@short_convolution n:ffn_norm/d d?@gated e?@experts e?@balance"},
       {"cogvlm", "f", "d", "", "@ends",  // other weights for rows of embeddings than for tokens
        "n:attn_norm/d @fused @out p:vis_attn_qkv/d,3*q w:vis_attn_output/q,d n:ffn_norm/d @gated w:vis_gate/d,ffn "
        "w:vis_up/d,ffn w:vis_down/ffn,d",
@@ -227,10 +237,7 @@ const std::vector<Architecture>& table() {
        "e?@balance"},
       {"muse-glimmer", "wwwn", "d", "@window logit_scale=0.5", "@own_ends",
        "n:attn_norm/d n:post_attention_norm/d @qkv @out @norms w:attn_gate/d,q n:ffn_norm/d n:post_ffw_norm/d @gated"},
-      {"falcon-h1", "h", "d",
-       "ssm.conv_kernel=4 ssm.inner_size=2*d ssm.state_size=16 ssm.time_step_rank=heads ssm.group_count=2", "@ends",
-       "n:attn_norm/d @qkv @out w:ssm_in/d,4*d+64+heads c:ssm_conv1d/4,2*d+64 b:ssm_conv1d/2*d+64 b:ssm_dt/heads "
-       "-:ssm_a!/1,heads n:ssm_d!/1,heads n:ssm_norm/d,2 w:ssm_out/2*d,d n:ffn_norm!/d @gated"},
+      {"falcon-h1", "h", "d", "@mamba2", "@ends", "n:attn_norm/d @qkv @out @mamba2_layer n:ffn_norm!/d @gated"},
       {"mimo2", "fwww", "d|e", "@moe @window_list", "@own_ends",
        "n:attn_norm/d @qkv @out w?v:attn_sinks/heads n:ffn_norm/d d?@gated e?@experts e?@balance"},
       {"step35", "fwww", "d|e", "@shared_moe @window_list", "@own_ends",
@@ -241,6 +248,59 @@ const std::vector<Architecture>& table() {
        "n:attn_norm/d @qkv n:attn_sub_norm/d @out n:ffn_norm/d n:ffn_sub_norm/ffn @gated"},
       {"grok", "f", "e", "@moe", "@ends",
        "n:attn_norm/d @qkv @out n:attn_output_norm/d n:ffn_norm/d @experts n:post_ffw_norm/d"},
+      {"minimax-m2", "f", "e", "@moe feed_forward_length=expert expert_gating_func=2", "@own_ends",
+       "n:attn_norm/d @qkv @out k:attn_q_norm/q k:attn_k_norm/kv n:ffn_norm/d @experts @balance"},
+      {"minimax-01", "rrrf", "e", "@moe_only full_attention_interval=4 residual_scale=1.0", "@ends",
+       "n:attn_norm/d f?@qkv r?n:attn_norm_2/q r?w:attn_qkv/d,3*q r?w:attn_gate/d,q @out n:ffn_norm/d @experts"},
+      {"mellum", "wwwf", "e", "@moe @window", "@own_ends", "n:attn_norm/d @qkv @out @norms n:ffn_norm/d @experts"},
+      {"nanbeige", "f", "d", "", "@ends", "@llama"},
+      {"pangu-embedded", "f", "d", "", "@ends", "n:attn_norm/d @qkv @qkv_biases @out @out_bias n:ffn_norm/d @gated"},
+      {"talkie", "f", "d", "logit_scale=0.5", "e:token_embd/d,vocabulary H:output/d,vocabulary",
+       "@qkv @out k:attn_q_norm/1,heads @gated n:layer_output_scale/1"},
+      {"spark2_5", "wwwf", "d", "@window_list", "@ends",
+       "n:attn_norm/d @qkv w:attn_gate/d,heads @out n:ffn_norm/d @gated"},
+      {"maincoder", "f", "d", "", "@ends", "@llama_norms"},
+      {"mistral4", "f", "d|e", "@late_moe @latent", "@ends",
+       "n:attn_norm/d @latent_queries @latent_keys n:ffn_norm/d @mixture e?@balance"},
+      {"deepseek32", "f", "d|e",
+       "@late_moe @latent expert_gating_func=2 attention.indexer.head_count=4 attention.indexer.key_length=64 "
+       "attention.indexer.top_k=32",
+       "@ends",
+       "n:attn_norm/d @latent_queries @latent_keys l:indexer.k_norm/64 w:indexer.proj/d,4 w:indexer.attn_k/d,64 "
+       "w:indexer.attn_q_b/32,256 n:ffn_norm/d @mixture e?@balance"},
+      {"granitehybrid", "rrrf", "d",
+       "@mamba2 attention.head_count_kv={f*kv_heads} logit_scale=2.0 residual_scale=0.5 embedding_scale=1.5", "@ends",
+       "n:attn_norm/d r?@mamba2_layer f?@qkv f?@out n:ffn_norm/d @gated"},
+      {"nemotron_h", "rxfx", "d",
+       "@mamba2 @layer_norms attention.head_count_kv={f*kv_heads} feed_forward_length={x*ffn}", "@ends",
+       "n:attn_norm/d r?@mamba2_layer f?@qkv f?@out x?@plain"},
+      {"nemotron_h_moe", "rxfx", "e",
+       "@shared_moe @mamba2 @layer_norms attention.head_count_kv={f*kv_heads} feed_forward_length={x*ffn}", "@ends",
+       "n:attn_norm/d r?@mamba2_layer f?@qkv f?@out x?w:ffn_gate_inp/d,experts x?@balance "
+       "x?w:ffn_up_exps/d,expert,experts x?w:ffn_down_exps/expert,d,experts x?w:ffn_up_shexp/d,expert "
+       "x?w:ffn_down_shexp/expert,d"},
+      {"jamba", "rrrf", "d",
+       "attention.head_count_kv={f*kv_heads} ssm.conv_kernel=4 ssm.inner_size=2*d ssm.state_size=16 "
+       "ssm.time_step_rank=heads",
+       "@ends",
+       "n:attn_norm/d f?@qkv f?@out r?w:ssm_in/d,4*d r?c:ssm_conv1d/4,2*d r?b:ssm_conv1d/2*d r?w:ssm_x/2*d,heads+32 "
+       "r?n:ssm_dt_norm/heads r?w:ssm_dt/heads,2*d r?b:ssm_dt/2*d r?n:ssm_b_norm/16 r?n:ssm_c_norm/16 "
+       "r?-:ssm_a!/16,2*d r?n:ssm_d!/2*d r?w:ssm_out/2*d,d n:ffn_norm/d @gated"},
+      {"plamo2", "rf", "d",
+       "attention.head_count_kv={f*kv_heads} ssm.conv_kernel=4 ssm.inner_size=2*d ssm.state_size=16 "
+       "ssm.time_step_rank=heads ssm.group_count=0",
+       "@ends",
+       "n:attn_norm/d f?@fused f?k:attn_q_norm/hd,heads f?k:attn_k_norm/hd,kv_heads f?@out r?w:ssm_in/d,4*d "
+       "r?c:ssm_conv1d/4,2*d r?w:ssm_x/2*d,96 r?w:ssm_dt/64,heads r?b:ssm_dt/heads r?-:ssm_a!/heads r?n:ssm_d!/heads "
+       "r?n:ssm_dt_norm!/64 r?n:ssm_b_norm!/16 r?n:ssm_c_norm!/16 r?w:ssm_out/2*d,d n:post_attention_norm!/d "
+       "n:ffn_norm/d @gated_in_one n:post_ffw_norm!/d"},
+      {"kimi-linear", "rrrf", "d|e",
+       "@late_moe @latent attention.head_count_kv={f} kda.head_dim=hd ssm.conv_kernel=4 expert_gating_func=2",
+       "@own_ends",
+       "n:attn_norm/d f?p:attn_q/d,heads*24 f?@latent_keys r?p:attn_q/d,q r?p:attn_k/d,q r?w:attn_v/d,q "
+       "r?c:ssm_conv1d_q/4,1,q r?c:ssm_conv1d_k/4,1,q r?c:ssm_conv1d_v/4,1,q r?w:ssm_f_a/d,hd r?w:ssm_f_b/hd,q "
+       "r?w:ssm_beta/d,heads r?-:ssm_a!/1,heads r?b:ssm_dt/q r?w:ssm_g_a/d,hd r?w:ssm_g_b/hd,q r?n:ssm_norm/hd "
+       "r?@out n:ffn_norm/d @mixture e?@balance"},
   };
   return all;
 }

@@ -14,7 +14,7 @@ namespace tiny_gguf {
 struct Architecture {
   std::string name;
   // The kinds of layers, which repeat: f full attention, w attention in a window, n full attention without positions,
-  // r a recurrent layer or a convolution, h attention beside a recurrence.
+  // r a recurrent layer or a convolution, h attention beside a recurrence, x a feed-forward network alone.
   std::string layers;
   // Their feed-forward networks: d dense, e experts. Those before a bar do not repeat: "d|e" is one dense layer and
   // then experts.

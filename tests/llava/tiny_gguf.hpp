@@ -37,7 +37,8 @@ struct LanguageModel {
 struct ArchitectureFacts {
   std::string name;
   // The kinds of its layers, one letter each; they repeat. f: attention to all that is before, n: the same without
-  // positions, w: attention in a sliding window, r: a recurrent layer or a convolution, h: attention and recurrence.
+  // positions, w: attention in a sliding window, r: a recurrent layer or a convolution, h: attention and recurrence,
+  // x: no more than a feed-forward network.
   std::string kinds;
   std::uint32_t period;         // layers after which they repeat
   std::uint32_t layers;         // enough that layers stand on both sides of a cut behind the second or behind a period

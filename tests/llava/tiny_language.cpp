@@ -1,5 +1,5 @@
 #include <map>
-#include <set>
+#include <numeric>
 #include <sstream>
 
 #include "tiny_architectures.hpp"
@@ -115,6 +115,23 @@ Formulas formulas(const LanguageModel& m, const Architecture& a, std::uint32_t v
                    {"lead", bar == std::string::npos ? 0 : static_cast<std::int64_t>(bar)}});
 }
 
+// What an architecture demands of a field: a value, or at least one.
+struct Limit {
+  std::string field;
+  bool least;
+  std::int64_t value;
+};
+
+std::vector<Limit> limits(const LanguageModel& m, const Architecture& a) {
+  std::vector<Limit> all;
+  for (const std::string& word : words(a.limits)) {
+    const std::size_t equals = word.find('=');
+    const bool least = word[equals - 1] == '>';
+    all.push_back({word.substr(0, equals - least), least, formulas(m, a, 0).value(word.substr(equals + 1))});
+  }
+  return all;
+}
+
 void check(const LanguageModel& m) {
   const Architecture& a = find(m.architecture);
   require(m.layers > 0 && m.hidden > 0 && m.heads > 0 && m.kv_heads > 0 && m.ffn > 0 && m.context > 0 && m.window > 0,
@@ -124,17 +141,11 @@ void check(const LanguageModel& m) {
               ": a head's width must be a whole and even number");
   require(m.heads % m.kv_heads == 0,
           "kv_heads is " + std::to_string(m.kv_heads) + " and must divide heads, " + std::to_string(m.heads));
-  for (const std::string& limit : words(a.limits)) {
-    const std::size_t sign = limit.find_first_of(">=");
-    if (limit == "tied=1") {
-      require(m.tied, a.name + " has so many tokens that its embeddings are the output head too: tied must be true");
-    } else {
-      const std::string name = limit.substr(0, sign), formula = limit.substr(limit.find('=') + 1);
-      const std::int64_t wanted = formulas(m, a, 0).value(formula), is = m.*limited.at(name);
-      require(limit[sign] == '>' ? is >= wanted : is == wanted, name + " is " + std::to_string(is) + " and must be " +
-                                                                    (limit[sign] == '>' ? "at least " : "") +
-                                                                    std::to_string(wanted) + " in " + a.name);
-    }
+  for (const Limit& limit : limits(m, a)) {
+    const std::int64_t is = m.*limited.at(limit.field);
+    require(limit.least ? is >= limit.value : is == limit.value,
+            limit.field + " is " + std::to_string(is) + " and must be " + (limit.least ? "at least " : "") +
+                std::to_string(limit.value) + " in " + a.name);
   }
   for (const std::string& word : words(a.ends))
     require(word.front() != 'H' || !m.tied, a.name + " has an output head of its own: tied must be false");
@@ -235,16 +246,13 @@ std::vector<std::string> architectures() {
 
 ArchitectureFacts facts(const std::string& architecture) {
   const Architecture& a = find(architecture);
-  ArchitectureFacts facts{a.name, a.layers, static_cast<std::uint32_t>(a.layers.size()), 0, 1};
-  for (const std::size_t bar = a.feed.find('|'), feeds = a.feed.size(); facts.period % feeds != 0;) {
-    if (bar != std::string::npos) break;
-    facts.period += static_cast<std::uint32_t>(a.layers.size());
-  }
-  facts.layers = facts.period * std::max(2u, (7 + facts.period) / facts.period);
+  const bool leading = a.feed.find('|') != std::string::npos;
+  const auto period = static_cast<std::uint32_t>(std::lcm(a.layers.size(), leading ? 1 : a.feed.size()));
+  ArchitectureFacts facts{a.name, a.layers, period, std::max(2 * period, (7 + period) / period * period), 1};
   for (const std::string& key : words(a.keys))
     if (key.rfind("rope.dimension_sections=", 0) == 0) facts.position_axes = 4;
-  for (const std::string& limit : words(a.limits))
-    if (limit.rfind("layers=", 0) == 0) facts.layers = static_cast<std::uint32_t>(std::stoul(limit.substr(7)));
+  for (const Limit& limit : limits({}, a))
+    if (limit.field == "layers") facts.layers = static_cast<std::uint32_t>(limit.value);
   return facts;
 }
 
@@ -254,15 +262,10 @@ LanguageModel tiny_model(const std::string& architecture) {
   model.architecture = a.name;
   model.layers = facts(architecture).layers;
   model.kv_heads = model.heads / 2;
-  for (const std::string& limit : words(a.limits)) {
-    const std::string name = limit.substr(0, limit.find_first_of(">=")), value = limit.substr(limit.find('=') + 1);
-    if (name == "tied")
-      model.tied = true;
-    else
-      model.*limited.at(name) = static_cast<std::uint32_t>(formulas(model, a, 0).value(value));
-  }
-  // Files stay small where there are many layers.
+  for (const Limit& limit : limits(model, a)) model.*limited.at(limit.field) = static_cast<std::uint32_t>(limit.value);
+  // Two things that would make large files: many layers, and many tokens twice.
   if (model.layers > 16) model.ffn = 32;
+  model.tied = model.vocabulary > 1000;
   return model;
 }
 
