@@ -88,6 +88,8 @@ const std::vector<Architecture>& table() {
       {"qwen35", "rrrf", "d", "@delta @sections", "@ends", "@delta_layer @delta_inputs @gated"},
       {"qwen35moe", "rrrf", "e", "@shared_moe @delta @sections", "@ends",
        "@delta_layer @delta_inputs @experts @weighed_shared"},
+      // The windows of llama4 are chunks of 8192 tokens, those of smallthinker have 4096, whatever a file says; exaone4
+      // has windows in models of 64 layers only.
       {"llama4", "wwwn", "de", "@moe interleave_moe_layer_step=2", "@ends", "@llama_moe"},
       {"gemma", "f", "d", "", "@tied_ends", "@llama"},
       {"gemma2", "wf", "d", "@window", "@tied_ends",

@@ -45,7 +45,7 @@ struct ArchitectureFacts {
   std::uint32_t position_axes;  // 4 where rows of embeddings have positions of time, row and column (M-RoPE), else 1
 };
 
-// The names that LanguageModel::architecture may have: the decoders of llama.cpp v0.5.0 that attend.
+// The names that LanguageModel::architecture may have: decoders of llama.cpp v0.5.0, all of which have attention.
 std::vector<std::string> architectures();
 ArchitectureFacts facts(const std::string& architecture);
 // A small model of it, with fewer heads of keys than of queries where it can have that.
