@@ -13,9 +13,9 @@ const char* const usage =
     "make_gguf [OPTION VALUE...] FILE : writes a model with random weights as a GGUF file\n"
     "\n"
     "A language model:\n"
-    "  --architecture llama|qwen|qwen2|qwen2vl   (llama)\n"
-    "  --type f32|f16|bf16|q8_0|q4_0|q4_K|...    of the matrices (f32)\n"
-    "  --layers N --hidden N --heads N --kv-heads N --ffn N --context N\n"
+    "  --architecture NAME      llama, qwen2vl, gemma3, ... (llama); `list` names all\n"
+    "  --type f32|f16|bf16|q8_0|q4_0|q4_K|...   of the matrices (f32)\n"
+    "  --layers N --hidden N --heads N --kv-heads N --ffn N --context N --window N\n"
     "  --biases 0|1 --tied 0|1 --rope-factors 0|1\n"
     "  --rms-eps X --rope-base X --scale X\n"
     "  --vocabulary-from FILE   a GGUF file whose tokenizer is taken over\n"
@@ -97,6 +97,7 @@ void run(Options options) {
   options.whole("--kv-heads", model.kv_heads);
   options.whole("--ffn", model.ffn);
   options.whole("--context", model.context);
+  options.whole("--window", model.window);
   options.flag("--biases", model.biases);
   options.flag("--tied", model.tied);
   options.flag("--rope-factors", model.rope_factors);
@@ -129,6 +130,10 @@ int main(int argc, char** argv) {
       } else {
         command_line::refuse("there are two files, \"" + options.file + "\" and \"" + argument + "\": name one");
       }
+    }
+    if (options.values.count("--architecture") != 0 && options.values["--architecture"] == "list") {
+      for (const std::string& name : tiny_gguf::architectures()) std::puts(name.c_str());
+      return 0;
     }
     if (options.file.empty()) command_line::refuse("no file is named: see --help");
     run(std::move(options));

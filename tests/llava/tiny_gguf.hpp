@@ -8,16 +8,18 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace tiny_gguf {
 
 // A decoder. The defaults are a tiny one.
 struct LanguageModel {
-  std::string architecture = "llama";  // llama, qwen, qwen2 or qwen2vl
+  std::string architecture = "llama";  // one of architectures()
   std::uint32_t layers = 4, hidden = 64, heads = 4, kv_heads = 4, ffn = 160, context = 4096;
+  std::uint32_t window = 16;       // tokens that a layer with a sliding window sees; some architectures fix it
   ggml_type type = GGML_TYPE_F32;  // of the matrices; norms and biases are F32. Rows must be whole blocks of it
-  bool biases = false;             // attention biases in `llama`; the qwen family always has them
-  bool tied = false;               // the embeddings are the output head too
+  bool biases = false;             // attention biases in `llama`; others have them always or never
+  bool tied = false;               // the embeddings are the output head too; in some architectures they always are
   bool rope_factors = false;       // rope_freqs.weight, as Llama 3 has it; `llama` only
   float rms_eps = 1e-5f;           // llama.cpp v0.5.0 runs qwen2vl with 0 whatever stands here
   float rope_base = 10000;
@@ -30,6 +32,24 @@ struct LanguageModel {
   std::string vocabulary_from;
   std::uint32_t vocabulary = 0;  // the small vocabulary is filled up to this many tokens
 };
+
+// What a test has to know of an architecture.
+struct ArchitectureFacts {
+  std::string name;
+  // The kinds of its layers, one letter each; they repeat. f: attention to all that is before, n: the same without
+  // positions, w: attention in a sliding window, r: a recurrent layer or a convolution, h: attention and recurrence,
+  // x: no more than a feed-forward network.
+  std::string kinds;
+  std::uint32_t period;         // layers after which they repeat
+  std::uint32_t layers;         // enough that layers stand on both sides of a cut behind the second or behind a period
+  std::uint32_t position_axes;  // 4 where rows of embeddings have positions of time, row and column (M-RoPE), else 1
+};
+
+// The names that LanguageModel::architecture may have: decoders of llama.cpp v0.5.0, all of which have attention.
+std::vector<std::string> architectures();
+ArchitectureFacts facts(const std::string& architecture);
+// A small model of it, with fewer heads of keys than of queries where it can have that.
+LanguageModel tiny_model(const std::string& architecture);
 
 // A vision tower and the projector behind it (an "mmproj" file). Square pictures of image_size pixels for mlp; any size
 // that patches divide for qwen2vl_merger, which makes one token of 2 x 2 patches.

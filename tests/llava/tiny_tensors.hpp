@@ -61,7 +61,11 @@ class Tensors {
     matrix(name, {columns, rows}, gain / std::sqrt(static_cast<float>(columns)));
   }
   void vector(const std::string& name, std::int64_t size, float mean, float deviation) {
-    add(name, GGML_TYPE_F32, {size}, mean, deviation);
+    table(name, {size}, mean, deviation);
+  }
+  // F32 whatever the type of the matrices is.
+  void table(const std::string& name, const std::vector<std::int64_t>& extents, float mean, float deviation) {
+    add(name, GGML_TYPE_F32, extents, mean, deviation);
   }
   void norm(const std::string& name, std::int64_t size) { vector(name, size, 1, 0.2f); }
   void bias(const std::string& name, std::int64_t size) { vector(name, size, 0, 0.2f); }
