@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace tiny_gguf {
 
@@ -31,13 +32,40 @@ struct LanguageModel {
   std::uint32_t vocabulary = 0;  // the small vocabulary is filled up to this many tokens
 };
 
-// A vision tower and the projector behind it (an "mmproj" file). Square pictures of image_size pixels for mlp; any size
-// that patches divide for qwen2vl_merger, which makes one token of 2 x 2 patches.
+// A tokenizer alone, for LanguageModel::vocabulary_from: a small vocabulary with more control tokens, such as the markers
+// that a projector puts around its pictures.
+struct Tokenizer {
+  std::string architecture = "llama";  // llama's kind, or that of qwen2 and its like
+  std::vector<std::string> markers;
+  std::uint32_t vocabulary = 0;  // filled up to this many tokens
+};
+
+// What a projector asks of the language model behind it.
+struct Projector {
+  std::string name;
+  std::string architecture;          // one that fits
+  std::vector<std::string> markers;  // tokens around a picture, where the small vocabularies lack them
+};
+
+// Those that VisionModel::projector may name.
+std::vector<Projector> projectors();
+
+// A vision tower and the projector behind it (an "mmproj" file). All sizes mean the same for every projector, but what
+// becomes of a picture is for llama.cpp to say:
+// mlp, gemma3 and janus_pro make it a square of image_size pixels;
+// internvl, llama4 and resampler do so if no side is longer, and cut it into tiles of image_size otherwise;
+// idefics3 always cuts it, beside the whole;
+// the others take any size in whole tokens, from 8 (lfm2: 64) on.
 struct VisionModel {
-  std::string projector = "mlp";  // mlp (LLaVA-1.5: CLIP and two linear layers) or qwen2vl_merger
+  std::string projector = "mlp";  // see projectors()
   std::uint32_t layers = 2, hidden = 48, heads = 4, ffn = 112, image_size = 48, patch_size = 8;
-  std::uint32_t projection = 64;  // width of the decoder
+  std::uint32_t projection = 64;  // width of the decoder; a multiple of 128 for resampler
   std::uint64_t seed = 2;
+  std::uint32_t merge = 2;  // a token is made of merge x merge patches, where the projector merges any
+  std::uint32_t deepstack =
+      0;                       // layers of qwen3vl_merger whose states go into as many of the decoder's: qwen3vl's only
+  std::uint32_t queries = 16;  // tokens a picture of resampler
+  std::uint32_t tiles = 1;     // internvl: at most so many; idefics3: of the longer side
 };
 
 // Called while a file is being written, with the part that is done: 0 to 1.
@@ -47,5 +75,6 @@ using Progress = std::function<void(double)>;
 // behind. Weights are made in pieces of a few megabytes, which repeat with a period of some two million weights.
 void write(const LanguageModel& model, const std::string& path, const Progress& progress = {});
 void write(const VisionModel& model, const std::string& path, const Progress& progress = {});
+void write(const Tokenizer& tokenizer, const std::string& path);
 
 }  // namespace tiny_gguf
