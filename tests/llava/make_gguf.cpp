@@ -25,7 +25,7 @@ const char* const usage_text =
     "  --layers N --hidden N --heads N --ffn N --image-size N --patch-size N --projection N --merge N\n"
     "  --deepstack N            layers whose states go further (qwen3vl_merger)\n"
     "  --queries N              tokens a picture (resampler)\n"
-    "  --tiles N                that a picture is cut into (internvl, idefics3)\n"
+    "  --tiles N                that a picture may be cut into (internvl, mlp, idefics3, lightonocr)\n"
     "Both:\n"
     "  --seed N\n"
     "A tokenizer alone, for --vocabulary-from, with the markers that a projector puts around pictures:\n"

@@ -50,22 +50,23 @@ struct Projector {
 // Those that VisionModel::projector may name.
 std::vector<Projector> projectors();
 
-// A vision tower and the projector behind it (an "mmproj" file). All sizes mean the same for every projector, but what
-// becomes of a picture is for llama.cpp to say:
-// mlp, gemma3 and janus_pro make it a square of image_size pixels;
-// internvl, llama4 and resampler do so if no side is longer, and cut it into tiles of image_size otherwise;
-// idefics3 always cuts it, beside the whole;
-// the others take any size in whole tokens, from 8 (lfm2: 64) on.
+// A vision tower and the projector behind it (an "mmproj" file). Sizes mean the same for every projector, but what becomes
+// of a picture is for llama.cpp to say:
+// mlp, gemma3, janus_pro, cogvlm, nemotron_v2_vl and adapter make it a square of image_size pixels;
+// internvl, llama4, resampler and minicpmv4_6 do so if no side is longer, and else cut it into tiles of image_size too;
+// idefics3 always cuts it, beside the whole; lightonocr gives its longer side image_size pixels;
+// deepseekocr makes it 1024 x 1024 and 273 tokens;
+// the others take any size, rounded to whole tokens, of which they want at least 8 (lfm2: 64, gemma4v: 70).
 struct VisionModel {
   std::string projector = "mlp";  // see projectors()
   std::uint32_t layers = 2, hidden = 48, heads = 4, ffn = 112, image_size = 48, patch_size = 8;
   std::uint32_t projection = 64;  // width of the decoder; a multiple of 128 for resampler
   std::uint64_t seed = 2;
-  std::uint32_t merge = 2;  // a token is made of merge x merge patches, where the projector merges any
-  std::uint32_t deepstack =
-      0;                       // layers of qwen3vl_merger whose states go into as many of the decoder's: qwen3vl's only
-  std::uint32_t queries = 16;  // tokens a picture of resampler
-  std::uint32_t tiles = 1;     // internvl: at most so many; idefics3: of the longer side
+  std::uint32_t merge = 2;      // merge x merge patches make a token, where the projector merges any
+  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that give as many of the decoder's something, too; qwen3vl's
+  std::uint32_t queries = 16;   // tokens a picture of resampler
+  // internvl and mlp: into how many tiles a picture may be cut; idefics3 and lightonocr: image_sizes of its longer side.
+  std::uint32_t tiles = 1;
 };
 
 // Called while a file is being written, with the part that is done: 0 to 1.

@@ -277,9 +277,26 @@ TEST_P(Projectors, RunInMtmdCli) {
   if (!projector.markers.empty()) spec.vocabulary_from = tokenizer.name;
   const File model(spec, "model");
   const File mmproj(vision, "mmproj");
-  const CommandResult result = run_mtmd_cli({"-m", model.name, "--mmproj", mmproj.name, "--image", FASTV_TEST_PICTURE,
-                                             "-p", "what is in this picture?", "-n", "16", "--temp", "0", "-c", "1024",
-                                             "-t", "1", "--image-max-tokens", "64"});
+  const CommandResult result = run_mtmd_cli({"-m",
+                                             model.name,
+                                             "--mmproj",
+                                             mmproj.name,
+                                             "--image",
+                                             FASTV_TEST_PICTURE,
+                                             "-p",
+                                             "what is in this picture?",
+                                             "-n",
+                                             "16",
+                                             "--temp",
+                                             "0",
+                                             "-c",
+                                             "1024",
+                                             "-t",
+                                             "1",
+                                             "--image-min-tokens",
+                                             "9",
+                                             "--image-max-tokens",
+                                             "64"});
   EXPECT_EQ(result.status, 0);
   EXPECT_FALSE(stripped(result.output).empty());
 }
