@@ -55,15 +55,15 @@ std::vector<Projector> projectors();
 // mlp, gemma3, janus_pro, cogvlm, nemotron_v2_vl and adapter make it a square of image_size pixels;
 // internvl, llama4, resampler and minicpmv4_6 do so if no side is longer, and else cut it into tiles of image_size too;
 // idefics3 always cuts it, beside the whole; lightonocr gives its longer side image_size pixels;
-// deepseekocr makes it 1024 x 1024 and 273 tokens;
-// the others take any size, rounded to whole tokens, of which they want at least 8 (lfm2: 64, gemma4v: 70).
+// deepseekocr and deepseekocr2 make it 1024 x 1024, and 273 and 257 tokens;
+// the others take any size, rounded to whole tokens, of which most want at least 8 (lfm2: 64, gemma4v and gemma4uv: 70).
 struct VisionModel {
   std::string projector = "mlp";  // see projectors()
   std::uint32_t layers = 2, hidden = 48, heads = 4, ffn = 112, image_size = 48, patch_size = 8;
   std::uint32_t projection = 64;  // width of the decoder; a multiple of 128 for resampler
   std::uint64_t seed = 2;
   std::uint32_t merge = 2;      // merge x merge patches make a token, where the projector merges any
-  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that give as many of the decoder's something, too; qwen3vl's
+  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that the decoder's first take something from; qwen3vl can
   std::uint32_t queries = 16;   // tokens a picture of resampler
   // internvl and mlp: into how many tiles a picture may be cut; idefics3 and lightonocr: image_sizes of its longer side.
   std::uint32_t tiles = 1;

@@ -6,30 +6,31 @@ namespace {
 // What a tower has beyond patches, attention and an FFN, and what llama.cpp reads from its file or assumes. Where nothing
 // is said: layer norms and quick GELU.
 enum Trait : unsigned {
-  rms_norms = 1,           // in the tower
-  gelu = 1 << 1,           // in the FFN of a layer
-  silu = 1 << 2,           // the same
-  gate = 1 << 3,           // the FFN has one
-  no_patches = 1 << 4,     // states come from elsewhere
-  flat_patches = 1 << 5,   // the patches' matrix has two extents, not four
-  second_frame = 1 << 6,   // patches of two frames; a picture is both
-  patch_bias = 1 << 7,     //
-  class_token = 1 << 8,    // one more state, which no token is made of
-  positions = 1 << 9,      // learnt, one for each patch of image_size pixels and for the class token
-  pre_norm = 1 << 10,      // before the layers
-  post_norm = 1 << 11,     // behind them
-  fused_qkv = 1 << 12,     //
-  layer_scales = 1 << 13,  //
-  windows = 1 << 14,       // attention in windows of 112 pixels in every other layer
-  rotates = 1 << 15,       // rows and columns rotate half a head each
-  one_size = 1 << 16,      // pictures or tiles have image_size pixels a side: a token must have all its patches there
-  merges_two = 1 << 17,    // llama.cpp knows no other merge
-  merges_some = 1 << 18,   // llama.cpp knows no merge of 1
-  key_tiles = 1 << 19,     // the file says how many tiles a picture may have
-  key_longest = 1 << 20,   // the file says how long the longer side of a picture is, cut into tiles or not
-  key_pixels = 1 << 21,    // the file says how many pixels a picture has: 8 to 64 tokens of them
-  key_kv_heads = 1 << 22,  // the file says how many heads keys have
-  key_pinpoints = 1 << 23  // the file may list sizes that a picture is cut into tiles of
+  rms_norms = 1,            // in the tower
+  gelu = 1 << 1,            // in the FFN of a layer
+  silu = 1 << 2,            // the same
+  gate = 1 << 3,            // the FFN has one
+  no_patches = 1 << 4,      // states come from elsewhere
+  flat_patches = 1 << 5,    // the patches' matrix has two extents, not four
+  second_frame = 1 << 6,    // patches of two frames; a picture is both
+  patch_bias = 1 << 7,      //
+  class_token = 1 << 8,     // one more state, which no token is made of
+  positions = 1 << 9,       // learnt, one for each patch of image_size pixels and for the class token
+  pre_norm = 1 << 10,       // before the layers
+  post_norm = 1 << 11,      // behind them
+  fused_qkv = 1 << 12,      //
+  layer_scales = 1 << 13,   //
+  windows = 1 << 14,        // attention in windows of 112 pixels in every other layer
+  rotates = 1 << 15,        // rows and columns rotate half a head each
+  one_size = 1 << 16,       // pictures or tiles have image_size pixels a side: a token must have all its patches there
+  merges_two = 1 << 17,     // llama.cpp knows no other merge
+  merges_some = 1 << 18,    // llama.cpp knows no merge of 1
+  key_tiles = 1 << 19,      // the file says how many tiles a picture may have
+  key_longest = 1 << 20,    // the file says how long the longer side of a picture is, cut into tiles or not
+  key_pixels = 1 << 21,     // the file says how many pixels a picture has: 8 to 64 tokens of them
+  key_kv_heads = 1 << 22,   // the file says how many heads keys have
+  key_pinpoints = 1 << 23,  // the file may list sizes that a picture is cut into tiles of
+  sinks = 1 << 24           // each head has a logit that takes part in the softmax and has no value
 };
 
 enum class Kind {
@@ -65,7 +66,7 @@ struct Description {
   Parts parts;
 };
 
-// DeepSeek-OCR's first tower: attention between 64 x 64 patches, in windows of 14 x 14 except in the third layer, then
+// The first tower of DeepSeek-OCR and its successor: attention between 64 x 64 patches, in windows of 14 x 14 except in the third layer, then
 // convolutions to 16 x 16 states of the second. llama.cpp makes every picture 1024 x 1024, and wants that third layer.
 constexpr std::int64_t sam_width = 16, sam_layers = 3, sam_window = 14, sam_side = 64;
 
@@ -96,6 +97,7 @@ Parts sam(std::int64_t d) {
 std::vector<Description> descriptions(const VisionModel& m) {
   const std::int64_t d = m.hidden, out = m.projection, merged = d * m.merge * m.merge, f = m.ffn;
   const std::int64_t side = m.patch_size == 0 ? 0 : m.image_size / m.patch_size;
+  const std::int64_t p = m.patch_size * m.merge;  // of merged patches
   const char *const scale = "projector.scale_factor", *const spatial = "spatial_merge_size", *const none = nullptr;
   const unsigned siglip = gelu | patch_bias | positions | post_norm;
   using K = Kind;
@@ -107,7 +109,8 @@ std::vector<Description> descriptions(const VisionModel& m) {
   // The norm comes before patches are merged.
   const Parts kimi = {
       {K::layer_norm, "mm.input_norm", d}, {K::affine, "mm.1", merged, merged}, {K::affine, "mm.2", merged, out, 2}};
-  const Parts places_70 = {{K::rows, "v.position_embd.weight", d, 70 * 70}};  // whatever the size
+  const Parts places_70 = {{K::rows, "v.position_embd.weight", d, 70 * 70}};      // whatever the size
+  const Part places_1024 = {K::planes, "v.position_embd.weight", d, 2, 1, 1024};  // in a row, and in a column
   // Two merges, of which a file may have but the second.
   const Parts minicpm = {{K::layer_norm, "mm.input_norm", 4 * d},
                          {K::affine, "mm.up", 4 * d, 4 * d},
@@ -199,11 +202,20 @@ std::vector<Description> descriptions(const VisionModel& m) {
        {{K::linear, "mm.model.mlp.1", merged, out},
         {K::linear, "mm.model.mlp.2", out, out},
         {K::linear, "mm.model.fc", out, out, 2}}},
-      // Places in a row and in a column, up to 1024 each, have embeddings of their own.
       {{"gemma4v", "llama", {"<|image>", "<image|>"}},
        rms_norms | gelu | gate | rotates,
        scale,
-       {{K::planes, "v.position_embd.weight", d, 2, 1, 1024}, {K::linear, "mm.input_projection", d, out, 2}}},
+       {places_1024, {K::linear, "mm.input_projection", d, out, 2}}},
+      // No tower: what stands in the layers is not used.
+      {{"gemma4uv", "llama", {"<|image>", "<image|>"}},
+       no_patches,
+       scale,
+       {{K::affine, "v.patch_embd", 3 * p * p, d},
+        {K::layer_norm, "v.patch_norm.1", 3 * p * p},
+        {K::layer_norm, "v.patch_norm.2", d},
+        {K::layer_norm, "v.patch_norm.3", d},
+        places_1024,
+        {K::linear, "mm.input_projection", d, out, 2}}},
       {{"deepseekocr", "llama", {}},
        no_patches | class_token,
        none,
@@ -211,6 +223,24 @@ std::vector<Description> descriptions(const VisionModel& m) {
                       {K::rows, "v.image_newline", out},
                       {K::rows, "v.view_seperator", out},
                       {K::affine, "mm.model.fc", 2 * d, out, 2}}},
+      // Behind the states of pictures stand queries, which see them and the queries before.
+      {{"deepseekocr2", "llama", {}},
+       no_patches | rms_norms | gate | post_norm | key_kv_heads,
+       none,
+       sam(d) + Parts{{K::rows, "v.resample_query_1024.weight", d, 16 * 16},
+                      {K::rows, "v.resample_query_768.weight", d, 12 * 12},
+                      {K::rows, "v.view_seperator", out},
+                      {K::affine, "mm.model.fc", d, out, 2}}},
+      // A block of tokens, pairs of rows interleaved, with more embeddings at its ends and between.
+      {{"deepseek4v", "llama", {}},
+       rms_norms | silu | gate | post_norm | rotates | key_pixels,
+       scale,
+       {{K::affine, "mm.1", merged, out},
+        {K::affine, "mm.2", out, out, 2},
+        {K::rows, "v.image_newline", out},
+        {K::rows, "v.token_embd.img_start", out},
+        {K::rows, "v.token_embd.img_end", out},
+        {K::rows, "v.token_embd.img_pad", out}}},
       {{"janus_pro", "llama", {}}, siglip, none, {{K::affine, "mm.0", d, out}, {K::affine, "mm.1", out, out, 2}}},
       {{"hunyuanvl", "qwen2vl", {"<｜hy_place▁holder▁no▁100｜>", "<｜hy_place▁holder▁no▁101｜>"}},
        siglip | merges_two | key_pixels,
@@ -241,6 +271,19 @@ std::vector<Description> descriptions(const VisionModel& m) {
            key_kv_heads,
        spatial,
        qwen},
+      {{"mimovl", "qwen2vl", {}},
+       rms_norms | silu | gate | second_frame | post_norm | fused_qkv | sinks | rotates | merges_two | key_pixels |
+           key_kv_heads,
+       spatial,
+       {{K::linear, "mm.0", merged, merged}, {K::linear, "mm.2", merged, out, 2}}},
+      {{"youtuvl", "qwen2vl", {}},
+       gelu | flat_patches | patch_bias | post_norm | rotates | merges_two,
+       spatial,
+       Parts{{K::norm, "mm.input_norm", d}} + qwen},
+      {{"muse-glimmer", "llama", {"<|image_start|>", "<|image_end|>"}},
+       gelu | patch_bias | positions | pre_norm | post_norm | rotates | merges_two,
+       spatial,
+       {{K::linear, "mm.0", merged, out}, {K::linear, "mm.1", out, out}, {K::linear, "mm.2", out, out, 2}}},
       {{"minimax_m3", "llama", {"]<]start of image[>[", "]<]end of image[>["}},
        gelu | second_frame | pre_norm | rotates | merges_two,
        spatial,
@@ -362,7 +405,18 @@ void set_keys(const VisionModel& m, const Description& of, Writer& file) {
   if (m.projector == "resampler") file.set("clip.minicpmv_query_num", m.queries);
   if (m.projector == "minicpmv4_6" && m.merge == 4)  // the layer behind which the first merge is
     set("wa_layer_indexes", std::vector<std::int32_t>{0});
-  if (m.projector == "deepseekocr") {
+  if (m.projector == "youtuvl") {  // windows of 2 x 2 tokens, but not in the last layer
+    set("window_size", 4 * m.patch_size);
+    set("wa_layer_indexes", std::vector<std::int32_t>{static_cast<std::int32_t>(m.layers) - 1});
+  }
+  if (m.projector == "mimovl") {  // near patches of rows, near patches of columns, all
+    set("window_size", std::uint32_t{6});
+    std::vector<std::int32_t> modes;
+    for (std::uint32_t layer = 0; layer < m.layers; ++layer)
+      modes.push_back(layer % 3 == 2 ? -1 : static_cast<std::int32_t>(layer % 3));
+    set("wa_pattern_mode", modes);
+  }
+  if (m.projector.rfind("deepseekocr", 0) == 0) {
     set("sam.block_count", static_cast<std::uint32_t>(sam_layers));
     set("sam.head_count", std::uint32_t{1});
     set("sam.embedding_length", static_cast<std::uint32_t>(sam_width));
@@ -443,6 +497,7 @@ void write(const VisionModel& m, const std::string& path, const Progress& progre
     tensors.affine(block + "ffn_up", d, m.ffn);
     if (has(gate)) tensors.affine(block + "ffn_gate", d, m.ffn);
     tensors.affine(block + "ffn_down", m.ffn, d);
+    if (has(sinks)) tensors.vector(block + "attn_sinks", m.heads, 0, 1);
     if (has(layer_scales)) {
       tensors.norm(block + "ls1.weight", d);
       tensors.norm(block + "ls2.weight", d);
