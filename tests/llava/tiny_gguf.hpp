@@ -63,7 +63,7 @@ struct VisionModel {
   std::uint32_t projection = 64;  // width of the decoder; a multiple of 128 for resampler
   std::uint64_t seed = 2;
   std::uint32_t merge = 2;      // merge x merge patches make a token, where the projector merges any
-  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that the decoder's first take something from; qwen3vl can
+  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that reach the decoder too, if that is qwen3vl (DeepStack)
   std::uint32_t queries = 16;   // tokens a picture of resampler
   // internvl and mlp: into how many tiles a picture may be cut; idefics3 and lightonocr: image_sizes of its longer side.
   std::uint32_t tiles = 1;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <set>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "command.hpp"
@@ -307,6 +308,25 @@ INSTANTIATE_TEST_SUITE_P(TinyGguf, Projectors, testing::ValuesIn(tiny_gguf::proj
     if (c == '.' || c == '-') c = '_';  // GoogleTest wants letters and digits
   return name;
 });
+
+TEST(TinyGguf, DeepStackIsSpreadOverTheLayers) {
+  tiny_gguf::VisionModel spec;
+  spec.projector = "qwen3vl_merger";
+  spec.layers = 4;
+  for (const auto& [count, expected] : std::vector<std::pair<std::uint32_t, std::vector<int>>>{
+           {0, {}}, {1, {2}}, {2, {1, 2}}, {3, {1, 2, 3}}, {4, {0, 1, 2, 3}}}) {
+    spec.deepstack = count;
+    const File file(spec, "deepstack");
+    gguf_context* gguf = gguf_init_from_file(file.name.c_str(), {true, nullptr});
+    ASSERT_NE(gguf, nullptr);
+    std::vector<int> layers;
+    for (int layer = 0; layer < 4; ++layer)
+      if (gguf_find_tensor(gguf, ("v.deepstack." + std::to_string(layer) + ".fc1.weight").c_str()) >= 0)
+        layers.push_back(layer);
+    EXPECT_EQ(layers, expected);
+    gguf_free(gguf);
+  }
+}
 
 TEST(TinyGguf, MarkersAreSingleTokens) {
   for (const tiny_gguf::Projector& projector : tiny_gguf::projectors()) {
