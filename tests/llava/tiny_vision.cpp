@@ -6,20 +6,20 @@ namespace {
 // What a tower has beyond patches, attention and an FFN, and what llama.cpp reads from its file or assumes. Where nothing
 // is said: layer norms and quick GELU.
 enum Trait : unsigned {
-  rms_norms = 1,            // in the tower
-  gelu = 1 << 1,            // in the FFN of a layer
-  silu = 1 << 2,            // the same
-  gate = 1 << 3,            // the FFN has one
-  no_patches = 1 << 4,      // states come from elsewhere
-  flat_patches = 1 << 5,    // the patches' matrix has two extents, not four
-  second_frame = 1 << 6,    // patches of two frames; a picture is both
-  patch_bias = 1 << 7,      //
-  class_token = 1 << 8,     // one more state, which no token is made of
-  positions = 1 << 9,       // learnt, one for each patch of image_size pixels and for the class token
-  pre_norm = 1 << 10,       // before the layers
-  post_norm = 1 << 11,      // behind them
-  fused_qkv = 1 << 12,      //
-  layer_scales = 1 << 13,   //
+  rms_norms = 1,          // in the tower
+  gelu = 1 << 1,          // in the FFN of a layer
+  silu = 1 << 2,          // the same
+  gate = 1 << 3,          // the FFN has one
+  no_patches = 1 << 4,    // states come from elsewhere
+  flat_patches = 1 << 5,  // the patches' matrix has two extents, not four
+  second_frame = 1 << 6,  // patches of two frames; a picture is both
+  patch_bias = 1 << 7,
+  class_token = 1 << 8,  // one more state, which no token is made of
+  positions = 1 << 9,    // learnt, one for each patch of image_size pixels and for the class token
+  pre_norm = 1 << 10,    // before the layers
+  post_norm = 1 << 11,   // behind them
+  fused_qkv = 1 << 12,
+  layer_scales = 1 << 13,
   windows = 1 << 14,        // attention in windows of 112 pixels in every other layer
   rotates = 1 << 15,        // rows and columns rotate half a head each
   one_size = 1 << 16,       // pictures or tiles have image_size pixels a side: a token must have all its patches there
@@ -504,7 +504,7 @@ void write(const VisionModel& m, const std::string& path, const Progress& progre
     }
   }
   for (const Part& part : of.parts) add(tensors, part);
-  for (std::uint32_t i = 0; i < m.deepstack; ++i) {  // at even distances, as 8, 16 and 24 of 27 layers are
+  for (std::uint32_t i = 0; i < m.deepstack; ++i) {  // at even distances, nearly as Qwen3-VL has them
     const std::string block = "v.deepstack." + std::to_string((i + 1) * m.layers / (m.deepstack + 1)) + ".";
     tensors.layer_norm(block + "norm", 4 * d);
     tensors.affine(block + "fc1", 4 * d, 4 * d);
