@@ -9,7 +9,7 @@
 
 namespace {
 
-const char* const usage =
+const char* const usage_text =
     "make_gguf [OPTION VALUE...] FILE : writes a model with random weights as a GGUF file\n"
     "\n"
     "A language model:\n"
@@ -21,12 +21,34 @@ const char* const usage =
     "  --vocabulary-from FILE   a GGUF file whose tokenizer is taken over\n"
     "  --vocabulary N           tokens, where the model has its own small vocabulary\n"
     "A vision tower (an mmproj file):\n"
-    "  --projector mlp|qwen2vl_merger\n"
-    "  --layers N --hidden N --heads N --ffn N --image-size N --patch-size N --projection N\n"
+    "  --projector NAME, one of those below\n"
+    "  --layers N --hidden N --heads N --ffn N --image-size N --patch-size N --projection N --merge N\n"
+    "  --deepstack N            layers whose states go further (qwen3vl_merger)\n"
+    "  --queries N              tokens a picture (resampler)\n"
+    "  --tiles N                that a picture may be cut into (internvl, mlp, idefics3, lightonocr)\n"
     "Both:\n"
     "  --seed N\n"
+    "A tokenizer alone, for --vocabulary-from, with the markers that a projector puts around pictures:\n"
+    "  --markers-of NAME        of a projector\n"
+    "  --architecture llama|qwen2   whose kind (that of the architecture named below)\n"
+    "  --vocabulary N\n"
     "\n"
     "LLaVA-1.5 7B: --type q4_0 --layers 32 --hidden 4096 --heads 32 --kv-heads 32 --ffn 11008 --vocabulary 32000\n";
+
+std::string usage() {
+  std::string out = usage_text;
+  out += "\nPROJECTORS, and an --architecture behind each:\n";
+  for (const tiny_gguf::Projector& one : tiny_gguf::projectors())
+    out += "  " + one.name + std::string(20 - one.name.size(), ' ') + one.architecture +
+           (one.markers.empty() ? "\n" : ", with --markers-of\n");
+  return out;
+}
+
+tiny_gguf::Projector projector(const std::string& name) {
+  for (tiny_gguf::Projector& one : tiny_gguf::projectors())
+    if (one.name == name) return one;
+  command_line::refuse("there is no projector \"" + name + "\": see --help");
+}
 
 ggml_type type_of(const std::string& name) {
   for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
@@ -84,9 +106,21 @@ void run(Options options) {
     options.whole("--image-size", model.image_size);
     options.whole("--patch-size", model.patch_size);
     options.whole("--projection", model.projection);
+    options.whole("--merge", model.merge);
+    options.whole("--deepstack", model.deepstack);
+    options.whole("--queries", model.queries);
+    options.whole("--tiles", model.tiles);
     options.whole("--seed", model.seed);
     options.none_left("a vision tower");
     return make(model, options.file);
+  }
+  if (const auto name = options.take("--markers-of")) {
+    const tiny_gguf::Projector of = projector(*name);
+    tiny_gguf::Tokenizer tokenizer{of.architecture, of.markers, 0};
+    options.text("--architecture", tokenizer.architecture);
+    options.whole("--vocabulary", tokenizer.vocabulary);
+    options.none_left("a tokenizer");
+    return tiny_gguf::write(tokenizer, options.file);
   }
   tiny_gguf::LanguageModel model;
   options.text("--architecture", model.architecture);
@@ -119,7 +153,7 @@ int main(int argc, char** argv) {
     for (int i = 1; i < argc; ++i) {
       const std::string argument = argv[i];
       if (argument == "--help" || argument == "-h") {
-        std::fputs(usage, stdout);
+        std::fputs(usage().c_str(), stdout);
         return 0;
       }
       if (argument.rfind("--", 0) == 0) {

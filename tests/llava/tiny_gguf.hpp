@@ -51,13 +51,41 @@ ArchitectureFacts facts(const std::string& architecture);
 // A small model of it, with fewer heads of keys than of queries where it can have that.
 LanguageModel tiny_model(const std::string& architecture);
 
-// A vision tower and the projector behind it (an "mmproj" file). Square pictures of image_size pixels for mlp; any size
-// that patches divide for qwen2vl_merger, which makes one token of 2 x 2 patches.
+// A tokenizer alone, for LanguageModel::vocabulary_from: a small vocabulary with more control tokens, such as the markers
+// that a projector puts around its pictures.
+struct Tokenizer {
+  std::string architecture = "llama";  // llama's kind, or that of qwen2 and its like
+  std::vector<std::string> markers;
+  std::uint32_t vocabulary = 0;  // filled up to this many tokens
+};
+
+// What a projector asks of the language model behind it.
+struct Projector {
+  std::string name;
+  std::string architecture;          // one that fits
+  std::vector<std::string> markers;  // tokens around a picture, where the small vocabularies lack them
+};
+
+// Those that VisionModel::projector may name.
+std::vector<Projector> projectors();
+
+// A vision tower and the projector behind it (an "mmproj" file). Sizes mean the same for every projector, but what becomes
+// of a picture is for llama.cpp to say:
+// mlp, gemma3, janus_pro, cogvlm, nemotron_v2_vl and adapter make it a square of image_size pixels;
+// internvl, llama4, resampler and minicpmv4_6 do so if no side is longer, and else cut it into tiles of image_size too;
+// idefics3 always cuts it, beside the whole; lightonocr gives its longer side image_size pixels;
+// deepseekocr and deepseekocr2 make it 1024 x 1024, and 273 and 257 tokens;
+// the others take any size, rounded to whole tokens, of which most want at least 8 (lfm2: 64, gemma4v and gemma4uv: 70).
 struct VisionModel {
-  std::string projector = "mlp";  // mlp (LLaVA-1.5: CLIP and two linear layers) or qwen2vl_merger
+  std::string projector = "mlp";  // see projectors()
   std::uint32_t layers = 2, hidden = 48, heads = 4, ffn = 112, image_size = 48, patch_size = 8;
-  std::uint32_t projection = 64;  // width of the decoder
+  std::uint32_t projection = 64;  // width of the decoder; a multiple of 128 for resampler
   std::uint64_t seed = 2;
+  std::uint32_t merge = 2;      // merge x merge patches make a token, where the projector merges any
+  std::uint32_t deepstack = 0;  // layers of qwen3vl_merger that reach the decoder too, if that is qwen3vl (DeepStack)
+  std::uint32_t queries = 16;   // tokens a picture of resampler
+  // internvl and mlp: into how many tiles a picture may be cut; idefics3 and lightonocr: image_sizes of its longer side.
+  std::uint32_t tiles = 1;
 };
 
 // Called while a file is being written, with the part that is done: 0 to 1.
@@ -67,5 +95,6 @@ using Progress = std::function<void(double)>;
 // behind. Weights are made in pieces of a few megabytes, which repeat with a period of some two million weights.
 void write(const LanguageModel& model, const std::string& path, const Progress& progress = {});
 void write(const VisionModel& model, const std::string& path, const Progress& progress = {});
+void write(const Tokenizer& tokenizer, const std::string& path);
 
 }  // namespace tiny_gguf

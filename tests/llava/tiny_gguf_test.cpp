@@ -13,6 +13,7 @@
 #include <memory>
 #include <set>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "command.hpp"
@@ -246,33 +247,98 @@ TEST(TinyGguf, WrongSpecificationsAreRefused) {
   EXPECT_FALSE(std::ifstream(path("wrong")));
   EXPECT_NE(complaint([] { tiny_gguf::write(tiny_gguf::LanguageModel(), "/no/such/x.gguf"); }).find("/no/such/x.gguf"),
             std::string::npos);
-  tiny_gguf::VisionModel vision;
-  vision.projector = "resampler";
-  EXPECT_NE(complaint([&] { tiny_gguf::write(vision, path("wrong")); }).find("resampler"), std::string::npos);
+  const auto says_of_vision = [](const char* projector, void (*change)(tiny_gguf::VisionModel&)) {
+    tiny_gguf::VisionModel spec;
+    spec.projector = projector;
+    change(spec);
+    return complaint([&] { tiny_gguf::write(spec, path("wrong")); });
+  };
+  using V = tiny_gguf::VisionModel;
+  EXPECT_NE(says_of_vision("ldp", [](V&) {}).find("\"ldp\" but must be one of mlp, "), std::string::npos);
+  EXPECT_NE(says_of_vision("qwen2vl_merger", [](V& m) { m.merge = 3; }).find("merge is 3"), std::string::npos);
+  EXPECT_NE(says_of_vision("internvl", [](V& m) { m.merge = 4; }).find("patches of a side, 6"), std::string::npos);
+  EXPECT_NE(says_of_vision("kimivl", [](V& m) { m.merge = 1; }).find("at least 2"), std::string::npos);
+  EXPECT_NE(says_of_vision("resampler", [](V&) {}).find("projection is 64"), std::string::npos);
+  EXPECT_NE(says_of_vision("qwen3vl_merger", [](V& m) { m.deepstack = 3; }).find("deepstack is 3"), std::string::npos);
+  EXPECT_NE(says_of_vision("pixtral", [](V& m) { m.heads = 24; }).find("multiple of 4"), std::string::npos);
 }
 
-void expect_tokens_of_mtmd_cli(const std::string& architecture, const std::string& projector) {
-  tiny_gguf::LanguageModel spec;
-  spec.architecture = architecture;
+class Projectors : public testing::TestWithParam<tiny_gguf::Projector> {};
+
+TEST_P(Projectors, RunInMtmdCli) {
+  NEEDS_MTMD_CLI();
+  const tiny_gguf::Projector& projector = GetParam();
   tiny_gguf::VisionModel vision;
-  vision.projector = projector;
-  const File<tiny_gguf::LanguageModel> model(spec, "model");
-  const File<tiny_gguf::VisionModel> mmproj(vision, "mmproj");
-  const CommandResult result = run_mtmd_cli({"-m", model.name, "--mmproj", mmproj.name, "--image", FASTV_TEST_PICTURE,
-                                             "-p", "what is in this picture?", "-n", "16", "--temp", "0", "-c", "1024",
-                                             "-t", "1", "--image-max-tokens", "64"});
+  vision.projector = projector.name;
+  if (projector.name == "resampler") vision.projection = 128;
+  const File tokenizer(tiny_gguf::Tokenizer{projector.architecture, projector.markers, 0}, "tokenizer");
+  tiny_gguf::LanguageModel spec;
+  spec.architecture = projector.architecture;
+  spec.hidden = vision.projection;
+  if (!projector.markers.empty()) spec.vocabulary_from = tokenizer.name;
+  const File model(spec, "model");
+  const File mmproj(vision, "mmproj");
+  const CommandResult result = run_mtmd_cli({"-m",
+                                             model.name,
+                                             "--mmproj",
+                                             mmproj.name,
+                                             "--image",
+                                             FASTV_TEST_PICTURE,
+                                             "-p",
+                                             "what is in this picture?",
+                                             "-n",
+                                             "16",
+                                             "--temp",
+                                             "0",
+                                             "-c",
+                                             "1024",
+                                             "-t",
+                                             "1",
+                                             "--image-min-tokens",
+                                             "9",
+                                             "--image-max-tokens",
+                                             "64"});
   EXPECT_EQ(result.status, 0);
   EXPECT_FALSE(stripped(result.output).empty());
 }
 
-TEST(TinyGguf, LlavaPairsRunInMtmdCli) {
-  NEEDS_MTMD_CLI();
-  expect_tokens_of_mtmd_cli("llama", "mlp");
+INSTANTIATE_TEST_SUITE_P(TinyGguf, Projectors, testing::ValuesIn(tiny_gguf::projectors()), [](const auto& one) {
+  std::string name = one.param.name;
+  for (char& c : name)
+    if (c == '.' || c == '-') c = '_';  // GoogleTest wants letters and digits
+  return name;
+});
+
+TEST(TinyGguf, DeepStackIsSpreadOverTheLayers) {
+  tiny_gguf::VisionModel spec;
+  spec.projector = "qwen3vl_merger";
+  spec.layers = 4;
+  for (const auto& [count, expected] : std::vector<std::pair<std::uint32_t, std::vector<int>>>{
+           {0, {}}, {1, {2}}, {2, {1, 2}}, {3, {1, 2, 3}}, {4, {0, 1, 2, 3}}}) {
+    spec.deepstack = count;
+    const File file(spec, "deepstack");
+    gguf_context* gguf = gguf_init_from_file(file.name.c_str(), {true, nullptr});
+    ASSERT_NE(gguf, nullptr);
+    std::vector<int> layers;
+    for (int layer = 0; layer < 4; ++layer)
+      if (gguf_find_tensor(gguf, ("v.deepstack." + std::to_string(layer) + ".fc1.weight").c_str()) >= 0)
+        layers.push_back(layer);
+    EXPECT_EQ(layers, expected);
+    gguf_free(gguf);
+  }
 }
 
-TEST(TinyGguf, Qwen2VlPairsRunInMtmdCli) {
-  NEEDS_MTMD_CLI();
-  expect_tokens_of_mtmd_cli("qwen2vl", "qwen2vl_merger");
+TEST(TinyGguf, MarkersAreSingleTokens) {
+  for (const tiny_gguf::Projector& projector : tiny_gguf::projectors()) {
+    const File tokenizer(tiny_gguf::Tokenizer{projector.architecture, projector.markers, 0}, "tokenizer");
+    const LoadedModel model = load(tokenizer.name, true);
+    ASSERT_TRUE(model) << projector.name;
+    const llama_vocab* vocabulary = llama_model_get_vocab(model.get());
+    for (const std::string& marker : projector.markers) {
+      const std::size_t alone = llama_vocab_get_add_bos(vocabulary) ? 2 : 1;
+      EXPECT_EQ(tokens(vocabulary, marker).size(), alone) << projector.name << ": " << marker;
+    }
+  }
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <unordered_set>
 
+#include "tiny_gguf.hpp"
+
 namespace tiny_gguf {
 namespace {
 
@@ -58,7 +60,7 @@ struct Vocabulary {
 
 }  // namespace
 
-std::uint32_t set_sentencepiece(gguf::Writer& file, std::uint32_t least) {
+std::uint32_t set_sentencepiece(gguf::Writer& file, std::uint32_t least, const std::vector<std::string>& markers) {
   const std::string blank = utf8(0x2581);
   Vocabulary vocabulary;
   vocabulary.add("<unk>", unknown);
@@ -74,6 +76,7 @@ std::uint32_t set_sentencepiece(gguf::Writer& file, std::uint32_t least) {
     for (std::size_t length = 0; length <= word.size(); ++length)
       vocabulary.add(blank + word.substr(0, length), normal);
   for (char c = '!'; c <= '~'; ++c) vocabulary.add(std::string(1, c), normal);
+  for (const std::string& marker : markers) vocabulary.add(marker, control);
   vocabulary.fill_up(least);
 
   std::vector<float> scores;
@@ -88,7 +91,7 @@ std::uint32_t set_sentencepiece(gguf::Writer& file, std::uint32_t least) {
   return vocabulary.write(file, "llama", "default");
 }
 
-std::uint32_t set_byte_pairs(gguf::Writer& file, std::uint32_t least) {
+std::uint32_t set_byte_pairs(gguf::Writer& file, std::uint32_t least, const std::vector<std::string>& markers) {
   // Radford et al. 2019: every byte is a printable character; those that are none are shifted beyond 255.
   std::array<std::string, 256> characters;
   unsigned shifted = 256;
@@ -109,8 +112,9 @@ std::uint32_t set_byte_pairs(gguf::Writer& file, std::uint32_t least) {
       }
     }
   }
-  const std::vector<std::string> controls = {"<|endoftext|>",  "<|im_start|>",   "<|im_end|>",    "<|vision_start|>",
-                                             "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"};
+  std::vector<std::string> controls = {"<|endoftext|>",  "<|im_start|>",   "<|im_end|>",    "<|vision_start|>",
+                                       "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"};
+  controls.insert(controls.end(), markers.begin(), markers.end());
   vocabulary.fill_up(least > controls.size() ? least - static_cast<std::uint32_t>(controls.size()) : 0);
   for (const std::string& token : controls) vocabulary.add(token, control);
 
@@ -123,6 +127,14 @@ std::uint32_t set_byte_pairs(gguf::Writer& file, std::uint32_t least) {
            "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
            "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}");
   return vocabulary.write(file, "gpt2", "qwen2");
+}
+
+void write(const Tokenizer& tokenizer, const std::string& path) {
+  gguf::Writer file;
+  file.set("general.architecture", tokenizer.architecture);
+  (tokenizer.architecture == "llama" ? set_sentencepiece : set_byte_pairs)(file, tokenizer.vocabulary,
+                                                                           tokenizer.markers);
+  file.write(path);
 }
 
 }  // namespace tiny_gguf
