@@ -27,7 +27,13 @@ const ggml_tensor* root(const ggml_tensor* tensor) {
   return tensor;
 }
 
-// The layer whose keys a tensor is a view of, as libllama names its caches; -1 for other tensors.
+// The view of the cache that attention's keys are: themselves, or, of an F32 cache, what they were rounded from.
+const ggml_tensor* in_cache(const ggml_tensor* keys) {
+  while (root(keys)->op != GGML_OP_NONE && keys->src[0] != nullptr) keys = keys->src[0];
+  return keys;
+}
+
+// The layer whose keys a tensor of the cache holds, as libllama names it; -1 for other tensors.
 std::int32_t layer_of_keys(const ggml_tensor* tensor) {
   constexpr const char* name = "cache_k_l";
   const char* full = root(tensor)->name;
@@ -180,7 +186,7 @@ class Engine::Head : public Half {
   Head(const Halves& halves, const EngineOptions& options)
       : Half(halves.head(), options, "layers below K"),
         layer_(static_cast<std::int32_t>(halves.filtering_layer()) - 1),
-        last_node_("l_out-" + std::to_string(layer_)) {}
+        last_node_(halves.facts().rows_of(halves.filtering_layer() - 1)) {}
 
   // Tokens or rows of one call. last: their last token is the one that ranks.
   void run(const std::vector<llama_token>& tokens, const float* rows, std::vector<llama_pos> positions,
@@ -249,7 +255,7 @@ class Engine::Head : public Half {
       cells.insert(cells.end(), ids.begin(), ids.end());
       return false;
     }
-    if (node->op == GGML_OP_FLASH_ATTN_EXT && layer_of_keys(node->src[1]) == layer_) {
+    if (node->op == GGML_OP_FLASH_ATTN_EXT && layer_of_keys(in_cache(node->src[1])) == layer_) {
       if (ask) return ranks_at_ != 0 && done_ + size(node->src[0]->ne[1]) == ranks_at_;
       take_evidence(node);
       return true;
@@ -265,7 +271,7 @@ class Engine::Head : public Half {
 
   void take_evidence(const ggml_tensor* attention) {
     const ggml_tensor* q = attention->src[0];  // [c, tokens, H]
-    keys_ = *attention->src[1];                // [c, cells, G]
+    keys_ = *in_cache(attention->src[1]);      // [c, cells, G]
     heads_ = size(q->ne[2]);
     const std::size_t head_dim = size(q->ne[0]);
     query_.resize(heads_ * head_dim);
@@ -310,6 +316,7 @@ class Engine::Tail : public Half {
            std::vector<llama_seq_id> sequences, std::vector<std::int8_t> wanted, const Progress& progress, double from,
            double to) {
     positions_ = &positions;
+    rows_ = rows;
     done_ = count_ = 0;
     progress_ = progress ? Progress([&](double share) { progress(from + (to - from) * share); }) : Progress();
     Half::run({}, rows, std::move(told), std::move(sequences), std::move(wanted));
@@ -325,6 +332,11 @@ class Engine::Tail : public Half {
   }
 
   bool look(ggml_tensor* node, bool ask) override {
+    if (is_input(node->name)) {
+      // In place of what was made of the rows: scaled, normed or given positions a second time.
+      if (!ask) ggml_backend_tensor_set(node, rows_ + done_ * halves_.hidden(), 0, ggml_nbytes(node));
+      return true;
+    }
     if (!ask) {
       const double rows = static_cast<double>(positions_->size());
       progress_((static_cast<double>(done_) + static_cast<double>(count_) * static_cast<double>(++layers_done_) /
@@ -351,12 +363,17 @@ class Engine::Tail : public Half {
       if (first_time(ids)) ggml_backend_tensor_set(ids, positions_->data() + done_, 0, count_ * sizeof(llama_pos));
     } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
       correct_mask(node);
-    } else if (progress_ && std::strncmp(node->name, "l_out-", 6) == 0) {
+    } else if (progress_ && is_rows(node->name)) {
       return true;
     }
     return false;
   }
 
+  bool is_input(const char* name) const { return !halves_.facts().input.empty() && halves_.facts().input == name; }
+  bool is_rows(const char* name) const {
+    const std::string& rows = halves_.facts().rows;
+    return std::strncmp(name, rows.c_str(), rows.size()) == 0 && name[rows.size()] == '-';
+  }
   bool is_windowed(std::int32_t layer) const {
     const std::size_t i = halves_.filtering_layer() + size(layer);
     return i < halves_.layers() && halves_.facts().all[i].windowed;
@@ -387,7 +404,7 @@ class Engine::Tail : public Half {
     ggml_backend_tensor_set(mask, values.data(), 0, values.size() * sizeof(T));
   }
   void correct_mask(const ggml_tensor* attention) {
-    const std::int32_t layer = layer_of_keys(attention->src[1]);
+    const std::int32_t layer = layer_of_keys(in_cache(attention->src[1]));
     float max_bias = 0;
     std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
     const bool windowed = layer >= 0 && is_windowed(layer), slopes = max_bias > 0;
@@ -407,7 +424,8 @@ class Engine::Tail : public Half {
 
   const Halves& halves_;
   std::int32_t window_;
-  const std::vector<llama_pos>* positions_ = nullptr;  // of the tokens of this call
+  const float* rows_ = nullptr;                        // of the tokens of this call
+  const std::vector<llama_pos>* positions_ = nullptr;  // of them
   std::size_t done_ = 0, count_ = 0;                   // tokens of micro-batches before, and of this one
   std::vector<const ggml_tensor*> written_;
   std::vector<llama_pos> in_cell_[2];  // true positions, by the cell of the cache; [1]: of layers with windows

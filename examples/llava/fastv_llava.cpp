@@ -82,33 +82,28 @@ void expect_room(std::size_t used, const Prompt& prompt, const Options& options)
 void talk(Engine& engine, const Vision& vision, const fastv::Config* config, const Options& options) {
   Chat chat(engine.halves().head(), options.chat_template);
   std::vector<std::string> pictures;
-  llama_pos next = 0;
-  std::size_t used = 0;
   std::string line;
   std::fputs("/image FILE shows a picture, /bye ends.\n> ", stderr);
-  while (std::getline(std::cin, line)) {
-    try {
-      if (line == "/bye") break;
-      if (line.rfind("/image ", 0) == 0) {
-        static_cast<void>(common::load_picture(line.substr(7)));  // so that what is wrong with it is said now
+  while (std::getline(std::cin, line) && line != "/bye") {
+    if (line.rfind("/image ", 0) == 0) {
+      try {  // so that what is wrong with a picture is said when it is named, and the conversation goes on
+        static_cast<void>(common::load_picture(line.substr(7)));
         pictures.push_back(line.substr(7));
-      } else if (!line.empty()) {
-        const bool begins = chat.begins();
-        const std::string words = chat.asks(with_markers(line, pictures.size()));
-        const Prompt prompt = with_progress("Looking at the pictures (%)", [&](const Progress& progress) {
-          return vision.prompt(words, pictures, next, begins, progress);
-        });
-        expect_room(used, prompt, options);
-        const Run run = generate("", engine, prompt, pictures.empty() ? nullptr : config, options, stream);
-        std::puts("");
-        std::fputs(summary(run).c_str(), stderr);
-        chat.answers(run.text);
-        next = engine.next_position(0);
-        used = engine.length(0, 0);
-        pictures.clear();
+      } catch (const std::runtime_error& error) {
+        std::fprintf(stderr, "fastv-llava: %s\n", error.what());
       }
-    } catch (const std::invalid_argument& error) {  // the conversation goes on
-      std::fprintf(stderr, "fastv-llava: %s\n", error.what());
+    } else if (!line.empty()) {
+      const bool begins = chat.begins();
+      const std::string words = chat.asks(with_markers(line, pictures.size()));
+      const Prompt prompt = with_progress("Looking at the pictures (%)", [&](const Progress& progress) {
+        return vision.prompt(words, pictures, engine.next_position(0), begins, progress);
+      });
+      expect_room(engine.length(0, 0), prompt, options);
+      const Run run = generate("", engine, prompt, pictures.empty() ? nullptr : config, options, stream);
+      std::puts("");
+      std::fputs(summary(run).c_str(), stderr);
+      chat.answers(run.text);
+      pictures.clear();
     }
     std::fputs("> ", stderr);
   }

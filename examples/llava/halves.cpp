@@ -7,13 +7,13 @@ namespace llava {
 
 namespace {
 
-// What libllama says while it loads a file is many lines; the last error among them is what the exception tells.
-std::string& last_error() {
+// What libllama says while it loads a file is many lines; the first error among them is what the exception tells.
+std::string& first_error() {
   static std::string text;
   return text;
 }
 void listen(ggml_log_level level, const char* text, void*) {
-  if (level == GGML_LOG_LEVEL_ERROR) last_error() = text;
+  if (level == GGML_LOG_LEVEL_ERROR && first_error().empty()) first_error() = text;
 }
 
 LlamaModel load(File file, llama_model_params params, const Progress& progress, const std::string& path) {
@@ -24,10 +24,10 @@ LlamaModel load(File file, llama_model_params params, const Progress& progress, 
     if (tell) tell(static_cast<double>(share));
     return true;
   };
-  last_error().clear();
+  first_error().clear();
   LlamaModel model(llama_model_load_from_file_ptr(file.get(), params));
   if (!model) {
-    std::string why = last_error();
+    std::string why = first_error();
     while (!why.empty() && why.back() == '\n') why.pop_back();
     throw std::runtime_error(path + ": libllama cannot load it" + (why.empty() ? "" : ": " + why));
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <stdexcept>
 
 namespace llava {
@@ -12,26 +13,133 @@ namespace {
 // What libllama has in its code, and not in the file's keys.
 struct Family {
   const char* name;
-  std::uint32_t period = 1;   // K must be a multiple of it: layers without RoPE or with mixtures come in a pattern
-  std::uint32_t windows = 0;  // of so many layers one sees everything; 0: no windows, unless a key says which
-  bool full_first = false;    // it is the first of them, not the last
+  std::uint32_t period = 1;    // K must be a multiple of it: layers without RoPE or with mixtures come in a pattern
+  std::uint32_t windows = 0;   // of so many layers one sees everything; 0: no windows, unless a key says which
+  bool full_first = false;     // it is the first of them, not the last
+  const char* rows = "l_out";  // what libllama calls the rows that a layer hands to the next
+  const char* input = "";      // and what layer 0 reads, where embeddings are scaled or normed first, or get positions
+  std::uint32_t interval = 1;  // of so many layers the last attends, and the others are recurrent
 };
 
 // Sorted by name.
 constexpr Family families[] = {
-    {"llama"}, {"qwen"}, {"qwen2"}, {"qwen2vl"}, {"qwen35"},
+    {"afmoe", 4, 4, false, "l_out", "inp_embd_scaled"},
+    {"apertus"},
+    {"arcee"},
+    {"arctic"},
+    {"bailingmoe"},
+    {"bailingmoe2"},
+    {"bitnet"},
+    {"bloom", 1, 0, false, "l_out", "inp_norm-0"},
+    {"chatglm"},
+    {"codeshell"},
+    {"cohere2", 1, 4},
+    {"cohere2moe", 1, 4, true},
+    {"command-r"},
+    {"dbrx"},
+    {"deci"},
+    {"deepseek"},
+    {"deepseek2"},
+    {"deepseek2-ocr"},
+    {"dots1"},
+    {"ernie4_5"},
+    {"ernie4_5-moe"},
+    {"exaone"},
+    {"exaone-moe", 1, 4},
+    {"exaone4"},
+    {"falcon"},
+    {"falcon-h1"},
+    {"gemma", 1, 0, false, "l_out", "inp_scaled"},
+    {"gemma2", 1, 2, false, "l_out", "inp_scaled"},
+    {"gemma3", 1, 6},
+    {"gemma4"},
+    {"glm4"},
+    {"glm4moe"},
+    {"gpt-oss", 1, 2},
+    {"gpt2", 1, 0, false, "l_out", "inpL"},
+    {"gptneox"},
+    {"granite"},
+    {"granite_swa"},
+    {"granitehybrid"},
+    {"granitemoe"},
+    {"grovemoe"},
+    {"hunyuan-dense"},
+    {"hunyuan-moe"},
+    {"hunyuan_vl"},
+    {"hy_v3"},
+    {"internlm2"},
+    {"jais"},
+    {"jais2"},
+    {"jamba"},
+    {"kimi-linear"},
+    {"laguna", 1, 4, true},
+    {"lfm2"},
+    {"lfm2moe"},
+    {"llama"},
+    {"llama4", 4, 4},
+    {"maincoder"},
+    {"maple"},
+    {"mellum", 1, 4},
+    {"mimo2"},
+    {"minicpm"},
+    {"minimax-m2"},
+    {"mistral3"},
+    {"mistral4"},
+    {"mpt"},
+    {"muse-glimmer", 1, 4, false, "l_out", "embd_norm"},
+    {"nanbeige"},
+    {"nemotron"},
+    {"nemotron_h", 1, 0, false, "nemotron_h_block_out"},
+    {"nemotron_h_moe", 1, 0, false, "nemotron_h_block_out"},
+    {"olmo"},
+    {"olmo2", 1, 4},
+    {"olmoe"},
+    {"openelm"},
+    {"orion"},
+    {"paddleocr"},
+    {"pangu-embedded"},
+    {"phi2"},
+    {"phi3"},
+    {"phimoe"},
+    {"plamo"},
+    {"plamo2", 1, 0, false, "ffn_residual"},
+    {"plamo3", 1, 8},
+    {"qwen"},
+    {"qwen2"},
+    {"qwen2moe"},
+    {"qwen2vl"},
+    {"qwen3"},
+    {"qwen35", 1, 0, false, "l_out", "", 4},
+    {"qwen35moe", 1, 0, false, "l_out", "", 4},
+    {"qwen3moe"},
+    {"qwen3next", 1, 0, false, "l_out", "", 4},
+    {"qwen3vl"},
+    {"qwen3vlmoe"},
+    {"refact"},
+    {"seed_oss"},
+    {"smollm3", 4},
+    {"spark2_5"},
+    {"stablelm"},
+    {"starcoder", 1, 0, false, "l_out", "inpL"},
+    {"starcoder2"},
+    {"xverse"},
 };
 
 // Architectures that libllama runs and that cannot be cut, or not yet.
 constexpr struct {
   const char *name, *reason;
 } refused[] = {
-    {"bloom", "it normalises what it is given, embeddings as well as hidden rows"},
-    {"gemma", "it scales what it is given, embeddings as well as hidden rows"},
-    {"gemma2", "it scales what it is given, embeddings as well as hidden rows"},
+    {"baichuan", "what its layers are depends on how many there are"},
+    {"chameleon", "llama.cpp's graph of it aborts where a call asks for no logits"},
+    {"deepseek32", "it chooses the keys that a token attends to among all, dropped ones too"},
+    {"cogvlm", "it runs other weights on what it is given as embeddings"},
     {"gemma3n", "every layer reads embeddings of its own, by the tokens' ids"},
-    {"gpt2", "it adds learned positions to what it is given, embeddings as well as hidden rows"},
-    {"starcoder", "it adds learned positions to what it is given, embeddings as well as hidden rows"},
+    {"grok", "llama.cpp runs it without flash attention, whose node the scores are read from"},
+    {"minicpm3", "how much a layer adds depends on how many there are"},
+    {"minimax-01", "how its layers forget depends on how many there are"},
+    {"smallthinker", "behind the layers that see the whole prompt its pattern does not begin anew"},
+    {"step35", "libllama gives the rows between its layers no name of their own"},
+    {"talkie", "every layer reads the embeddings again"},
 };
 
 std::runtime_error cannot(const ModelFile& file, const std::string& reason) {
@@ -44,7 +152,7 @@ const Family& family_of(const ModelFile& file) {
     if (file.architecture() == name) throw cannot(file, reason);
   for (const Family& family : families)
     if (file.architecture() == family.name) return family;
-  throw cannot(file, "it has not been tried; --no-fastv runs what llama.cpp runs, and --help names the architectures");
+  throw cannot(file, "it has not been tried; --help names those that have");
 }
 
 std::uint32_t expected_layers(const ModelFile& file) {
@@ -62,6 +170,10 @@ bool Layers::any_recurrent() const {
   return std::any_of(all.begin(), all.end(), [](const Layer& layer) { return !layer.attends; });
 }
 
+std::string Layers::rows_of(std::uint32_t layer) const {
+  return (layer < deepstack ? std::string("deepstack_out") : rows) + "-" + std::to_string(layer);
+}
+
 std::vector<std::string> architectures() {
   std::vector<std::string> names;
   for (const Family& family : families) names.emplace_back(family.name);
@@ -73,13 +185,15 @@ Layers layers_of(const ModelFile& file) {
   const std::uint32_t n = expected_layers(file);
   Layers layers;
   layers.all.resize(n);
+  layers.rows = family.rows;
+  layers.input = family.input;
   layers.chunked = file.architecture() == "llama4";
 
   const bool windows = file.architecture() == "llama4" ? file.number("attention.sliding_window").value_or(1) != 0
                                                        : file.whole("attention.sliding_window", 0) != 0;
   const std::vector<double> listed = file.numbers("attention.sliding_window_pattern");
   const std::uint32_t every = file.whole("attention.sliding_window_pattern", family.windows);
-  const std::uint32_t attending = file.number("full_attention_interval") ? file.whole("full_attention_interval", 1) : 1;
+  const std::uint32_t attending = file.whole("full_attention_interval", family.interval);
   for (std::uint32_t i = 0; i < n; ++i) {
     Layer& layer = layers.all[i];
     if (windows && (!listed.empty() || family.windows != 0))
@@ -93,13 +207,18 @@ Layers layers_of(const ModelFile& file) {
   // What must come out even on both sides of the cut.
   std::uint32_t period = family.period;
   for (const std::uint32_t step : {attending, file.whole("interleave_moe_layer_step", 1)})
-    if (step > 1) period = period / std::min(period, step) * std::max(period, step);
-  const std::uint32_t deepstack = file.whole("n_deepstack_layers", 0);
+    period = std::lcm(period, std::max(step, 1u));
+  layers.deepstack = file.whole("n_deepstack_layers", 0);
+  // Granite adds them ahead of some layers instead, and says which.
+  std::uint32_t reached = layers.deepstack;
+  const std::vector<double> mapping = file.numbers("deepstack_mapping");
+  for (std::uint32_t i = 0; i < mapping.size(); ++i)
+    if (mapping[i] >= 0) reached = std::max(reached, i + 1);
   const std::uint32_t shared = file.whole("attention.shared_kv_layers", 0);
   for (std::uint32_t k = 1; k < n; ++k) {
     // Layers that share keys take them from the last two that have their own.
     const bool keys_are_there = shared == 0 || k + 2 + shared <= n;
-    if (k % period == 0 && k >= deepstack && layers.all[k - 1].attends && !layers.all[k - 1].windowed && keys_are_there)
+    if (k % period == 0 && k >= reached && layers.all[k - 1].attends && !layers.all[k - 1].windowed && keys_are_there)
       layers.filtering_layers.push_back(k);
   }
   if (file.whole("embedding_length_per_layer_input", 0) != 0)

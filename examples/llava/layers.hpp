@@ -15,7 +15,12 @@ struct Layers {
   std::vector<Layer> all;                       // those that decode; heads that predict further tokens are no layers
   std::vector<std::uint32_t> filtering_layers;  // the Ks that can be, ascending
   bool chunked = false;                         // windows are chunks of the sequence (Llama 4)
+  std::string rows;                             // libllama's name for what a layer hands to the next
+  std::uint32_t deepstack = 0;                  // layers behind which further rows of a picture are added
+  std::string input;  // its name for what layer 0 reads, where that is not the embeddings as they were handed over
   bool any_recurrent() const;
+  // Of the rows that layer `layer` hands to the next.
+  std::string rows_of(std::uint32_t layer) const;
 };
 
 // Throws std::runtime_error, with the reason, where the architecture cannot be cut anywhere or has not been tried.

@@ -28,7 +28,7 @@ std::vector<llama_token> tokens_of(const llama_vocab* vocabulary, const std::str
 
 std::string text_of(const llama_vocab* vocabulary, llama_token token) {
   char piece[256];
-  const std::int32_t n = llama_token_to_piece(vocabulary, token, piece, sizeof(piece), 0, false);
+  const std::int32_t n = llama_token_to_piece(vocabulary, token, piece, sizeof(piece), 0, true);
   return n > 0 ? std::string(piece, static_cast<std::size_t>(n)) : std::string();
 }
 
@@ -79,7 +79,7 @@ std::string with_markers(const std::string& words, std::size_t pictures) {
     throw std::invalid_argument("the prompt has " + std::to_string(named) + " picture markers but " +
                                 std::to_string(pictures) + " pictures were given");
   std::string ahead;
-  for (; named < pictures; ++named) ahead += marker + "\n";
+  for (; named < pictures; ++named) ahead += marker;  // as llama-mtmd-cli does
   return ahead + words;
 }
 

@@ -13,7 +13,7 @@ struct MtmdDeleter {
   void operator()(mtmd_input_chunks* chunks) const { mtmd_input_chunks_free(chunks); }
 };
 
-// Tokens of text and back.
+// Tokens of text, and the text of a token; that of a control token too, such as those that name a box.
 std::vector<llama_token> tokens_of(const llama_vocab* vocabulary, const std::string& text, bool begin);
 std::string text_of(const llama_vocab* vocabulary, llama_token token);
 

@@ -1,383 +1,486 @@
-// The engine on ggml against llama.cpp itself: without pruning its logits are llama_decode's; with pruning they are
-// those of an unmodified llama_decode whose attention mask hides the dropped keys from layer K on.
-#include <gtest/gtest.h>
-#include <unistd.h>
+// The engine on two halves of a model against llama.cpp itself: see proof.hpp for every architecture; here is the rest of
+// what a user may do with one.
+#include "engine.hpp"
 
-#include <algorithm>
-#include <cstdio>
-#include <map>
+#include <ggml-cpp.h>
+#include <gguf.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <functional>
 #include <numeric>
 
-#include "../oracle.hpp"
 #include "llama_oracle.hpp"
-#include "tiny_gguf.hpp"
+#include "prompts.hpp"
+#include "proof.hpp"
 
 namespace {
 
 using fastv::Config;
 using fastv::Index;
-using fastv::TokenSpan;
 using llava::Engine;
 using llava::EngineOptions;
+using llava::Halves;
 using llava::Prefill;
 using llava::Prompt;
-using llava::PruneBy;
+using prompts::Builder;
+using prompts::largest_difference;
+using prompts::likeliest;
 
-// One thread: with more, llama.cpp cuts the keys of a step among them by their number, and sums in another order.
-constexpr int threads = 1;
 constexpr std::size_t steps = 16;
 
-// Written once per run and removed at its end.
-const std::string& model_file(const tiny_gguf::LanguageModel& spec, const std::string& name) {
-  struct Files {
-    std::map<std::string, std::string> by_name;
-    ~Files() {
-      for (const auto& [key, path] : by_name) std::remove(path.c_str());
-    }
-  };
-  static Files files;
-  const auto [entry, fresh] =
-      files.by_name.emplace(name, testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_" + name + ".gguf");
-  if (fresh) tiny_gguf::write(spec, entry->second);
-  return entry->second;
+class Architectures : public testing::TestWithParam<std::string> {};
+
+TEST_P(Architectures, AreLlamaDecodesUnprunedAndAMaskedOnePruned) {
+  const proof::Proof proof = proof::prove(GetParam());
+  EXPECT_EQ(proof.verdict(), "");
 }
 
-tiny_gguf::LanguageModel spec_of(const std::string& architecture, ggml_type type = GGML_TYPE_F32) {
+INSTANTIATE_TEST_SUITE_P(All, Architectures, testing::ValuesIn(llava::architectures()), [](const auto& test) {
+  std::string name = test.param;
+  for (char& c : name)
+    if (c == '-') c = '_';
+  return name;
+});
+
+// Every architecture that cannot be cut says so, by name and reason, and so does what nobody has tried.
+TEST(Architectures, ThatCannotBeCutSayWhy) {
+  const std::vector<std::string> known = llava::architectures();
+  EXPECT_TRUE(std::is_sorted(known.begin(), known.end()));
+  EXPECT_GE(known.size(), 100u);
+  std::size_t refused = 0;
+  for (const std::string& name : tiny_gguf::architectures()) {
+    if (std::binary_search(known.begin(), known.end(), name)) continue;
+    ++refused;
+    try {
+      const Halves halves(prompts::model_file(tiny_gguf::tiny_model(name), name));
+      ADD_FAILURE() << name << " was loaded";
+    } catch (const std::runtime_error& error) {
+      EXPECT_NE(std::string(error.what()).find("the architecture " + name + " cannot be pruned by FastV here: "),
+                std::string::npos)
+          << error.what();
+      EXPECT_EQ(std::string(error.what()).find("has not been tried"), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_EQ(refused, tiny_gguf::architectures().size() - known.size());
+}
+
+EngineOptions one_thread(std::size_t context = 512) {
+  EngineOptions options;
+  options.context = context;
+  options.threads = 1;
+  return options;
+}
+
+tiny_gguf::LanguageModel llama_of(ggml_type type = GGML_TYPE_F32) {
   tiny_gguf::LanguageModel spec;
-  spec.architecture = architecture;
   spec.type = type;
   spec.layers = 5;
   spec.hidden = spec.ffn = 256;  // whole blocks of Q4_K
   spec.heads = 8;
-  spec.kv_heads = architecture == "qwen" ? 8 : 2;   // qwen has no grouped queries
-  if (architecture == "qwen2vl") spec.rms_eps = 0;  // this release of llama.cpp never reads it
+  spec.kv_heads = 2;
   return spec;
 }
-
-// A prompt of random embeddings: `text` tokens ahead of each picture and behind the last. M-RoPE: square pictures.
-Prompt prompt_of(const llava::Shape& shape, const std::vector<std::size_t>& pictures, std::size_t text,
-                 std::uint64_t seed) {
-  oracle::Rng random(seed);
-  Prompt prompt;
-  std::vector<std::array<std::int32_t, 4>> positions;
-  const auto words = [&](std::size_t n) {
-    for (; n > 0; --n) {
-      const std::int32_t p = prompt.next_position++;
-      positions.push_back({p, p, p, 0});
-    }
-  };
-  words(text);
-  for (const std::size_t count : pictures) {
-    const auto side = static_cast<std::size_t>(std::lround(std::sqrt(static_cast<double>(count))));
-    const std::size_t columns = side * side == count ? side : 0;
-    prompt.visual.push_back({positions.size(), count, columns});
-    if (!shape.m_rope()) {
-      words(count);
-    } else {
-      const std::int32_t first = prompt.next_position;
-      for (std::size_t i = 0; i < count; ++i)
-        positions.push_back(
-            {first, first + static_cast<std::int32_t>(i / columns), first + static_cast<std::int32_t>(i % columns), 0});
-      prompt.next_position += static_cast<std::int32_t>(columns);
-    }
-    words(text);
-  }
-  prompt.tokens = positions.size();
-  for (int axis = 0; axis < shape.position_axes(); ++axis)
-    for (const auto& position : positions) prompt.positions.push_back(position[static_cast<std::size_t>(axis)]);
-  prompt.embeddings.resize(prompt.tokens * static_cast<std::size_t>(shape.hidden));
-  for (float& x : prompt.embeddings) x = static_cast<float>(random.real(-1, 1));
-  return prompt;
-}
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double most = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(difference <= most)) most = difference;  // NaN too
-  }
-  return most;
-}
-
-std::int32_t likeliest(const std::vector<float>& logits) {
-  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
+const std::string& llama_file() { return prompts::model_file(llama_of(), "llama_256"); }
 
 // Both decode the tokens that llama.cpp finds likeliest.
-double decode_difference(const Engine& engine, llava::Cache& cache, oracle::Llama& llama, std::int32_t token) {
+double decode_difference(Engine& engine, oracle::Llama& llama, std::vector<float> expected) {
   double most = 0;
   for (std::size_t step = 0; step < steps; ++step) {
-    const std::vector<float> expected = llama.decode(token);
-    most = std::max(most, largest_difference(engine.decode(token, cache), expected));
-    token = likeliest(expected);
+    const llama_token token = likeliest(expected);
+    expected = llama.decode(token);
+    engine.decode({{0, token}});
+    most = std::max(most, largest_difference(engine.logits(0), expected));
   }
   return most;
 }
 
-struct Loaded {
-  Loaded(const tiny_gguf::LanguageModel& spec, const std::string& name)
-      : path(model_file(spec, name)), model(path, backends()) {}
-  static const llava::Backends& backends() {
-    static const llava::Backends all(threads);
-    return all;
-  }
-  std::string path;
-  llava::Model model;
-};
-
-std::size_t room(const Prompt& prompt) { return (prompt.tokens + steps + 255) / 256 * 256; }
-
-// ---- without pruning ----------------------------------------------------------------------------
-
-struct Kind {
-  const char* architecture;
-  ggml_type type;
-  double tolerance;
-};
-void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.architecture << " " << ggml_type_name(kind.type); }
-
-class Unpruned : public testing::TestWithParam<Kind> {};
-
-TEST_P(Unpruned, LogitsAreLlamaDecodes) {
-  const Kind kind = GetParam();
-  const Loaded loaded(spec_of(kind.architecture, kind.type),
-                      std::string(kind.architecture) + "_" + ggml_type_name(kind.type));
-  // The second is longer than a piece, so that it goes through the layers in two.
-  for (const std::size_t picture : {36u, 576u}) {
-    const Prompt prompt = prompt_of(loaded.model.shape(), {picture}, 20, picture);
-    const Engine engine(loaded.model, Loaded::backends());
-    llava::Cache cache = engine.cache(engine.plan(prompt, {}), steps);
-    const Prefill prefill = engine.prefill(prompt, {}, cache);
-    oracle::Llama llama(loaded.path, threads, room(prompt), 512);
+TEST(Unpruned, TheTypesOfTheWeightsDoNotMatter) {
+  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K}) {
+    const std::string& path = prompts::model_file(llama_of(type), std::string("llama_") + ggml_type_name(type));
+    const Halves halves(path);
+    const Prompt prompt = Builder(halves, 3).text(20).picture(6).text(20).prompt;
+    Engine engine(halves, one_thread());
+    engine.prefill(0, prompt, nullptr);
+    oracle::Llama llama(path, 1, 512, 512, false);
     const std::vector<float> expected = llama.prefill(prompt);
-    const double at_prefill = largest_difference(prefill.logits, expected);
-    const double decoding = decode_difference(engine, cache, llama, likeliest(expected));
-    std::printf("%s %s, %zu tokens: logits differ by %.2g at the prefill and %.2g in %zu steps\n", kind.architecture,
-                ggml_type_name(kind.type), prompt.tokens, at_prefill, decoding, steps);
-    EXPECT_LE(at_prefill, kind.tolerance);
-    EXPECT_LE(decoding, kind.tolerance);
-    EXPECT_GT(largest_difference(expected, std::vector<float>(expected.size(), expected[0])), 0.1) << "flat logits";
+    EXPECT_EQ(largest_difference(engine.logits(0), expected), 0) << ggml_type_name(type);
+    EXPECT_EQ(decode_difference(engine, llama, expected), 0) << ggml_type_name(type);
   }
 }
-
-INSTANTIATE_TEST_SUITE_P(Models, Unpruned,
-                         testing::Values(Kind{"llama", GGML_TYPE_F32, 1e-5}, Kind{"llama", GGML_TYPE_F16, 1e-5},
-                                         Kind{"llama", GGML_TYPE_Q8_0, 1e-5}, Kind{"llama", GGML_TYPE_Q4_0, 1e-5},
-                                         Kind{"llama", GGML_TYPE_Q4_K, 1e-5}, Kind{"qwen", GGML_TYPE_F32, 1e-5},
-                                         Kind{"qwen2", GGML_TYPE_F32, 1e-5}, Kind{"qwen2vl", GGML_TYPE_F32, 1e-5}));
 
 TEST(Unpruned, WithWhatLlamaFilesMayHaveBesides) {
-  tiny_gguf::LanguageModel spec = spec_of("llama");
+  tiny_gguf::LanguageModel spec = llama_of();
   spec.biases = spec.tied = spec.rope_factors = true;
-  const Loaded loaded(spec, "llama_biases");
-  const Prompt prompt = prompt_of(loaded.model.shape(), {36}, 20, 1);
-  const Engine engine(loaded.model, Loaded::backends());
-  llava::Cache cache = engine.cache(engine.plan(prompt, {}), steps);
-  oracle::Llama llama(loaded.path, threads, room(prompt), 512);
+  const std::string& path = prompts::model_file(spec, "llama_biases");
+  const Halves halves(path);
+  const Prompt prompt = Builder(halves, 1).text(20).picture(6).text(20).prompt;
+  Engine engine(halves, one_thread());
+  engine.prefill(0, prompt, nullptr);
+  oracle::Llama llama(path, 1, 512, 512, false);
   const std::vector<float> expected = llama.prefill(prompt);
-  EXPECT_LE(largest_difference(engine.prefill(prompt, {}, cache).logits, expected), 1e-5);
-  EXPECT_LE(decode_difference(engine, cache, llama, likeliest(expected)), 1e-5);
+  EXPECT_EQ(largest_difference(engine.logits(0), expected), 0);
+  EXPECT_EQ(decode_difference(engine, llama, expected), 0);
 }
 
-// ---- with pruning -------------------------------------------------------------------------------
-
-struct Scene {
-  const char* name;
-  const char* architecture;
-  std::vector<std::size_t> pictures;
-  std::size_t filtering_layer;
-  std::size_t keep;  // of all pictures; by_ratio: half
-};
-void PrintTo(const Scene& scene, std::ostream* out) { *out << scene.name; }
-
-class Pruned : public testing::TestWithParam<Scene> {};
-
-TEST_P(Pruned, LogitsAreThoseOfAMaskedLlamaDecode) {
-  const Scene scene = GetParam();
-  const Loaded loaded(spec_of(scene.architecture), std::string(scene.architecture) + "_f32");
-  // Enough text that what is left has 64 tokens: ggml's flash attention sums in F32 from there on, and in F16, to about
-  // 1e-3, below.
-  const Prompt prompt = prompt_of(loaded.model.shape(), scene.pictures, 40, 7);
-  Config config;
-  config.filtering_layer = scene.filtering_layer;
-  config.keep_count = scene.keep;
-
-  EngineOptions options;
-  options.piece = 512;
-  std::vector<Prefill> ways;
-  double decoding = 0;
-  for (const PruneBy way : {PruneBy::graph, PruneBy::between_graphs}) {
-    options.prune_by = way;
-    const Engine engine(loaded.model, Loaded::backends(), options);
-    const fastv::Plan plan = engine.plan(prompt, {config});
-    llava::Cache cache = engine.cache(plan, steps);
-    ways.push_back(engine.prefill(prompt, {config}, cache));
-    EXPECT_EQ(ways.back().kept.size(), plan.kept());
-    for (std::size_t layer = 0; layer < plan.layers; ++layer)
-      EXPECT_EQ(cache.length(layer), plan.kv_length(layer)) << "layer " << layer;
-
-    // The mask of the oracle covers the whole prompt at once.
-    oracle::Llama llama(loaded.path, threads, room(prompt), room(prompt));
-    llama.hide_all_but(scene.filtering_layer, ways.back().kept, prompt.tokens);
-    const std::vector<float> expected = llama.prefill(prompt);
-    EXPECT_LE(largest_difference(ways.back().logits, expected), 1e-3);
-    decoding = std::max(decoding, decode_difference(engine, cache, llama, likeliest(expected)));
-    EXPECT_LE(decoding, 2e-3);  // the steps attend in F16, and a bit of the F16 cache may have rounded the other way
-    for (std::size_t layer = 0; layer < plan.layers; ++layer)
-      EXPECT_EQ(cache.length(layer), plan.kv_length(layer, steps)) << "layer " << layer;
-  }
-
-  // The kept tokens are the core's on the same scores, and the same every way.
-  for (const Prefill& way : ways) {
-    std::vector<float> scores;
-    for (const TokenSpan& span : prompt.visual)
-      scores.insert(scores.end(), way.scores.at(0).begin() + static_cast<std::ptrdiff_t>(span.first),
-                    way.scores.at(0).begin() + static_cast<std::ptrdiff_t>(span.first + span.count));
-    fastv::Pruner<float> pruner(config);
-    const fastv::Kept kept = pruner.prune(fastv::Scores<float>{scores, prompt.tokens}, prompt.visual);
-    ASSERT_TRUE(kept) << kept.message().c_str();
-    EXPECT_TRUE(std::equal(kept.begin(), kept.end(), way.kept.begin(), way.kept.end()));
-    EXPECT_EQ(way.kept, ways.front().kept);
-    for (const TokenSpan& span : prompt.visual)
-      for (std::size_t i = span.first; i < span.first + span.count; ++i)
-        EXPECT_NEAR(way.scores[0][i], ways.front().scores[0][i], 1e-6f);
+// Every K that can be, every count, every rule; the kept tokens are the core's on the same scores.
+TEST(Pruned, AtEveryFilteringLayer) {
+  for (const char* architecture : {"llama", "qwen2vl", "cohere2", "exaone-moe"}) {
+    tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
+    spec.window = 40;
+    const std::string& path = prompts::model_file(spec, architecture + std::string("_small"));
+    const std::vector<std::uint32_t> all = Halves(path).facts().filtering_layers;
+    ASSERT_FALSE(all.empty());
+    for (const std::uint32_t k : all) {
+      llava::LoadOptions load;
+      load.filtering_layer = k;
+      const Halves halves(path, load);
+      const Prompt prompt = Builder(halves, k).text(70).picture(8).text(70).prompt;
+      Config config;
+      config.filtering_layer = k;
+      Engine engine(halves, one_thread());
+      const Prefill prefill = engine.prefill(0, prompt, &config);
+      const fastv::Plan plan = engine.plan(prompt, &config);
+      EXPECT_EQ(prefill.kept.size(), plan.kept());
+      for (std::size_t layer = 0; layer < plan.layers; ++layer)
+        EXPECT_EQ(engine.length(0, layer), plan.kv_length(layer)) << "layer " << layer;
+      oracle::Llama llama(path, 1, 512, 512);
+      llama.hide_all_but(k, prefill.kept, prompt.tokens());
+      const std::vector<float> expected = llama.prefill(prompt);
+      const double size = prompts::largest(expected);
+      EXPECT_LE(largest_difference(engine.logits(0), expected), 5e-4 * size) << architecture << ", K = " << k;
+      EXPECT_LE(decode_difference(engine, llama, expected), 1e-3 * size) << architecture << ", K = " << k;
+      for (std::size_t layer = 0; layer < plan.layers; ++layer)
+        EXPECT_EQ(engine.length(0, layer), plan.kv_length(layer, steps)) << "layer " << layer;
+    }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Scenes, Pruned,
-    testing::Values(Scene{"llama, one picture", "llama", {36}, 2, fastv::by_ratio},
-                    Scene{"llama, K = 1", "llama", {36}, 1, fastv::by_ratio},
-                    Scene{"llama, prune in the last layer only", "llama", {36}, 4, fastv::by_ratio},
-                    Scene{"llama, two pictures", "llama", {36, 25}, 2, fastv::by_ratio},
-                    Scene{"llama, keep one", "llama", {36}, 2, 1},
-                    Scene{"llama, keep all but one", "llama", {36}, 2, 35},
-                    Scene{"llama, keep all", "llama", {36}, 2, 36}, Scene{"llama, keep none", "llama", {36}, 2, 0},
-                    Scene{"llama, LLaVA-1.5's geometry", "llama", {576}, 2, 144},
-                    Scene{"llama, eight frames of 256", "llama", std::vector<std::size_t>(8, 256), 2, fastv::by_ratio},
-                    Scene{"qwen, one picture", "qwen", {256}, 2, 64},
-                    Scene{"qwen2, two pictures", "qwen2", {36, 25}, 3, 20},
-                    Scene{"qwen2vl, one picture", "qwen2vl", {144}, 2, 36},
-                    Scene{"qwen2vl, two pictures", "qwen2vl", {36, 64}, 2, fastv::by_ratio},
-                    Scene{"qwen2vl, longer than a piece", "qwen2vl", {625}, 2, 100}));
-
-TEST(Engine, EveryCountFromOneToAll) {
-  const Loaded loaded(spec_of("llama"), "llama_f32");
-  const Prompt prompt = prompt_of(loaded.model.shape(), {25}, 6, 3);
-  for (std::size_t keep = 1; keep <= 25; ++keep) {
+TEST(Pruned, EveryCountFromNoneToAll) {
+  const Halves halves(llama_file());
+  const Prompt prompt = Builder(halves, 3).text(70).picture(5).text(70).prompt;
+  Engine engine(halves, one_thread());
+  const llava::Reading reading = engine.read(0, prompt);
+  for (std::size_t keep = 0; keep <= 25; ++keep) {
     Config config;
+    config.filtering_layer = halves.filtering_layer();
     config.keep_count = keep;
-    const Engine engine(loaded.model, Loaded::backends());
-    llava::Cache cache = engine.cache(engine.plan(prompt, {config}), 0);
-    const Prefill prefill = engine.prefill(prompt, {config}, cache);
-    oracle::Llama llama(loaded.path, threads, room(prompt), room(prompt));
-    llama.hide_all_but(2, prefill.kept, prompt.tokens);
-    EXPECT_LE(largest_difference(prefill.logits, llama.prefill(prompt)), 1e-3) << keep;
+    // A reading is finished as often as one likes.
+    engine.forget_tail(0);
+    const std::vector<Index> kept = engine.select(reading, &config);
+    ASSERT_EQ(kept.size(), 140 + keep);
+    engine.finish(0, reading, kept);
+    oracle::Llama llama(llama_file(), 1, 512, 512);
+    llama.hide_all_but(2, kept, prompt.tokens());
+    EXPECT_LE(largest_difference(engine.logits(0), llama.prefill(prompt)), 1e-3) << keep;
   }
 }
 
-TEST(Engine, ThePieceDoesNotMatter) {
-  const Loaded loaded(spec_of("qwen2vl"), "qwen2vl_f32");
-  const Prompt prompt = prompt_of(loaded.model.shape(), {144, 100}, 9, 5);
-  std::vector<Prefill> runs;
-  for (const std::size_t piece : {1000u, 64u, 33u}) {
-    EngineOptions options;
-    options.piece = piece;
-    for (const PruneBy way : {PruneBy::graph, PruneBy::between_graphs}) {
-      options.prune_by = way;
-      const Engine engine(loaded.model, Loaded::backends(), options);
-      llava::Cache cache = engine.cache(engine.plan(prompt, {Config{}}), 0);
-      runs.push_back(engine.prefill(prompt, {Config{}}, cache));
-      EXPECT_EQ(runs.back().kept, runs.front().kept) << piece;
-      // Pieces of fewer than 64 tokens are summed in F16; the largest logit is about 3.
-      EXPECT_LE(largest_difference(runs.back().logits, runs.front().logits), 0.03) << piece;
+TEST(Pruned, ByEveryRuleTheKeptTokensAreTheCores) {
+  const Halves halves(llama_file());
+  const Prompt prompt = Builder(halves, 4).text(9).picture(6).text(9).picture(5).text(9).prompt;
+  Engine engine(halves, one_thread());
+  const llava::Reading reading = engine.read(0, prompt);
+  const std::vector<fastv::TokenSpan> visual = prompt.visual();
+  std::vector<float> scores;
+  for (const fastv::TokenSpan& span : visual)
+    scores.insert(scores.end(), reading.scores.begin() + static_cast<std::ptrdiff_t>(span.first),
+                  reading.scores.begin() + static_cast<std::ptrdiff_t>(span.first + span.count));
+  EXPECT_GT(*std::max_element(scores.begin(), scores.end()), 0);
+  std::vector<Config> rules(5);
+  rules[1].window_rows = rules[1].window_columns = 3;
+  rules[2].uniform_share = 0.5;
+  rules[3].selection = fastv::Selection::random;
+  rules[4].quota = fastv::Quota::pooled;
+  for (const Config& rule : rules) {
+    fastv::Pruner<float> pruner(rule);
+    const fastv::Kept kept = pruner.prune(fastv::Scores<float>{scores, prompt.tokens()}, visual);
+    ASSERT_TRUE(kept) << kept.message().c_str();
+    EXPECT_EQ(engine.select(reading, &rule), std::vector<Index>(kept.begin(), kept.end()));
+  }
+}
+
+TEST(Pruned, ScoresAddUpToWhatThePicturesGet) {
+  const Halves halves(llama_file());
+  const Prompt prompt = Builder(halves, 5).text(30).picture(6).text(30).prompt;
+  Engine engine(halves, one_thread());
+  const llava::Reading reading = engine.read(0, prompt);
+  double sum = 0;
+  for (std::size_t i = 0; i < reading.scores.size(); ++i) {
+    EXPECT_GE(reading.scores[i], 0);
+    if (i < 30 || i >= 66) {
+      EXPECT_EQ(reading.scores[i], 0);
     }
+    sum += static_cast<double>(reading.scores[i]);
+  }
+  EXPECT_GT(sum, 0);
+  EXPECT_LT(sum, 1);
+}
+
+// Qwen3-VL adds further rows of a picture in its first layers.
+TEST(Pruned, BehindTheLayersThatAPictureReaches) {
+  tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model("qwen3vl");
+  spec.deepstack = 3;
+  const std::string& path = prompts::model_file(spec, "qwen3vl_deepstack");
+  const Halves halves(path);
+  const Prompt prompt = Builder(halves, 6).text(70).picture(9).text(70).prompt;
+  Config config;
+  config.filtering_layer = halves.filtering_layer();
+  Engine engine(halves, one_thread());
+  for (const Config* how : {static_cast<const Config*>(nullptr), static_cast<const Config*>(&config)}) {
+    engine.forget(0);
+    const Prefill prefill = engine.prefill(0, prompt, how);
+    oracle::Llama llama(path, 1, 512, 512, how != nullptr);
+    if (how != nullptr) llama.hide_all_but(halves.filtering_layer(), prefill.kept, prompt.tokens());
+    const std::vector<float> expected = llama.prefill(prompt);
+    EXPECT_LE(largest_difference(engine.logits(0), expected), how == nullptr ? 0 : 1e-3);
+    EXPECT_LE(decode_difference(engine, llama, expected), how == nullptr ? 0 : 2e-3);
   }
 }
 
-TEST(Engine, StagesInOneGraphAndBetweenGraphsAgree) {
-  const Loaded loaded(spec_of("llama"), "llama_f32");
-  const Prompt prompt = prompt_of(loaded.model.shape(), {100, 36}, 9, 6);
-  std::vector<Config> schedule(2);
-  schedule[0].filtering_layer = 1;
-  schedule[1].filtering_layer = 3;
-  std::vector<Prefill> runs;
-  for (const PruneBy way : {PruneBy::graph, PruneBy::between_graphs}) {
-    EngineOptions options;
-    options.prune_by = way;
-    const Engine engine(loaded.model, Loaded::backends(), options);
-    const fastv::Plan plan = engine.plan(prompt, schedule);
-    llava::Cache cache = engine.cache(plan, 2);
-    runs.push_back(engine.prefill(prompt, schedule, cache));
-    EXPECT_EQ(runs.back().kept.size(), plan.kept());
-    for (std::size_t layer = 0; layer < plan.layers; ++layer) EXPECT_EQ(cache.length(layer), plan.kv_length(layer));
-    EXPECT_EQ(engine.decode(1, cache).size(), runs.back().logits.size());
+// Gemma 3 lets the tokens of a picture see each other.
+TEST(Pruned, PicturesThatAttendInBothDirections) {
+  tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model("gemma3");
+  spec.window = 40;
+  const std::string& path = prompts::model_file(spec, "gemma3");
+  const Halves halves(path);
+  const Prompt prompt = Builder(halves, 6).text(70).picture(9, false).text(70).picture(9, false).text(70).prompt;
+  Engine engine(halves, one_thread());
+  engine.prefill(0, prompt, nullptr);
+  oracle::Llama whole(path, 1, 512, 512, false);
+  std::vector<float> expected = whole.prefill(prompt);
+  EXPECT_EQ(largest_difference(engine.logits(0), expected), 0);
+  EXPECT_EQ(decode_difference(engine, whole, expected), 0);
+
+  Config config;
+  config.filtering_layer = halves.filtering_layer();
+  config.filtering_ratio = 0.2;  // 65 of 81 stay: below 64 rows attention is summed in F16
+  engine.forget(0);
+  const Prefill prefill = engine.prefill(0, prompt, &config);
+  oracle::Llama llama(path, 1, 512, 512);
+  llama.hide_all_but(halves.filtering_layer(), prefill.kept, prompt.tokens());
+  expected = llama.prefill(prompt);
+  EXPECT_LE(largest_difference(engine.logits(0), expected), 1e-3);
+  EXPECT_LE(decode_difference(engine, llama, expected), 3e-3);
+
+  EngineOptions small = one_thread();
+  small.micro_batch = 64;
+  Engine refuses(halves, small);
+  EXPECT_THROW(refuses.prefill(0, prompt, nullptr), std::invalid_argument);
+}
+
+TEST(Sequences, SeveralAreReadAndDecodedTogether) {
+  for (const char* architecture : {"llama", "qwen3vl", "gemma3", "qwen35"}) {
+    tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
+    spec.window = 40;
+    const Halves halves(prompts::model_file(spec, architecture));
+    EngineOptions options = one_thread(1024);
+    options.sequences = 3;
+    Engine together(halves, options);
+    Config config;
+    config.filtering_layer = halves.filtering_layer();
+    struct Request {
+      Prompt prompt;
+      const Config* config;
+    };
+    const std::vector<Request> requests = {{Builder(halves, 1).text(70).picture(8).text(70).prompt, &config},
+                                           {Builder(halves, 2).text(75).picture(9).text(66).prompt, nullptr},
+                                           {Builder(halves, 3).text(64).picture(10).text(80).prompt, &config}};
+    // The third is read while the others decode.
+    std::vector<std::vector<float>> alone_logits(3);
+    std::vector<std::unique_ptr<Engine>> alone;
+    std::vector<llama_token> next(3);
+    const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(halves.vocabulary()));
+    const auto begin = [&](std::size_t i) {
+      alone.push_back(std::make_unique<Engine>(halves, one_thread(1024)));
+      const Prefill here = together.prefill(i, requests[i].prompt, requests[i].config),
+                    there = alone[i]->prefill(0, requests[i].prompt, requests[i].config);
+      EXPECT_EQ(here.kept, there.kept);
+      const std::vector<float> expected(alone[i]->logits(0), alone[i]->logits(0) + vocabulary);
+      EXPECT_LE(largest_difference(together.logits(0), expected), 1e-3) << architecture << " " << i;
+      next[i] = likeliest(expected);
+    };
+    const auto step = [&](std::vector<std::size_t> which) {
+      std::vector<Engine::Next> batch;
+      for (const std::size_t i : which) batch.push_back({i, next[i]});
+      together.decode(batch);
+      for (std::size_t row = 0; row < which.size(); ++row) {
+        const std::size_t i = which[row];
+        alone[i]->decode({{0, next[i]}});
+        const std::vector<float> expected(alone[i]->logits(0), alone[i]->logits(0) + vocabulary);
+        EXPECT_LE(largest_difference(together.logits(row), expected), 5e-3) << architecture << " " << i;
+        next[i] = likeliest(expected);
+      }
+    };
+    begin(0);
+    begin(1);
+    for (int i = 0; i < 4; ++i) step({0, 1});
+    begin(2);
+    for (int i = 0; i < 4; ++i) step({1, 2, 0});
+    together.forget(1);
+    for (int i = 0; i < 4; ++i) step({2, 0});
+    EXPECT_EQ(together.length(1, 0), 0u);
+    EXPECT_THROW(together.decode({{3, 0}}), std::out_of_range);
   }
-  EXPECT_EQ(runs[0].kept, runs[1].kept);
-  EXPECT_LE(largest_difference(runs[0].logits, runs[1].logits), 1e-4);
 }
 
-TEST(Engine, AQuantisedCacheStaysClose) {
-  const Loaded loaded(spec_of("llama"), "llama_f32");
-  const Prompt prompt = prompt_of(loaded.model.shape(), {144}, 20, 8);
-  EngineOptions options;
-  options.cache_type = GGML_TYPE_Q8_0;
-  const Engine engine(loaded.model, Loaded::backends(), options), exact(loaded.model, Loaded::backends());
-  llava::Cache cache = engine.cache(engine.plan(prompt, {}), steps);
-  llava::Cache exact_cache = exact.cache(exact.plan(prompt, {}), steps);
-  EXPECT_LT(cache.bytes() * 10, exact_cache.bytes() * 6);  // 34 bytes for 32 elements, not 64
-  const std::vector<float> a = engine.prefill(prompt, {}, cache).logits,
-                           b = exact.prefill(prompt, {}, exact_cache).logits;
-  EXPECT_LE(largest_difference(a, b), 0.2);  // the largest logit is about 3
-  EXPECT_GT(largest_difference(a, b), 0);
+// A later turn brings a picture of its own, which is pruned while the keys of the turn before stay.
+TEST(Conversation, ALaterPictureIsPrunedOnItsOwn) {
+  for (const char* architecture : {"llama", "qwen2vl", "gemma3"}) {
+    tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
+    spec.window = 40;
+    const std::string& path = prompts::model_file(spec, architecture);
+    const Halves halves(path);
+    Config config;
+    config.filtering_layer = halves.filtering_layer();
+    Engine engine(halves, one_thread());
+    oracle::Llama llama(path, 1, 512, 512);
+    const Prompt first = Builder(halves, 1).text(70).picture(8).text(70).prompt;
+    std::vector<Index> kept = engine.prefill(0, first, &config).kept;
+    llama.hide_all_but(halves.filtering_layer(), kept, first.tokens());
+    std::vector<float> expected = llama.prefill(first);
+    EXPECT_LE(largest_difference(engine.logits(0), expected), 1e-3) << architecture;
+    EXPECT_LE(decode_difference(engine, llama, expected), 2e-3) << architecture;
+
+    const std::size_t past = first.tokens() + steps;
+    const Prompt second = Builder(halves, 2, engine.next_position(0)).text(70).picture(8).text(70).prompt;
+    const Prefill later = engine.prefill(0, second, &config);
+    ASSERT_EQ(later.kept.size(), 172u);
+    kept.resize(kept.size() + steps);
+    std::iota(kept.end() - steps, kept.end(), static_cast<Index>(first.tokens()));
+    for (const Index index : later.kept) kept.push_back(static_cast<Index>(past) + index);
+    llama.hide_all_but(halves.filtering_layer(), kept, past + second.tokens());
+    expected = llama.append(second);
+    EXPECT_LE(largest_difference(engine.logits(0), expected), 2e-3) << architecture;
+    EXPECT_LE(decode_difference(engine, llama, expected), 3e-3) << architecture;
+  }
 }
 
-TEST(Engine, SaysWhatIsWrong) {
-  const Loaded loaded(spec_of("llama"), "llama_f32");
-  const Engine engine(loaded.model, Loaded::backends());
-  const Prompt prompt = prompt_of(loaded.model.shape(), {36}, 5, 1);
-  Config late;
-  late.filtering_layer = 5;
-  EXPECT_THROW(engine.plan(prompt, {late}), std::invalid_argument);
-  EXPECT_THROW(engine.embed({-1}), std::out_of_range);
-  EXPECT_THROW(engine.embed({1 << 20}), std::out_of_range);
-  llava::Cache cache = engine.cache(engine.plan(prompt, {}), 0);
-  engine.prefill(prompt, {}, cache);
-  std::size_t decoded = 0;
-  EXPECT_THROW(for (; decoded < 1000; ++decoded) engine.decode(1, cache), std::length_error);
-  EXPECT_EQ(decoded, 256 - prompt.tokens);  // the cache is rounded up to whole steps of keys
+TEST(Cache, AQuantisedOneStaysClose) {
+  const Halves halves(llama_file());
+  const Prompt prompt = Builder(halves, 8).text(20).picture(12).text(20).prompt;
+  EngineOptions options = one_thread();
+  Engine exact(halves, options);
+  options.key_type = options.value_type = GGML_TYPE_Q8_0;
+  Engine engine(halves, options);
+  Config config;
+  config.filtering_layer = halves.filtering_layer();
+  exact.prefill(0, prompt, &config);
+  engine.prefill(0, prompt, &config);
+  EXPECT_LT(engine.cache_bytes(0) * 10, exact.cache_bytes(0) * 6);  // 34 bytes for 32 elements, not 64
+  const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(halves.vocabulary()));
+  const std::vector<float> expected(exact.logits(0), exact.logits(0) + vocabulary);
+  EXPECT_LE(largest_difference(engine.logits(0), expected), 0.3);  // the largest logit is about 3
+  EXPECT_GT(largest_difference(engine.logits(0), expected), 0);
 }
 
-TEST(Model, SaysWhatIsWrongWithAFile) {
-  const llava::Backends& backends = Loaded::backends();
-  const auto message = [&](const std::string& path) -> std::string {
-    try {
-      llava::Model model(path, backends);
-      return "nothing";
-    } catch (const std::runtime_error& error) {
-      return error.what();
-    }
+// ---- what can be wrong --------------------------------------------------------------------------
+
+std::string message_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "nothing";
+}
+void expect_says(const std::function<void()>& work, const std::string& part) {
+  const std::string message = message_of(work);
+  EXPECT_NE(message.find(part), std::string::npos) << message;
+}
+
+TEST(Wrong, FilteringLayersThatCannotBe) {
+  const auto load = [](const char* architecture, std::uint32_t k) {
+    llava::LoadOptions options;
+    options.filtering_layer = k;
+    const Halves halves(prompts::model_file(tiny_gguf::tiny_model(architecture), architecture), options);
   };
+  expect_says([&] { load("gemma3", 2); }, "K is 2, but this model of 12 layers can be pruned behind K = 6 alone");
+  expect_says([&] { load("llama", 8); }, "K = 1-7 alone");
+  expect_says([&] { load("llama", 0); }, "K is 0");
+  expect_says([&] { load("llama4", 2); }, "K = 4 alone");
+  tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model("qwen3vl");
+  spec.deepstack = 3;
+  const Halves deep(prompts::model_file(spec, "qwen3vl_deepstack"));  // rows of pictures reach its first three layers
+  EXPECT_EQ(deep.filtering_layer(), 3u);
+  EXPECT_EQ(deep.input(), 4 * deep.hidden());
+  expect_says([&] { load("qwen35", 3); }, "K = 4 alone");
+}
+
+TEST(Wrong, SettingsAndRoom) {
+  const Halves halves(llama_file());
+  Engine engine(halves, one_thread(256));
+  const Prompt prompt = Builder(halves, 1).text(5).picture(6).text(5).prompt;
+  Config other;
+  other.filtering_layer = 3;
+  expect_says([&] { engine.prefill(0, prompt, &other); }, "the model was cut at 2");
+  Config many;
+  many.keep_count = 37;
+  expect_says([&] { engine.prefill(0, prompt, &many); }, "37");
+  expect_says([&] { engine.prefill(1, prompt, nullptr); }, "there is no sequence 1");
+  expect_says([&] { engine.read(0, Prompt{}); }, "the prompt is empty");
+  const Prompt ends_in_picture = Builder(halves, 1).text(5).picture(6).prompt;
+  Config half;
+  expect_says([&] { engine.prefill(0, ends_in_picture, &half); }, "last");
+  engine.forget(0);
+  engine.prefill(0, prompt, nullptr);
+  expect_says(
+      [&] {
+        for (int i = 0; i < 1000; ++i) engine.decode({{0, 1}});
+      },
+      "the context is full");
+  expect_says([&] { engine.logits(7); }, "there are no logits of row 7");
+}
+
+TEST(Wrong, Files) {
   const std::string text = testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_text.gguf",
                     cut = testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_cut.gguf";
-  std::FILE* file = std::fopen(text.c_str(), "w");
-  std::fputs("no model", file);
-  std::fclose(file);
-  EXPECT_NE(message(text).find("is not a GGUF file"), std::string::npos) << message(text);
-  EXPECT_NE(message(testing::TempDir() + "fastv_none.gguf").find("cannot open"), std::string::npos);
+  std::ofstream(text) << "no model";
+  expect_says([&] { Halves{text}; }, "is not a GGUF file");
+  expect_says([&] { Halves{testing::TempDir() + "fastv_none.gguf"}; }, "cannot open");
+  tiny_gguf::write(tiny_gguf::VisionModel{}, text);
+  expect_says([&] { Halves{text}; }, "vision encoder");
 
   // The last tensor's bytes are missing.
-  file = std::fopen(model_file(spec_of("llama"), "llama_f32").c_str(), "rb");
-  std::vector<char> bytes(1 << 26);
-  bytes.resize(std::fread(bytes.data(), 1, bytes.size(), file));
-  std::fclose(file);
-  file = std::fopen(cut.c_str(), "wb");
-  std::fwrite(bytes.data(), 1, bytes.size() - 4096, file);
-  std::fclose(file);
-  EXPECT_NE(message(cut).find("cut short"), std::string::npos) << message(cut);
+  std::ifstream whole(llama_file(), std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(whole), {}};
+  std::ofstream(cut, std::ios::binary) << bytes.substr(0, bytes.size() - 4096);
+  expect_says([&] { Halves{cut}; }, "cut short");
   std::remove(text.c_str());
   std::remove(cut.c_str());
+}
+
+// As llama-gguf-split makes them: keys in the first, tensors in all.
+TEST(Files, AModelInSeveral) {
+  const std::string stem = testing::TempDir() + "fastv_" + std::to_string(getpid()) + "_split";
+  const std::string names[] = {stem + "-00001-of-00002.gguf", stem + "-00002-of-00002.gguf"};
+  ggml_context* all = nullptr;
+  const gguf_context_ptr whole(gguf_init_from_file(llama_file().c_str(), {false, &all}));
+  const ggml_context_ptr weights(all);
+  const std::int64_t n = gguf_get_n_tensors(whole.get());
+  for (int i = 0; i < 2; ++i) {
+    const gguf_context_ptr part(gguf_init_empty());
+    if (i == 0) gguf_set_kv(part.get(), whole.get());
+    gguf_set_val_u16(part.get(), "split.no", static_cast<std::uint16_t>(i));
+    gguf_set_val_u16(part.get(), "split.count", 2);
+    gguf_set_val_i32(part.get(), "split.tensors.count", static_cast<std::int32_t>(n));
+    for (std::int64_t t = i * n / 2; t < (i + 1) * n / 2; ++t)
+      gguf_add_tensor(part.get(), ggml_get_tensor(all, gguf_get_tensor_name(whole.get(), t)));
+    ASSERT_TRUE(gguf_write_to_file(part.get(), names[i].c_str(), false));
+  }
+  {
+    const Halves one(llama_file()), several(names[0]);
+    const Prompt prompt = Builder(one, 1).text(20).picture(6).text(20).prompt;
+    Engine expected(one, one_thread()), engine(several, one_thread());
+    expected.prefill(0, prompt, nullptr);
+    engine.prefill(0, prompt, nullptr);
+    const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(one.vocabulary()));
+    EXPECT_EQ(largest_difference(engine.logits(0), {expected.logits(0), expected.logits(0) + vocabulary}), 0);
+  }
+  expect_says([&] { Halves{names[1]}; }, "names no architecture");
+  std::remove(names[1].c_str());
+  expect_says([&] { Halves{names[0]}; }, "cannot open the model");
+  std::remove(names[0].c_str());
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ class Llama {
     params.n_threads = params.n_threads_batch = threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = params.type_v = cache;
-    params.swa_full = true;  // cell i of every cache is position i of the prompt
+    params.swa_full = masks;  // so that cell i of every cache is position i of the prompt
     params.cb_eval = masks ? &Llama::on_node : nullptr;
     params.cb_eval_user_data = this;
     context_.reset(llama_init_from_model(model_.get(), params));
@@ -50,6 +50,10 @@ class Llama {
   // Logits behind the last token of a prompt, whose pieces go in as llama.cpp's own programs hand them over.
   std::vector<float> prefill(const llava::Prompt& prompt) {
     llama_memory_clear(llama_get_memory(context_.get()), true);
+    return append(prompt);
+  }
+  // The same behind what is there.
+  std::vector<float> append(const llava::Prompt& prompt) {
     next_position_ = prompt.next_position;
     std::vector<float> logits;
     for (const llava::Piece& piece : prompt.pieces) {

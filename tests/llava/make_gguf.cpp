@@ -122,8 +122,7 @@ void run(Options options) {
     options.none_left("a tokenizer");
     return tiny_gguf::write(tokenizer, options.file);
   }
-  tiny_gguf::LanguageModel model;
-  options.text("--architecture", model.architecture);
+  tiny_gguf::LanguageModel model = tiny_gguf::tiny_model(options.take("--architecture").value_or("llama"));
   if (const auto type = options.take("--type")) model.type = type_of(*type);
   options.whole("--layers", model.layers);
   options.whole("--hidden", model.hidden);
@@ -132,6 +131,7 @@ void run(Options options) {
   options.whole("--ffn", model.ffn);
   options.whole("--context", model.context);
   options.whole("--window", model.window);
+  options.whole("--deepstack", model.deepstack);
   options.flag("--biases", model.biases);
   options.flag("--tied", model.tied);
   options.flag("--rope-factors", model.rope_factors);

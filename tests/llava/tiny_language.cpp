@@ -149,6 +149,9 @@ void check(const LanguageModel& m) {
   }
   for (const std::string& word : words(a.ends))
     require(word.front() != 'H' || !m.tied, a.name + " has an output head of its own: tied must be false");
+  require(m.deepstack == 0 || (m.architecture.rfind("qwen3vl", 0) == 0 && m.deepstack < m.layers),
+          "deepstack is " + std::to_string(m.deepstack) + " but " + m.architecture +
+              " has none, or not as many layers: only qwen3vl and qwen3vlmoe have any");
   require(!m.rope_factors || a.ends.find("R?") != std::string::npos, "only llama has rope_factors");
   require(!ggml_quantize_requires_imatrix(m.type),
           std::string(ggml_type_name(m.type)) + " needs an importance matrix: choose another type");
@@ -198,6 +201,7 @@ std::uint32_t set_keys(const LanguageModel& m, const Architecture& a, Writer& fi
       *same = key;
   }
   for (const auto& key : keys) set_key(m, a, file, key.first, key.second);
+  if (m.deepstack != 0) file.set(a.name + ".n_deepstack_layers", m.deepstack);
   if (m.vocabulary_from.empty())
     return a.name == "llama" ? set_sentencepiece(file, m.vocabulary) : set_byte_pairs(file, m.vocabulary);
   file.copy_keys(m.vocabulary_from, "tokenizer.");
