@@ -30,6 +30,9 @@ function(runs condition result)
   check_cxx_source_runs("int main() { return !(${condition}); }" ${result})
 endfunction()
 
+# The sanitizers' build leaves them out: they take minutes there.
+option(FASTV_ALL_KINDS "Test the kernels for other machines than this one too" ON)
+
 add_kind(baseline -O3)
 if(NOT MSVC)
   runs("true" FASTV_NATIVE_RUNS -march=native)
@@ -37,11 +40,11 @@ if(NOT MSVC)
     add_kind(native -O3 -march=native)
   endif()
   runs("__builtin_cpu_supports(\"avx2\") && __builtin_cpu_supports(\"fma\")" FASTV_V3_RUNS -march=x86-64-v3)
-  if(FASTV_V3_RUNS)
+  if(FASTV_V3_RUNS AND FASTV_ALL_KINDS)
     add_kind(v3 -O1 -march=x86-64-v3)
   endif()
   runs("__builtin_cpu_supports(\"avx2\")" FASTV_AVX2_RUNS -mavx2)  # wide vectors without conversions of half precision
-  if(FASTV_AVX2_RUNS)
+  if(FASTV_AVX2_RUNS AND FASTV_ALL_KINDS)
     add_kind(avx2 -O1 -mavx2)
   endif()
 endif()
