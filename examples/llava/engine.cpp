@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <numeric>
 #include <stdexcept>
 #include <thread>
@@ -185,8 +186,10 @@ class Engine::Head : public Half {
  public:
   Head(const Halves& halves, const EngineOptions& options)
       : Half(halves.head(), options, "layers below K"),
+        layers_(halves.facts()),
         layer_(static_cast<std::int32_t>(halves.filtering_layer()) - 1),
-        last_node_(halves.facts().rows_of(halves.filtering_layer() - 1)) {}
+        last_node_(layers_.rows_of(halves.filtering_layer() - 1)),
+        every_layer_(options.every_layer) {}
 
   // Tokens or rows of one call. last: their last token is the one that ranks.
   void run(const std::vector<llama_token>& tokens, const float* rows, std::vector<llama_pos> positions,
@@ -203,48 +206,48 @@ class Engine::Head : public Half {
   std::vector<float> hidden;        // of all calls since it was cleared
   std::vector<std::int64_t> cells;  // of layer K-1's cache, the same
 
-  // The attention that the last token pays to `visual`; its keys lie in cells_of_sequence, of which the first `past` are
-  // earlier turns'.
-  std::vector<float> scores(fastv::Span<const fastv::TokenSpan> visual,
+  // The attention that the last token pays to `visual` in a layer; its keys lie in cells_of_sequence, of which the first
+  // `past` are earlier turns'.
+  std::vector<float> scores(std::int32_t layer, fastv::Span<const fastv::TokenSpan> visual,
                             const std::vector<std::int64_t>& cells_of_sequence, std::size_t past) const {
-    if (query_.empty()) throw std::runtime_error("layer K-1 has no flash attention to be looked at");
-    const std::size_t head_dim = size(keys_.ne[0]), kv_heads = size(keys_.ne[2]);
+    const auto found = evidence_.find(layer);
+    if (found == evidence_.end()) throw std::runtime_error("layer K-1 has no flash attention to be looked at");
+    const Evidence& e = found->second;
+    const std::size_t head_dim = size(e.keys.ne[0]), kv_heads = size(e.keys.ne[2]);
     // On a device, keys come to the host once; it has as many bytes as the cells in use.
     std::vector<char> copy;
-    const auto* data = static_cast<const char*>(keys_.data);
-    if (!ggml_backend_buffer_is_host(root(&keys_)->buffer)) {
-      copy.resize(size(keys_.ne[1]) * keys_.nb[1]);
-      const std::size_t offset = keys_.view_offs;
-      ggml_backend_tensor_get(root(&keys_), copy.data(), offset,
-                              std::min(copy.size(), ggml_nbytes(root(&keys_)) - offset));
+    const auto* data = static_cast<const char*>(e.keys.data);
+    if (!ggml_backend_buffer_is_host(root(&e.keys)->buffer)) {
+      copy.resize(size(e.keys.ne[1]) * e.keys.nb[1]);
+      const std::size_t offset = e.keys.view_offs;
+      ggml_backend_tensor_get(root(&e.keys), copy.data(), offset,
+                              std::min(copy.size(), ggml_nbytes(root(&e.keys)) - offset));
       data = copy.data();
     }
-    const auto to_float = ggml_get_type_traits(keys_.type)->to_float;
+    const auto to_float = ggml_get_type_traits(e.keys.type)->to_float;
     const auto load = [&](std::size_t kv_head, std::size_t token, float* out) noexcept {
-      const char* key = data + size(cells_of_sequence[token]) * keys_.nb[1] + kv_head * keys_.nb[2];
-      if (keys_.type == GGML_TYPE_F32)
+      const char* key = data + size(cells_of_sequence[token]) * e.keys.nb[1] + kv_head * e.keys.nb[2];
+      if (e.keys.type == GGML_TYPE_F32)
         std::memcpy(out, key, head_dim * sizeof(float));
       else
-        to_float(key, out, keys_.ne[0]);
+        to_float(key, out, e.keys.ne[0]);
     };
-    auto evidence = fastv::query_key(fastv::heads(query_.data(), fastv::TokenMajor{1, heads_, head_dim}),
-                                     fastv::loaded_keys(kv_heads, cells_of_sequence.size(), head_dim, load), scale_);
-    evidence.soft_cap = soft_cap_;
-    evidence.sinks = sinks_;
-    evidence.alibi = alibi_;
+    auto evidence = fastv::query_key(fastv::heads(e.query.data(), fastv::TokenMajor{1, e.heads, head_dim}),
+                                     fastv::loaded_keys(kv_heads, cells_of_sequence.size(), head_dim, load), e.scale);
+    evidence.soft_cap = e.soft_cap;
+    evidence.sinks = e.sinks;
+    evidence.alibi = e.alibi;
     evidence.past = past;
     require(evidence.check());
     std::vector<float> scratch(evidence.scratch_floats());
     fastv::Scoring scoring{visual, {}, scratch};
     scoring.queries.tokens = evidence.prompt_tokens();
-    std::vector<float> of_visual(fastv::visual_tokens(visual));
+    std::vector<float> of_visual(fastv::visual_tokens(visual)), all(evidence.prompt_tokens());
     require(evidence.score(scoring, fastv::Span<float>(of_visual), fastv::Serial{}));
-    std::vector<float> all(evidence.prompt_tokens());
-    std::size_t next = 0;
-    for (const fastv::TokenSpan& span : visual)
-      for (std::size_t i = 0; i < span.count; ++i) all[span.first + i] = of_visual[next++];
+    fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) { all[token] = of_visual[number]; });
     return all;
   }
+  bool saw(std::int32_t layer) const { return evidence_.count(layer) != 0; }
 
  private:
   void begin() override {}
@@ -255,9 +258,13 @@ class Engine::Head : public Half {
       cells.insert(cells.end(), ids.begin(), ids.end());
       return false;
     }
-    if (node->op == GGML_OP_FLASH_ATTN_EXT && layer_of_keys(in_cache(node->src[1])) == layer_) {
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+      const std::int32_t layer = layer_of_keys(in_cache(node->src[1]));
+      // Of layers with windows, keys lie in other cells, and are not all there.
+      if (layer != layer_ && !(every_layer_ && layer >= 0 && layer < layer_ && !layers_.all[size(layer)].windowed))
+        return false;
       if (ask) return ranks_at_ != 0 && done_ + size(node->src[0]->ne[1]) == ranks_at_;
-      take_evidence(node);
+      take_evidence(evidence_[layer], node);
       return true;
     }
     if (last_node_ != node->name) return false;
@@ -269,38 +276,43 @@ class Engine::Head : public Half {
     return false;  // nothing behind it runs
   }
 
-  void take_evidence(const ggml_tensor* attention) {
+  struct Evidence {
+    std::vector<float> query, sinks, alibi;  // [H, c]; [H] or empty
+    ggml_tensor keys;                        // [c, cells, G], in the cache
+    std::size_t heads;
+    float scale, soft_cap;
+  };
+  static void take_evidence(Evidence& e, const ggml_tensor* attention) {
     const ggml_tensor* q = attention->src[0];  // [c, tokens, H]
-    keys_ = *in_cache(attention->src[1]);      // [c, cells, G]
-    heads_ = size(q->ne[2]);
+    e.keys = *in_cache(attention->src[1]);
+    e.heads = size(q->ne[2]);
     const std::size_t head_dim = size(q->ne[0]);
-    query_.resize(heads_ * head_dim);
-    for (std::size_t h = 0; h < heads_; ++h)
-      ggml_backend_tensor_get(q, query_.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
+    e.query.resize(e.heads * head_dim);
+    for (std::size_t h = 0; h < e.heads; ++h)
+      ggml_backend_tensor_get(q, e.query.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
                               head_dim * sizeof(float));
     float max_bias = 0;
-    std::memcpy(&scale_, attention->op_params, sizeof(float));
+    std::memcpy(&e.scale, attention->op_params, sizeof(float));
     std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
-    std::memcpy(&soft_cap_, attention->op_params + 2, sizeof(float));
-    sinks_ = attention->src[4] == nullptr ? std::vector<float>{} : read_all<float>(attention->src[4]);
-    alibi_.clear();
+    std::memcpy(&e.soft_cap, attention->op_params + 2, sizeof(float));
+    e.sinks = attention->src[4] == nullptr ? std::vector<float>{} : read_all<float>(attention->src[4]);
+    e.alibi.clear();
     if (max_bias <= 0) return;
     // As ggml spreads slopes over heads (Press et al. 2022, and their rule where the heads are no power of 2).
-    const auto whole = static_cast<std::size_t>(std::exp2(std::floor(std::log2(static_cast<double>(heads_)))));
-    for (std::size_t h = 0; h < heads_; ++h) {
+    const auto whole = static_cast<std::size_t>(std::exp2(std::floor(std::log2(static_cast<double>(e.heads)))));
+    for (std::size_t h = 0; h < e.heads; ++h) {
       const double step = h < whole ? static_cast<double>(h + 1) : static_cast<double>(2 * (h - whole) + 1) / 2;
-      alibi_.push_back(
+      e.alibi.push_back(
           static_cast<float>(std::exp2(-static_cast<double>(max_bias) / static_cast<double>(whole) * step)));
     }
   }
 
+  const Layers& layers_;
   std::int32_t layer_;
   std::string last_node_;
+  bool every_layer_;
   std::size_t done_ = 0, ranks_at_ = 0;
-  std::vector<float> query_, sinks_, alibi_;
-  ggml_tensor keys_{};
-  std::size_t heads_ = 0;
-  float scale_ = 1, soft_cap_ = 0;
+  std::map<std::int32_t, Evidence> evidence_;  // by layer
 };
 
 // Layers from K on, on the tokens that are kept. libllama refuses gaps between positions, so it is told 0, 1, 2, ...
@@ -510,7 +522,13 @@ Reading Engine::read(std::size_t sequence, const Prompt& prompt, const Progress&
   reading.rows = std::move(head_->hidden);
   head_->hidden = {};
   state.cells.insert(state.cells.end(), head_->cells.begin(), head_->cells.end());
-  if (!reading.visual.empty()) reading.scores = head_->scores(reading.visual, state.cells, state.head);
+  const auto k = static_cast<std::int32_t>(halves_.filtering_layer());
+  if (!reading.visual.empty()) reading.scores = head_->scores(k - 1, reading.visual, state.cells, state.head);
+  for (std::int32_t layer = 0; options_.every_layer && !reading.visual.empty() && layer < k; ++layer) {
+    const std::vector<float> scores =
+        head_->saw(layer) ? head_->scores(layer, reading.visual, state.cells, state.head) : std::vector<float>{NAN};
+    reading.attention.push_back(std::accumulate(scores.begin(), scores.end(), 0.0));
+  }
   state.head += total;
   state.next_position = prompt.next_position;
   reading.seconds = seconds_since(start);
@@ -591,35 +609,71 @@ Prefill Engine::prefill(std::size_t sequence, const Prompt& prompt, const fastv:
   return prefill;
 }
 
-void Engine::decode(const std::vector<Next>& tokens) {
-  if (tokens.empty()) return;
-  const std::size_t axes = halves_.position_axes();
+std::vector<float> Engine::advance(const std::vector<Next>& tokens) {
   std::vector<llama_token> ids;
-  std::vector<llama_pos> positions, told;
+  std::vector<llama_pos> positions;
   std::vector<llama_seq_id> sequences;
   for (const Next& next : tokens) {
-    const Sequence& state = at(next.sequence);
     ids.push_back(next.token);
-    positions.push_back(state.next_position);
-    told.push_back(axes == 1 ? static_cast<llama_pos>(state.tail) : state.next_position);
+    positions.push_back(at(next.sequence).next_position);
     sequences.push_back(static_cast<llama_seq_id>(next.sequence));
   }
-  if (axes > 1)  // rows, unlike tokens, have all their axes told
-    for (std::size_t axis = 1; axis < axes; ++axis)
-      for (std::size_t i = 0; i < tokens.size(); ++i) told.push_back(axis == 3 ? 0 : positions[i]);
   head_->hidden.clear();
   head_->cells.clear();
   head_->run(ids, nullptr, positions, sequences, false);
-  tail_->run(head_->hidden.data(), positions, std::move(told), sequences, std::vector<std::int8_t>(tokens.size(), 1),
-             {}, 0, 1);
-  first_row_ = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     Sequence& state = at(tokens[i].sequence);
     state.cells.push_back(head_->cells[i]);
     ++state.head;
-    ++state.tail;
     ++state.next_position;
   }
+  return std::move(head_->hidden);
+}
+
+void Engine::run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
+                      const std::vector<llama_pos>& positions) {
+  const std::size_t axes = halves_.position_axes(), count = positions.size();
+  std::vector<llama_pos> told(axes * count);  // rows, unlike tokens, have all their axes told; the fourth is 0
+  std::vector<llama_seq_id> ids;
+  for (std::size_t i = 0; i < count; ++i) {
+    Sequence& state = at(sequences[i]);
+    for (std::size_t axis = 0; axis < std::min<std::size_t>(axes, 3); ++axis)
+      told[axis * count + i] = axes == 1 ? static_cast<llama_pos>(state.tail) : positions[i];
+    ids.push_back(static_cast<llama_seq_id>(sequences[i]));
+    ++state.tail;
+  }
+  tail_->run(rows.data(), positions, std::move(told), std::move(ids), std::vector<std::int8_t>(count, 1), {}, 0, 1);
+  first_row_ = 0;
+}
+
+void Engine::conclude(std::size_t sequence, const std::vector<float>& rows, llama_pos first) {
+  std::vector<llama_pos> positions(rows.size() / halves_.hidden());
+  std::iota(positions.begin(), positions.end(), first);
+  run_tail(rows, std::vector<std::size_t>(positions.size(), sequence), positions);
+}
+
+void Engine::decode(const std::vector<Next>& tokens) {
+  if (tokens.empty()) return;
+  std::vector<std::size_t> sequences;
+  std::vector<llama_pos> positions;
+  for (const Next& next : tokens) {
+    sequences.push_back(next.sequence);
+    positions.push_back(at(next.sequence).next_position);
+  }
+  run_tail(advance(tokens), sequences, positions);
+}
+
+bool Engine::take_back(std::size_t sequence, std::size_t tokens) {
+  Sequence& state = at(sequence);
+  if (tokens == 0) return true;
+  const auto back = static_cast<llama_pos>(tokens);
+  if (halves_.recurrent() ||
+      !llama_memory_seq_rm(head_->memory(), static_cast<llama_seq_id>(sequence), state.next_position - back, -1))
+    return false;
+  state.next_position -= back;
+  state.head -= tokens;
+  state.cells.resize(state.cells.size() - tokens);
+  return true;
 }
 
 const float* Engine::logits(std::size_t row) const {

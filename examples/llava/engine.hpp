@@ -37,7 +37,8 @@ struct EngineOptions {
   std::size_t batch = 2048;       // -b: tokens that go into libllama in one call
   std::size_t micro_batch = 512;  // -ub: tokens that go through the layers at a time
   std::size_t sequences = 1;
-  int threads = 0;                                                 // -t; 0: one a core
+  int threads = 0;           // -t; 0: one a core
+  bool every_layer = false;  // Reading::attention, which costs a look at each layer
   ggml_type key_type = GGML_TYPE_F16, value_type = GGML_TYPE_F16;  // --cache-type-k, --cache-type-v
 };
 
@@ -47,7 +48,8 @@ struct Reading {
   std::vector<llama_pos> positions;      // [axes, n]
   std::vector<Piece> pieces;             // without tokens and rows
   std::vector<fastv::TokenSpan> visual;  // sorted
-  std::vector<float> scores;  // [n]: attention that the last token pays in layer K-1, mean over heads; 0 for text
+  std::vector<float> scores;      // [n]: attention that the last token pays in layer K-1, mean over heads; 0 for text
+  std::vector<double> attention;  // what of it goes to visual tokens, by layer below K; empty: not asked for
   llama_pos next_position = 0;
   std::size_t tokens = 0;  // n
   double seconds = 0;
@@ -89,6 +91,10 @@ class Engine {
     llama_token token;
   };
   void decode(const std::vector<Next>& tokens);
+  // Its two halves, so that rows can go through the tail more than once: the head on one token each, [tokens, d], and the
+  // tail on rows of tokens that follow each other from a position on. logits(i) are those behind the i-th.
+  std::vector<float> advance(const std::vector<Next>& tokens);
+  void conclude(std::size_t sequence, const std::vector<float>& rows, llama_pos first);
 
   const float* logits(std::size_t row) const;  // [v], until the next call
   llama_context* tail() const;                 // for llama_sampler_sample()
@@ -97,6 +103,8 @@ class Engine {
   std::size_t length(std::size_t sequence, std::size_t layer) const;  // keys of a layer
   std::size_t cache_bytes(std::size_t sequence) const;                // of keys and values in use
 
+  // The head forgets the last tokens of a sequence. Recurrent layers cannot: then nothing changes, and it is false.
+  bool take_back(std::size_t sequence, std::size_t tokens);
   void forget(std::size_t sequence);  // all of it
   void forget_tail(
       std::size_t sequence);  // what was finished, so that a reading of a new sequence can be finished anew
@@ -111,6 +119,8 @@ class Engine {
     std::vector<std::int64_t> cells;  // of the head's cache, token by token
   };
   Sequence& at(std::size_t sequence);
+  void run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
+                const std::vector<llama_pos>& positions);
 
   const Halves& halves_;
   EngineOptions options_;

@@ -3,9 +3,10 @@
 #include <cstdio>
 #include <iostream>
 
-#include "../common/picture.hpp"
+#include "../common/canvas.hpp"
 #include "../common/progress.hpp"
 #include "report.hpp"
+#include "sweep.hpp"
 
 namespace {
 
@@ -109,7 +110,30 @@ void talk(Engine& engine, const Vision& vision, const fastv::Config* config, con
   }
 }
 
+// Sweeps, and says which setting to use.
+void measure(const Options& options) {
+  const std::vector<Question> questions = read_questions(options.sweep.questions);
+  const Sweep swept =
+      with_progress("Sweeping (%)", [&](const Progress& progress) { return sweep(options, questions, progress); });
+  std::fputs(table(swept).c_str(), stdout);
+  for (const std::string& path : write_sweep(options.sweep.stem, swept)) std::printf("wrote %s\n", path.c_str());
+  const bool known = swept.measured[0].accuracy >= 0;
+  const Measured* best = cheapest(swept, options.sweep.max_kl, options.sweep.max_drop);
+  if (best == nullptr) {
+    std::printf("No setting stays within a mean KL of %g%s: keep more, prune later, or raise the limits.\n",
+                options.sweep.max_kl,
+                known ? (" and a drop of " + common::format("%g", options.sweep.max_drop)).c_str() : "");
+    return;
+  }
+  std::printf("Cheapest within a mean KL of %g%s: --fastv-k %zu --fastv-r %g --fastv-score %s, %.1f%% of the FLOPs.\n",
+              options.sweep.max_kl,
+              known ? (" and a drop of " + common::format("%g", options.sweep.max_drop)).c_str() : "",
+              best->config.filtering_layer, best->config.filtering_ratio, best->rule.c_str(), 100 * best->flops);
+  if (!options.sweep.config.empty()) write_config(options.sweep.config, *best);
+}
+
 void answer(const Options& options) {
+  if (!options.sweep.questions.empty()) return measure(options);
   mtmd_log_set([](ggml_log_level, const char*, void*) {},
                nullptr);  // many lines; what goes wrong is said by exceptions
   const auto halves = with_progress("Loading the model (%)", [&](const Progress& progress) {
@@ -166,6 +190,7 @@ void answer(const Options& options) {
 
 int main(int count, char** arguments) {
   try {
+    mtmd_log_set([](ggml_log_level, const char*, void*) {}, nullptr);  // many lines; exceptions say what goes wrong
     const llava::Options options = llava::read_options(count, arguments);
     if (options.help)
       std::fputs(llava::usage(), stdout);

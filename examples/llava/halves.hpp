@@ -39,6 +39,8 @@ class Halves {
   llama_model* tail() const { return tail_.get(); }
   const llama_vocab* vocabulary() const { return llama_model_get_vocab(head_.get()); }
 
+  // Some of its layers keep a state, which cannot go back.
+  bool recurrent() const { return llama_model_is_hybrid(tail_.get()) || llama_model_is_recurrent(tail_.get()); }
   std::size_t hidden() const { return hidden_; }  // d, the width of a hidden row
   std::size_t input() const { return input_; }    // of a visual token as the projector makes it; d, or more (DeepStack)
   std::size_t position_axes() const { return axes_; }  // 4 with M-RoPE, else 1

@@ -166,10 +166,6 @@ std::uint32_t expected_layers(const ModelFile& file) {
 
 }  // namespace
 
-bool Layers::any_recurrent() const {
-  return std::any_of(all.begin(), all.end(), [](const Layer& layer) { return !layer.attends; });
-}
-
 std::string Layers::rows_of(std::uint32_t layer) const {
   return (layer < deepstack ? std::string("deepstack_out") : rows) + "-" + std::to_string(layer);
 }

@@ -18,7 +18,6 @@ struct Layers {
   std::string rows;                             // libllama's name for what a layer hands to the next
   std::uint32_t deepstack = 0;                  // layers behind which further rows of a picture are added
   std::string input;  // its name for what layer 0 reads, where that is not the embeddings as they were handed over
-  bool any_recurrent() const;
   // Of the rows that layer `layer` hands to the next.
   std::string rows_of(std::uint32_t layer) const;
 };

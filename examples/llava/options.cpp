@@ -4,6 +4,7 @@
 #include <map>
 
 #include "../common/command_line.hpp"
+#include "sweep.hpp"
 
 namespace llava {
 
@@ -25,6 +26,17 @@ ggml_type cache_type(const std::string& option, const std::string& value) {
   }
   refuse(option + " is \"" + value +
          "\" but must be a type of llama.cpp's caches: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0");
+}
+
+// "2,8,16"
+std::vector<std::string> parts(const std::string& text) {
+  std::vector<std::string> all{""};
+  for (const char c : text)
+    if (c == ',')
+      all.emplace_back();
+    else
+      all.back() += c;
+  return all;
 }
 
 using Set = std::function<void(const std::string& option, const std::string& value)>;
@@ -82,16 +94,40 @@ const char* usage() {
                "                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; "
                "random;\n"
                "                        uniform: an even grid alone\n"
+               "  --fastv-config FILE   K, R and rule as --sweep wrote them\n"
                "  --no-fastv            keep every token\n"
                "\n"
                "  --compare             run unpruned and pruned, and print both side by side\n"
                "  --overlay FILE        draw which tokens stayed on the pictures, as PNG or SVG\n"
                "  --json FILE           write everything that was measured\n"
                "\n"
+               "  --sweep FILE          measure what pruning costs on your own questions, JSON lines of\n"
+               "                        {\"picture\": FILE, \"question\": TEXT, \"answer\": TEXT if known}: divergence "
+               "from the\n"
+               "                        unpruned model, equal tokens and answers, FLOPs, time, memory, for each of\n"
+               "  --sweep-k N,N,...     (the smallest K, and a quarter and half of the way up)\n"
+               "  --sweep-r X,X,...     (0.5,0.75,0.9)\n"
+               "  --sweep-score RULE,...   (last,window,random)\n"
+               "  --sweep-out STEM      writes STEM.csv, STEM.json, STEM.png and STEM-attention.png (sweep)\n"
+               "  --max-kl X, --max-drop X   recommend the cheapest setting within these: mean divergence in nats, "
+               "accuracy\n"
+               "                        (0.1, 0.02)\n"
+               "  --write-config FILE   write that setting\n"
+               "\n"
                "Architectures:\n  ") +
            names + "\n";
   }();
   return text.c_str();
+}
+
+void set_rule(fastv::Config& config, const std::string& rule) {
+  const auto number = one_of<std::size_t>("--fastv-score", rule,
+                                          {{"last", 0}, {"window", 1}, {"grid", 2}, {"random", 3}, {"uniform", 4}});
+  config.window_rows = config.window_columns = number == 1 ? 6 : 0;
+  config.uniform_share = number == 2 ? 0.5 : 0;
+  config.selection = number == 3   ? fastv::Selection::random
+                     : number == 4 ? fastv::Selection::uniform
+                                   : fastv::Selection::top_k;
 }
 
 Options read_options(int count, char** arguments) {
@@ -103,6 +139,13 @@ Options read_options(int count, char** arguments) {
   const auto number = [](auto& place) {
     return [&place](const std::string& option, const std::string& value) {
       place = static_cast<std::decay_t<decltype(place)>>(whole_number(option, value));
+    };
+  };
+  const auto list = [](std::vector<std::uint32_t>& place) {
+    return [&place](const std::string& option, const std::string& value) {
+      place.clear();
+      for (const std::string& one : parts(value))
+        place.push_back(static_cast<std::uint32_t>(whole_number(option, one)));
     };
   };
   const std::map<std::string, Set> with_value = {
@@ -135,16 +178,25 @@ Options read_options(int count, char** arguments) {
        }},
       {"--fastv-r", [&](const std::string& o, const std::string& v) { fastv.filtering_ratio = real_number(o, v); }},
       {"--fastv-keep", number(fastv.keep_count)},
-      {"--fastv-score",
+      {"--fastv-score", [&](const std::string&, const std::string& v) { set_rule(fastv, v); }},
+      {"--fastv-config", [&](const std::string&, const std::string& v) { read_config(v, options); }},
+      {"--sweep", store(options.sweep.questions)},
+      {"--sweep-k", list(options.sweep.filtering_layers)},
+      {"--sweep-r",
        [&](const std::string& o, const std::string& v) {
-         const auto rule =
-             one_of<std::size_t>(o, v, {{"last", 0}, {"window", 1}, {"grid", 2}, {"random", 3}, {"uniform", 4}});
-         fastv.window_rows = fastv.window_columns = rule == 1 ? 6 : 0;
-         fastv.uniform_share = rule == 2 ? 0.5 : 0;
-         fastv.selection = rule == 3   ? fastv::Selection::random
-                           : rule == 4 ? fastv::Selection::uniform
-                                       : fastv::Selection::top_k;
+         options.sweep.filtering_ratios.clear();
+         for (const std::string& one : parts(v)) options.sweep.filtering_ratios.push_back(real_number(o, one));
        }},
+      {"--sweep-score",
+       [&](const std::string&, const std::string& v) {
+         options.sweep.rules = parts(v);
+         fastv::Config checked;
+         for (const std::string& rule : options.sweep.rules) set_rule(checked, rule);
+       }},
+      {"--sweep-out", store(options.sweep.stem)},
+      {"--max-kl", [&](const std::string& o, const std::string& v) { options.sweep.max_kl = real_number(o, v); }},
+      {"--max-drop", [&](const std::string& o, const std::string& v) { options.sweep.max_drop = real_number(o, v); }},
+      {"--write-config", store(options.sweep.config)},
       {"--overlay", store(options.overlay)},
       {"--json", store(options.json)},
   };
@@ -177,14 +229,24 @@ Options read_options(int count, char** arguments) {
   } else if (!options.vision.empty() || !options.pictures.empty()) {
     refuse("--visual-embeddings takes the place of --mmproj and --image: use one or the other");
   }
-  if (options.chat()) {
+  if (!options.sweep.questions.empty()) {
+    if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
+    if (options.compare || !options.overlay.empty() || !options.json.empty() || !options.pictures.empty() ||
+        !options.prompt.empty() || !options.prune)
+      refuse(
+          "--sweep has pictures and prompts of its own: leave -p, --image, --compare, --overlay, --json, --no-fastv "
+          "out");
+    for (const double ratio : options.sweep.filtering_ratios)
+      if (!(ratio >= 0 && ratio <= 1)) refuse("--sweep-r must lie between 0 and 1");
+  } else if (options.chat()) {
     if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
     if (options.compare || !options.overlay.empty() || !options.json.empty())
       refuse("--compare, --overlay and --json need a prompt: use -p and --image");
   } else if (options.pictures.empty() && options.embeddings.empty()) {
     refuse("name a picture with --image, or hand over --visual-embeddings");
   }
-  if (options.prompt.empty() && !options.chat()) options.prompt = "Describe the picture.";
+  if (options.prompt.empty() && !options.chat() && options.sweep.questions.empty())
+    options.prompt = "Describe the picture.";
   if (options.generate == 0) refuse("-n is 0: ask for at least one token");
   if (options.engine.context == 0) refuse("-c is 0: use at least 1");
   if (options.engine.batch == 0) refuse("-b is 0: use at least 1");

@@ -7,6 +7,18 @@
 
 namespace llava {
 
+// --sweep: what is tried.
+struct SweepOptions {
+  std::string questions;                        // a file of JSON lines
+  std::vector<std::uint32_t> filtering_layers;  // empty: the smallest, and those a quarter and half of the way up
+  std::vector<double> filtering_ratios = {0.5, 0.75, 0.9};
+  std::vector<std::string> rules = {"last", "window", "random"};
+  std::string stem = "sweep";  // of the files that are written
+  double max_kl = 0.1;         // of the setting that is recommended: mean divergence, in nats
+  double max_drop = 0.02;      // and of accuracy, where answers are known
+  std::string config;          // file that it is written to
+};
+
 struct Options {
   std::string model, vision, embeddings;  // -m, --mmproj, --visual-embeddings
   std::vector<std::string> pictures;      // --image, any number of times
@@ -23,14 +35,18 @@ struct Options {
   bool prune = true;    // false: --no-fastv
   bool compare = false, help = false;
   std::string overlay, json;
+  SweepOptions sweep;
 
   // No prompt and no picture: a conversation, line by line.
-  bool chat() const { return prompt.empty() && pictures.empty() && embeddings.empty(); }
+  bool chat() const { return sweep.questions.empty() && prompt.empty() && pictures.empty() && embeddings.empty(); }
 };
 
 // Throws std::invalid_argument with one sentence.
 Options read_options(int count, char** arguments);
 
 const char* usage();
+
+// A rule of --fastv-score, in a config. Throws std::invalid_argument where there is none of the name.
+void set_rule(fastv::Config& config, const std::string& rule);
 
 }  // namespace llava

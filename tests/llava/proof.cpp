@@ -83,7 +83,7 @@ Proof prove(const std::string& architecture) {
   config.filtering_layer = proof.filtering_layer;
   const Difference pruned = compare(halves, prompt, &config, context, GGML_TYPE_F16);
   proof.kept = pruned.kept;
-  if (!halves.facts().any_recurrent() && proof.kinds.find('h') == std::string::npos) {
+  if (!halves.recurrent()) {
     proof.pruned_prefill = pruned.prefill / pruned.largest;
     proof.pruned_decoding = pruned.decoding / pruned.largest;
     proof.same_tokens = pruned.same_tokens;
