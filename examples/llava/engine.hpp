@@ -61,6 +61,9 @@ struct Prefill {
   double seconds = 0;              // from the prompt to the logits, both halves
 };
 
+class Head;
+class Tail;
+
 class Engine {
  public:
   // Throws std::runtime_error where libllama makes no context of this size.
@@ -110,15 +113,13 @@ class Engine {
       std::size_t sequence);  // what was finished, so that a reading of a new sequence can be finished anew
 
  private:
-  class Half;
-  class Head;
-  class Tail;
   struct Sequence {
     llama_pos next_position = 0;      // of the next token, as the model counts
     std::size_t head = 0, tail = 0;   // tokens in either cache
     std::vector<std::int64_t> cells;  // of the head's cache, token by token
   };
   Sequence& at(std::size_t sequence);
+  void expect_position(llama_pos next) const;
   void run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
                 const std::vector<llama_pos>& positions);
 

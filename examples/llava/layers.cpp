@@ -23,106 +23,27 @@ struct Family {
 
 // Sorted by name.
 constexpr Family families[] = {
-    {"afmoe", 4, 4, false, "l_out", "inp_embd_scaled"},
-    {"apertus"},
-    {"arcee"},
-    {"arctic"},
-    {"bailingmoe"},
-    {"bailingmoe2"},
-    {"bitnet"},
-    {"bloom", 1, 0, false, "l_out", "inp_norm-0"},
-    {"chatglm"},
-    {"codeshell"},
-    {"cohere2", 1, 4},
-    {"cohere2moe", 1, 4, true},
-    {"command-r"},
-    {"dbrx"},
-    {"deci"},
-    {"deepseek"},
-    {"deepseek2"},
-    {"deepseek2-ocr"},
-    {"dots1"},
-    {"ernie4_5"},
-    {"ernie4_5-moe"},
-    {"exaone"},
-    {"exaone-moe", 1, 4},
-    {"exaone4"},
-    {"falcon"},
-    {"falcon-h1"},
-    {"gemma", 1, 0, false, "l_out", "inp_scaled"},
-    {"gemma2", 1, 2, false, "l_out", "inp_scaled"},
-    {"gemma3", 1, 6},
-    {"gemma4"},
-    {"glm4"},
-    {"glm4moe"},
-    {"gpt-oss", 1, 2},
-    {"gpt2", 1, 0, false, "l_out", "inpL"},
-    {"gptneox"},
-    {"granite"},
-    {"granite_swa"},
-    {"granitehybrid"},
-    {"granitemoe"},
-    {"grovemoe"},
-    {"hunyuan-dense"},
-    {"hunyuan-moe"},
-    {"hunyuan_vl"},
-    {"hy_v3"},
-    {"internlm2"},
-    {"jais"},
-    {"jais2"},
-    {"jamba"},
-    {"kimi-linear"},
-    {"laguna", 1, 4, true},
-    {"lfm2"},
-    {"lfm2moe"},
-    {"llama"},
-    {"llama4", 4, 4},
-    {"maincoder"},
-    {"maple"},
-    {"mellum", 1, 4},
-    {"mimo2"},
-    {"minicpm"},
-    {"minimax-m2"},
-    {"mistral3"},
-    {"mistral4"},
-    {"mpt"},
-    {"muse-glimmer", 1, 4, false, "l_out", "embd_norm"},
-    {"nanbeige"},
-    {"nemotron"},
-    {"nemotron_h", 1, 0, false, "nemotron_h_block_out"},
-    {"nemotron_h_moe", 1, 0, false, "nemotron_h_block_out"},
-    {"olmo"},
-    {"olmo2", 1, 4},
-    {"olmoe"},
-    {"openelm"},
-    {"orion"},
-    {"paddleocr"},
-    {"pangu-embedded"},
-    {"phi2"},
-    {"phi3"},
-    {"phimoe"},
-    {"plamo"},
-    {"plamo2", 1, 0, false, "ffn_residual"},
-    {"plamo3", 1, 8},
-    {"qwen"},
-    {"qwen2"},
-    {"qwen2moe"},
-    {"qwen2vl"},
-    {"qwen3"},
-    {"qwen35", 1, 0, false, "l_out", "", 4},
-    {"qwen35moe", 1, 0, false, "l_out", "", 4},
-    {"qwen3moe"},
-    {"qwen3next", 1, 0, false, "l_out", "", 4},
-    {"qwen3vl"},
-    {"qwen3vlmoe"},
-    {"refact"},
-    {"seed_oss"},
-    {"smollm3", 4},
-    {"spark2_5"},
-    {"stablelm"},
-    {"starcoder", 1, 0, false, "l_out", "inpL"},
-    {"starcoder2"},
+    // clang-format off
+    {"afmoe", 4, 4, false, "l_out", "inp_embd_scaled"}, {"apertus"}, {"arcee"}, {"arctic"}, {"bailingmoe"},
+    {"bailingmoe2"}, {"bitnet"}, {"bloom", 1, 0, false, "l_out", "inp_norm-0"}, {"chatglm"}, {"codeshell"},
+    {"cohere2", 1, 4}, {"cohere2moe", 1, 4, true}, {"command-r"}, {"dbrx"}, {"deci"}, {"deepseek"}, {"deepseek2"},
+    {"deepseek2-ocr"}, {"dots1"}, {"ernie4_5"}, {"ernie4_5-moe"}, {"exaone"}, {"exaone-moe", 1, 4}, {"exaone4"},
+    {"falcon"}, {"falcon-h1"}, {"gemma", 1, 0, false, "l_out", "inp_scaled"},
+    {"gemma2", 1, 2, false, "l_out", "inp_scaled"}, {"gemma3", 1, 6}, {"gemma4"}, {"glm4"}, {"glm4moe"},
+    {"gpt-oss", 1, 2}, {"gpt2", 1, 0, false, "l_out", "inpL"}, {"gptneox"}, {"granite"}, {"granite_swa"},
+    {"granitehybrid"}, {"granitemoe"}, {"grovemoe"}, {"hunyuan-dense"}, {"hunyuan-moe"}, {"hunyuan_vl"}, {"hy_v3"},
+    {"internlm2"}, {"jais"}, {"jais2"}, {"jamba"}, {"kimi-linear"}, {"laguna", 1, 4, true}, {"lfm2"}, {"lfm2moe"},
+    {"llama"}, {"llama4", 4, 4}, {"maincoder"}, {"maple"}, {"mellum", 1, 4}, {"mimo2"}, {"minicpm"}, {"minimax-m2"},
+    {"mistral3"}, {"mistral4"}, {"mpt"}, {"muse-glimmer", 1, 4, false, "l_out", "embd_norm"}, {"nanbeige"},
+    {"nemotron"}, {"nemotron_h", 1, 0, false, "nemotron_h_block_out"},
+    {"nemotron_h_moe", 1, 0, false, "nemotron_h_block_out"}, {"olmo"}, {"olmo2", 1, 4}, {"olmoe"}, {"openelm"},
+    {"orion"}, {"paddleocr"}, {"pangu-embedded"}, {"phi2"}, {"phi3"}, {"phimoe"}, {"plamo"},
+    {"plamo2", 1, 0, false, "ffn_residual"}, {"plamo3", 1, 8}, {"qwen"}, {"qwen2"}, {"qwen2moe"}, {"qwen2vl"},
+    {"qwen3"}, {"qwen35", 1, 0, false, "l_out", "", 4}, {"qwen35moe", 1, 0, false, "l_out", "", 4}, {"qwen3moe"},
+    {"qwen3next", 1, 0, false, "l_out", "", 4}, {"qwen3vl"}, {"qwen3vlmoe"}, {"refact"}, {"seed_oss"},
+    {"smollm3", 4}, {"spark2_5"}, {"stablelm"}, {"starcoder", 1, 0, false, "l_out", "inpL"}, {"starcoder2"},
     {"xverse"},
+    // clang-format on
 };
 
 // Architectures that libllama runs and that cannot be cut, or not yet.
@@ -140,6 +61,17 @@ constexpr struct {
     {"smallthinker", "behind the layers that see the whole prompt its pattern does not begin anew"},
     {"step35", "libllama gives the rows between its layers no name of their own"},
     {"talkie", "every layer reads the embeddings again"},
+};
+
+// Where libllama takes something else of a model than its layers from their number.
+constexpr struct {
+  const char* name;
+  std::uint32_t layers;
+  const char* what;
+} counted[] = {
+    {"gemma2", 46, "the scale of its attention"},  {"gemma3", 62, "the scale of its attention"},
+    {"exaone4", 64, "its sliding windows"},        {"deepseek2", 26, "how its queries are made"},
+    {"deepseek2", 27, "how its queries are made"},
 };
 
 std::runtime_error cannot(const ModelFile& file, const std::string& reason) {
@@ -179,8 +111,18 @@ std::vector<std::string> architectures() {
 Layers layers_of(const ModelFile& file) {
   const Family& family = family_of(file);
   const std::uint32_t n = expected_layers(file);
+  for (const auto& [name, count, what] : counted)
+    if (file.architecture() == name && n == count)
+      throw cannot(file, std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
+                             ", which neither half has");
   Layers layers;
   layers.all.resize(n);
+  // From some position on, attention is scaled by it, and libllama is told others than the true ones.
+  if (file.architecture() == "llama4")
+    layers.positions = 8192;
+  else if (file.number("attention.temperature_scale").value_or(0) != 0)
+    layers.positions = file.whole("attention.temperature_length",
+                                  file.whole("rope.scaling.original_context_length", file.whole("context_length", 0)));
   layers.rows = family.rows;
   layers.input = family.input;
   layers.chunked = file.architecture() == "llama4";
@@ -257,9 +199,12 @@ Part part_of(const ModelFile& file, const Layers& layers, std::uint32_t first, s
     std::vector<bool>& windowed = part.flags["attention.sliding_window_pattern"];
     for (std::uint32_t i = first; i < first + count; ++i) windowed.push_back(i < n && layers.all[i].windowed);
   }
-  // The one that counts layers for it, where its file does not say.
+  // What libllama takes from the number of layers where the file does not say it.
   if (file.architecture() == "minicpm" && !file.number("residual_scale"))
     part.reals["residual_scale"] = 1.4f / std::sqrt(static_cast<float>(n));
+  if (file.architecture() == "deepseek2" && file.whole("expert_gating_func", 0) == 0)
+    part.wholes["expert_gating_func"] =
+        (n == 47 || n == 48) && file.vocabulary() == 154880 ? 2 : 1;  // sigmoid, softmax
   return part;
 }
 

@@ -16,6 +16,7 @@ struct Layers {
   std::vector<std::uint32_t> filtering_layers;  // the Ks that can be, ascending
   bool chunked = false;                         // windows are chunks of the sequence (Llama 4)
   std::string rows;                             // libllama's name for what a layer hands to the next
+  std::uint32_t positions = 0;                  // that a sequence may have; 0: any number
   std::uint32_t deepstack = 0;                  // layers behind which further rows of a picture are added
   std::string input;  // its name for what layer 0 reads, where that is not the embeddings as they were handed over
   // Of the rows that layer `layer` hands to the next.

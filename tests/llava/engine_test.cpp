@@ -407,6 +407,17 @@ TEST(Wrong, FilteringLayersThatCannotBe) {
   expect_says([&] { load("qwen35", 3); }, "K = 4 alone");
 }
 
+// Models that libllama tells apart by their number of layers.
+TEST(Wrong, LayersThatAreCounted) {
+  tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model("gemma3");
+  spec.layers = 62;
+  expect_says([&] { Halves{prompts::model_file(spec, "gemma3_62")}; }, "by the number of layers, 62");
+  const Halves scout(prompts::model_file(tiny_gguf::tiny_model("llama4"), "llama4"));
+  Engine engine(scout, one_thread());
+  const Prompt late = Builder(scout, 1, 8190).text(5).prompt;
+  expect_says([&] { engine.read(0, late); }, "8195 positions, but behind 8192");
+}
+
 TEST(Wrong, SettingsAndRoom) {
   const Halves halves(llama_file());
   Engine engine(halves, one_thread(256));
