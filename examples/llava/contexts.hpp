@@ -281,6 +281,11 @@ class Tail : public Half {
     progress_ = progress ? Progress([&](double share) { progress(from + (to - from) * share); }) : Progress();
     Half::run({}, rows, std::move(told), std::move(sequences), std::move(wanted));
     progress_ = {};
+    // Else positions may have been written to other tokens than theirs.
+    if (done_ + count_ != positions.size())
+      throw std::runtime_error(
+          "libllama ran the layers from K on in other micro-batches than were looked for: this "
+          "architecture is built otherwise than those that were tried");
   }
 
  private:

@@ -62,11 +62,11 @@ void Prompt::add_text(std::vector<llama_token> tokens, std::size_t axes) {
 }
 
 Engine::Engine(const Halves& halves, const EngineOptions& options)
-    : halves_(halves),
-      options_(options),
-      sequences_(options.sequences),
-      head_(std::make_unique<Head>(halves, options)),
-      tail_(std::make_unique<Tail>(halves, options)) {}
+    : halves_(halves), options_(options), sequences_(options.sequences) {
+  if (options_.context == 0) options_.context = static_cast<std::size_t>(llama_model_n_ctx_train(halves.head()));
+  head_ = std::make_unique<Head>(halves, options_);
+  tail_ = std::make_unique<Tail>(halves, options_);
+}
 Engine::~Engine() = default;
 
 Engine::Sequence& Engine::at(std::size_t sequence) {

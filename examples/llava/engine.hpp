@@ -33,7 +33,7 @@ struct Prompt {
 };
 
 struct EngineOptions {
-  std::size_t context = 4096;     // -c: tokens of all sequences together
+  std::size_t context = 4096;     // -c: tokens of all sequences together; 0: what the model was made for
   std::size_t batch = 2048;       // -b: tokens that go into libllama in one call
   std::size_t micro_batch = 512;  // -ub: tokens that go through the layers at a time
   std::size_t sequences = 1;
@@ -64,6 +64,7 @@ struct Prefill {
 class Head;
 class Tail;
 
+// Whatever throws while a prompt is read, finished or decoded leaves its sequence half done: forget() it.
 class Engine {
  public:
   // Throws std::runtime_error where libllama makes no context of this size.
@@ -73,6 +74,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   const Halves& halves() const { return halves_; }
+  std::size_t context() const { return options_.context; }  // tokens of all sequences together
 
   // All lengths, before anything runs; throws std::invalid_argument with what is wrong with the settings.
   fastv::Plan plan(const Prompt& prompt, const fastv::Config* config) const;

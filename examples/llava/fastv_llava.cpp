@@ -71,12 +71,12 @@ void stream(const std::string& piece) {
   std::fflush(stdout);
 }
 
-void expect_room(std::size_t used, const Prompt& prompt, const Options& options) {
-  if (used + prompt.tokens() + options.generate > options.engine.context)
-    throw std::invalid_argument("the prompt has " + std::to_string(used + prompt.tokens()) +
-                                " tokens and -n asks for " + std::to_string(options.generate) +
-                                " more, but the context holds " + std::to_string(options.engine.context) +
-                                ": raise -c, lower -n, or use fewer pictures");
+void expect_room(const Engine& engine, const Prompt& prompt, const Options& options) {
+  const std::size_t tokens = engine.length(0, 0) + prompt.tokens();
+  if (tokens + options.generate > engine.context())
+    throw std::invalid_argument("the prompt has " + std::to_string(tokens) + " tokens and -n asks for " +
+                                std::to_string(options.generate) + " more, but the context holds " +
+                                std::to_string(engine.context()) + ": raise -c, lower -n, or use fewer pictures");
 }
 
 // Turn by turn: pictures that are shown belong to the next question, and each is pruned in its own turn.
@@ -99,7 +99,7 @@ void talk(Engine& engine, const Vision& vision, const fastv::Config* config, con
       const Prompt prompt = with_progress("Looking at the pictures (%)", [&](const Progress& progress) {
         return vision.prompt(words, pictures, engine.next_position(0), begins, progress);
       });
-      expect_room(engine.length(0, 0), prompt, options);
+      expect_room(engine, prompt, options);
       const Run run = generate("", engine, prompt, pictures.empty() ? nullptr : config, options, stream);
       std::puts("");
       std::fputs(summary(run).c_str(), stderr);
@@ -160,7 +160,7 @@ void answer(const Options& options) {
     prompt =
         prompt_from_embeddings(*halves, chat.asks(with_markers(options.prompt, pictures.size())), pictures, 0, true);
   }
-  expect_room(0, prompt, options);
+  expect_room(engine, prompt, options);
 
   std::vector<Run> runs;
   if (options.compare) {

@@ -73,7 +73,7 @@ const char* usage() {
                "                        [tokens, width] tensor a picture or frame, read in the order of their names\n"
                "  -p TEXT               what to ask (\"Describe the picture.\")\n"
                "  -n N                  tokens to generate at most (128)\n"
-               "  -c N                  context: prompt and answer together (4096)\n"
+               "  -c N                  context: prompt and answer together; 0: what the model was made for (4096)\n"
                "  -b N, -ub N           tokens that go into llama.cpp in one call (2048), and through the layers "
                "(512)\n"
                "  -t N                  threads (one per core)\n"
@@ -248,7 +248,6 @@ Options read_options(int count, char** arguments) {
   if (options.prompt.empty() && !options.chat() && options.sweep.questions.empty())
     options.prompt = "Describe the picture.";
   if (options.generate == 0) refuse("-n is 0: ask for at least one token");
-  if (options.engine.context == 0) refuse("-c is 0: use at least 1");
   if (options.engine.batch == 0) refuse("-b is 0: use at least 1");
   if (options.engine.micro_batch == 0) refuse("-ub is 0: use at least 1");
   if (!(options.temperature >= 0)) refuse("--temp must not be negative");

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 
 #include "../common/line_chart.hpp"
@@ -148,21 +149,29 @@ std::string percent(double share) { return common::format("%.1f%%", 100 * share)
 std::vector<Question> read_questions(const std::string& path) {
   std::ifstream in(path);
   if (!in) throw std::invalid_argument("cannot open the questions " + path);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
   const std::size_t slash = path.find_last_of('/');
   const std::string folder = slash == std::string::npos ? "" : path.substr(0, slash + 1);
   std::vector<Question> questions;
-  std::size_t number = 0;
-  for (std::string line; std::getline(in, line);) {
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const auto json = nlohmann::json::parse(line, nullptr, false);
+  const auto add = [&](const nlohmann::json& json, const std::string& where) {
     const auto is_text = [&](const char* key) { return json.contains(key) && json[key].is_string(); };
     if (!json.is_object() || !is_text("picture") || !is_text("question"))
-      throw std::invalid_argument(path + ", line " + std::to_string(number) +
+      throw std::invalid_argument(path + ", " + where +
                                   R"(: give {"picture": FILE, "question": TEXT} and, if it is known, "answer": TEXT)");
     const std::string picture = json["picture"];
     questions.push_back({picture.rfind('/', 0) == 0 ? picture : folder + picture, json["question"],
                          is_text("answer") ? json["answer"].get<std::string>() : ""});
+  };
+  if (const auto all = nlohmann::json::parse(text, nullptr, false); all.is_array()) {
+    for (const auto& one : all) add(one, "question " + std::to_string(questions.size() + 1));
+  } else {
+    std::istringstream lines(text);
+    std::size_t number = 0;
+    for (std::string line; std::getline(lines, line);) {
+      ++number;
+      if (line.find_first_not_of(" \t\r") != std::string::npos)
+        add(nlohmann::json::parse(line, nullptr, false), "line " + std::to_string(number));
+    }
   }
   if (questions.empty()) throw std::invalid_argument(path + " has no questions: give one a line");
   return questions;
@@ -170,14 +179,13 @@ std::vector<Question> read_questions(const std::string& path) {
 
 namespace {
 
-Prompt prompt_of(const Question& question, const Halves& halves, const Vision& vision, const Options& options) {
-  Chat chat(halves.head(), options.chat_template);
+Prompt prompt_of(const Question& question, const Engine& engine, const Vision& vision, const Options& options) {
+  Chat chat(engine.halves().head(), options.chat_template);
   Prompt prompt = vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true);
-  if (prompt.tokens() + options.generate > options.engine.context)
+  if (prompt.tokens() + options.generate > engine.context())
     throw std::invalid_argument(question.picture + " and its question are " + std::to_string(prompt.tokens()) +
                                 " tokens, and -n asks for " + std::to_string(options.generate) +
-                                " more, but the context holds " + std::to_string(options.engine.context) +
-                                ": raise -c");
+                                " more, but the context holds " + std::to_string(engine.context()) + ": raise -c");
   return prompt;
 }
 
@@ -194,7 +202,7 @@ std::vector<double> attention_by_layer(const Options& options, const std::vector
   const std::size_t count = std::min<std::size_t>(questions.size(), 8);
   for (std::size_t q = 0; q < count; ++q) {
     engine.forget(0);
-    const Reading reading = engine.read(0, prompt_of(questions[q], halves, vision, options));
+    const Reading reading = engine.read(0, prompt_of(questions[q], engine, vision, options));
     mean.resize(reading.attention.size());
     for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += reading.attention[i] / static_cast<double>(count);
   }
@@ -246,7 +254,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
       }
     const bool last = k == ks.back();
     for (const Question& question : questions) {
-      const Prompt prompt = prompt_of(question, halves, vision, options);
+      const Prompt prompt = prompt_of(question, engine, vision, options);
       engine.forget(0);
       const Reading reading = engine.read(0, prompt);
       const Whole whole = runner.whole(reading);

@@ -11,8 +11,8 @@ struct Question {
   std::string picture, text, answer;  // answer: empty where none is known
 };
 
-// A file of JSON lines, {"picture": FILE, "question": TEXT, "answer": TEXT}, whose pictures lie beside it. Throws
-// std::invalid_argument, with the line.
+// A file of JSON lines, {"picture": FILE, "question": TEXT, "answer": TEXT}, or an array of the same, whose pictures lie
+// beside it. Throws std::invalid_argument, with the line.
 std::vector<Question> read_questions(const std::string& path);
 
 // One setting over all questions. Divergences are of the unpruned model's next-token distribution from the pruned one's,

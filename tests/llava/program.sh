@@ -74,6 +74,58 @@ python3 -c "
 import json
 assert [s['count'] for s in json.load(open('$out/frames.json'))['prompt']['visual']] == [64, 64]"
 
+# The sweep of README.md, whose numbers are those that are printed, but for time. A question that is answered alone is
+# answered as the sweep counts it, and the setting that is recommended can be used.
+sweep=$(sed -n 's/^build\/llava\/examples\/llava\/fastv-llava \(-m build\/scenes.*--sweep.*\)$/\1/p' examples/llava/README.md | sed "s|build/scenes/|$out/|g; s|--write-config [^ ]*||")
+[ -n "$sweep" ] || fail "README.md shows no sweep"
+# shellcheck disable=SC2086
+"$program" $sweep --sweep-out "$out/sweep" --write-config "$out/sweep.cfg" -t 1 >"$out/sweep.txt" 2>/dev/null || fail "the sweep failed"
+for file in sweep.csv sweep.json sweep.png sweep-attention.png; do [ -s "$out/$file" ] || fail "the sweep wrote no $file"; done
+python3 - "$out" <<'END'
+import csv, json, re, sys
+out = sys.argv[1]
+def rows(text):
+    found = {}
+    for line in text.splitlines():
+        m = re.match(r' *(-|\d+) +(\d+)% (\S.*?) +(\S+) +(\S+) +(\S+) +(\S+)% +(\S+)% +(\S+)% +(\S+)% +(\S+)% +(\S+) ms +(\S+)$', line)
+        if m: found[m[1], m[2], m[3]] = [float(m[i]) for i in (7, 8, 9, 10, 13)]
+    return found
+shown, printed = rows(open('examples/llava/README.md').read()), rows(open(f'{out}/sweep.txt').read())
+assert shown and shown.keys() == printed.keys(), (shown.keys(), printed.keys())
+for key, values in shown.items():
+    assert all(abs(a - b) < 1 for a, b in zip(values, printed[key])), (key, values, printed[key])
+best = next(line for line in open(f'{out}/sweep.txt') if line.startswith('Cheapest'))
+assert best in open('examples/llava/README.md').read(), best
+config = json.load(open(f'{out}/sweep.cfg'))
+assert f"--fastv-k {config['fastv-k']} --fastv-r {config['fastv-r']} --fastv-score {config['fastv-score']}" in best
+json.load(open(f'{out}/sweep.json'))
+assert len(list(csv.DictReader(open(f'{out}/sweep.csv')))) == len(printed)
+END
+answer=$(ask --image "$picture" -p "$question" --fastv-config "$out/sweep.cfg" 2>/dev/null | xargs)
+[ -n "$answer" ] || fail "with the recommended setting nothing is answered"
+python3 - "$out" <<'END'
+import json, sys
+lists = [q for q in json.load(open('examples/scenes/pictures/questions.json')) if q['kind'] == 'list'][:12]
+for q in lists: q['picture'] = '../../../examples/scenes/pictures/' + q['picture']
+open(f'{sys.argv[1]}/lists.jsonl', 'w').write(''.join(json.dumps(q) + '\n' for q in lists))
+END
+sed -i "s|\.\./\.\./\.\./examples|$PWD/examples|" "$out/lists.jsonl"
+"$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --sweep "$out/lists.jsonl" --sweep-k 2 --sweep-r 0.9 --sweep-score last \
+  -n 16 -t 1 --sweep-out "$out/lists" >/dev/null 2>&1 || fail "the sweep of lists failed"
+right=0
+while IFS= read -r line; do
+  wanted=$(printf '%s' "$line" | sed 's/.*"answer": "\([^"]*\)".*/\1/')
+  one=$(ask --image "$(printf '%s' "$line" | sed 's/.*"picture": "\([^"]*\)".*/\1/')" --fastv-k 2 --fastv-r 0.9 \
+    -p "$(printf '%s' "$line" | sed 's/.*"question": "\([^"]*\)".*/\1/')" 2>/dev/null | xargs)
+  [ "$one" != "$wanted" ] || right=$((right + 1))
+done <"$out/lists.jsonl"
+counted=$(python3 -c "
+import csv
+row = list(csv.DictReader(open('$out/lists.csv')))[1]
+print(round(12 * float(row['accuracy'])))")
+[ "$right" = "$counted" ] || fail "one by one, $right of 12 lists are right, but the sweep counts $counted"
+[ "$right" -gt 0 ] && [ "$right" -lt 12 ] || fail "$right of 12 lists are right, which tells nothing"
+
 # Projectors of today's models, on random weights: --no-fastv answers token for token as llama-mtmd-cli does, and two
 # pictures are pruned.
 make="$build/tests/llava/make_gguf"
@@ -142,6 +194,10 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "name a picture" $good -p hi
   wrong "must be a type of" $good --image "$picture" --cache-type-k f17
   wrong "need a prompt" $good --compare
+  wrong "cannot open the questions" $good --sweep "$out/none.jsonl"
+  wrong "line 1: give" $good --sweep README.md
+  wrong "has pictures and prompts of its own" $good --sweep "$out/lists.jsonl" -p hi
+  wrong "there is no setting" $good --image "$picture" --fastv-config "$out/run.json"
   wrong "picture markers" $good --image "$picture" -p "<__media__> <__media__>"
 }
 echo "fastv-llava answers as llama-mtmd-cli does: $expected"
