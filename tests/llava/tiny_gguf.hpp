@@ -16,8 +16,8 @@ namespace tiny_gguf {
 struct LanguageModel {
   std::string architecture = "llama";  // one of architectures()
   std::uint32_t layers = 4, hidden = 64, heads = 4, kv_heads = 4, ffn = 160, context = 4096;
-  std::uint32_t window = 16;       // tokens that a layer with a sliding window sees; some architectures fix it
-  std::uint32_t deepstack = 0;     // layers behind which a picture's further rows are added; qwen3vl and qwen3vlmoe only
+  std::uint32_t window = 16;    // tokens that a layer with a sliding window sees; some architectures fix it
+  std::uint32_t deepstack = 0;  // layers behind which a picture's further rows are added; qwen3vl and qwen3vlmoe only
   ggml_type type = GGML_TYPE_F32;  // of the matrices; norms and biases are F32. Rows must be whole blocks of it
   bool biases = false;             // attention biases in `llama`; others have them always or never
   bool tied = false;               // the embeddings are the output head too; in some architectures they always are
