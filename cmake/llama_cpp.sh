@@ -13,7 +13,7 @@ folder=${1:-${FASTV_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/fastv/llama.cpp-v
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-if [ ! -f "$folder/prefix/complete" ]; then
+if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC" ]; then
   log=$folder/build.log
   echo "Getting llama.cpp v0.5.0 ($package@$version) and building it in $folder: about 5 minutes on 2 cores" >&2
   fail() {
@@ -38,7 +38,7 @@ if [ ! -f "$folder/prefix/complete" ]; then
   cmake -S "$folder/src" -B "$folder/build" $generator -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" \
     -DCMAKE_INSTALL_PREFIX="$folder/prefix" -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_INSTALL_RPATH='$ORIGIN/../lib;$ORIGIN' -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
-    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_MTMD=ON >"$log" 2>&1 || fail
+    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_MTMD=ON -DGGML_RPC=ON >"$log" 2>&1 || fail
   cmake --build "$folder/build" --target llama mtmd llama-mtmd-cli -j "$(nproc)" >"$log" 2>&1 || fail
   # The other tools are not built, so what is needed is put in place by hand.
   {
@@ -49,6 +49,6 @@ if [ ! -f "$folder/prefix/complete" ]; then
       cp "$folder/build/bin/llama-mtmd-cli" "$folder/prefix/bin/"
   } >"$log" 2>&1 || fail
   rm -rf "$folder/build"
-  : >"$folder/prefix/complete"
+  echo "with RPC" >"$folder/prefix/complete"
 fi
 echo "$folder"

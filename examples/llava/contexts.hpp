@@ -66,6 +66,7 @@ class Half {
     };
     params.cb_eval_user_data = this;
     context_.reset(llama_init_from_model(model, params));
+    if (context_) batch_ = llama_n_batch(context_.get());  // no more than the context
     if (!context_)
       throw std::runtime_error("libllama makes no context of " + std::to_string(options.context) + " tokens for the " +
                                name + ": use a smaller -c, or F16 for the types of the cache");
@@ -81,6 +82,9 @@ class Half {
   void run(const std::vector<llama_token>& tokens, const float* rows, std::vector<llama_pos> positions,
            std::vector<llama_seq_id> sequences, std::vector<std::int8_t> wanted) {
     const std::size_t count = sequences.size();
+    if (count > batch_)
+      throw std::length_error(std::to_string(count) + " tokens go into one call, but -b, or the context, is " +
+                              std::to_string(batch_) + ": raise it");
     std::vector<std::int32_t> ones(count, 1);
     std::vector<llama_seq_id*> ids(count);
     for (std::size_t i = 0; i < count; ++i) ids[i] = &sequences[i];

@@ -65,6 +65,7 @@ Engine::Engine(const Halves& halves, const EngineOptions& options)
     : halves_(halves), options_(options), sequences_(options.sequences) {
   if (options_.context == 0) options_.context = static_cast<std::size_t>(llama_model_n_ctx_train(halves.head()));
   head_ = std::make_unique<Head>(halves, options_);
+  options_.batch = head_->batch();
   tail_ = std::make_unique<Tail>(halves, options_);
 }
 Engine::~Engine() = default;
@@ -291,7 +292,11 @@ bool Engine::take_back(std::size_t sequence, std::size_t tokens) {
   Sequence& state = at(sequence);
   if (tokens == 0) return true;
   const auto back = static_cast<llama_pos>(tokens);
-  if (halves_.recurrent() ||
+  const std::vector<Layer>& layers = halves_.facts().all;
+  const bool windows =
+      std::any_of(layers.begin(), layers.begin() + static_cast<std::ptrdiff_t>(halves_.filtering_layer()),
+                  [](const Layer& layer) { return layer.windowed; });
+  if (halves_.recurrent() || (windows && tokens > options_.micro_batch) ||
       !llama_memory_seq_rm(head_->memory(), static_cast<llama_seq_id>(sequence), state.next_position - back, -1))
     return false;
   state.next_position -= back;
@@ -312,17 +317,30 @@ std::size_t Engine::length(std::size_t sequence, std::size_t layer) const {
   return layer < halves_.filtering_layer() ? state.head : state.tail;
 }
 
-std::size_t Engine::cache_bytes(std::size_t sequence) const {
-  const fastv::ModelShape shape = halves_.cost_shape();
-  const auto width = static_cast<std::int64_t>(shape.kv_heads * shape.head_dim);
-  const std::size_t row = ggml_row_size(options_.key_type, width) + ggml_row_size(options_.value_type, width);
+template <class Length>
+std::size_t Engine::bytes_of(const Length& length) const {
+  const std::int32_t window = llama_model_n_swa(halves_.tail());
+  const auto head_dim = static_cast<std::int64_t>(halves_.cost_shape().head_dim);
   std::size_t bytes = 0;
-  for (std::size_t i = 0; i < halves_.layers(); ++i)
-    if (halves_.facts().all[i].attends) bytes += row * length(sequence, i);
+  for (std::size_t i = 0; i < halves_.layers(); ++i) {
+    const Layer& layer = halves_.facts().all[i];
+    if (!layer.attends) continue;
+    const std::int64_t width = head_dim * static_cast<std::int64_t>(layer.kv_heads);
+    const std::size_t row = ggml_row_size(options_.key_type, width) + ggml_row_size(options_.value_type, width);
+    bytes += row * (layer.windowed && window > 0 ? std::min<std::size_t>(length(i), size(window)) : length(i));
+  }
   return bytes;
+}
+std::size_t Engine::cache_bytes(std::size_t sequence) const {
+  return bytes_of([&](std::size_t layer) { return length(sequence, layer); });
+}
+std::size_t Engine::cache_bytes(const fastv::Plan& plan) const {
+  return bytes_of([&](std::size_t layer) { return plan.kv_length(layer); });
 }
 
 void Engine::forget(std::size_t sequence) {
+  llama_set_causal_attn(head_->context(), true);  // a picture may have been left half way
+  llama_set_causal_attn(tail_->context(), true);
   forget_tail(sequence);
   llama_memory_seq_rm(head_->memory(), static_cast<llama_seq_id>(sequence), -1, -1);
   at(sequence) = {};

@@ -74,6 +74,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   const Halves& halves() const { return halves_; }
+  std::size_t batch() const { return options_.batch; }      // tokens that go into libllama in one call, at most
   std::size_t context() const { return options_.context; }  // tokens of all sequences together
 
   // All lengths, before anything runs; throws std::invalid_argument with what is wrong with the settings.
@@ -106,9 +107,12 @@ class Engine {
 
   llama_pos next_position(std::size_t sequence) const { return sequences_.at(sequence).next_position; }
   std::size_t length(std::size_t sequence, std::size_t layer) const;  // keys of a layer
-  std::size_t cache_bytes(std::size_t sequence) const;                // of keys and values in use
+  // Of keys and values in use, in a layer with a window of no more than that.
+  std::size_t cache_bytes(std::size_t sequence) const;
+  std::size_t cache_bytes(const fastv::Plan& plan) const;  // behind the prompt
 
-  // The head forgets the last tokens of a sequence. Recurrent layers cannot: then nothing changes, and it is false.
+  // The head forgets the last tokens of a sequence. Recurrent layers cannot, nor windows that have gone on too far: then
+  // nothing changes, and it is false.
   bool take_back(std::size_t sequence, std::size_t tokens);
   void forget(std::size_t sequence);  // all of it
   void forget_tail(
@@ -121,6 +125,8 @@ class Engine {
     std::vector<std::int64_t> cells;  // of the head's cache, token by token
   };
   Sequence& at(std::size_t sequence);
+  template <class Length>
+  std::size_t bytes_of(const Length& length) const;
   void expect_position(llama_pos next) const;
   void run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
                 const std::vector<llama_pos>& positions);

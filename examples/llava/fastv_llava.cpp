@@ -103,6 +103,8 @@ void talk(Engine& engine, const Vision& vision, const fastv::Config* config, con
       const Run run = generate("", engine, prompt, pictures.empty() ? nullptr : config, options, stream);
       std::puts("");
       std::fputs(summary(run).c_str(), stderr);
+      // The last token that -n allowed has been said, and not yet read.
+      if (!llama_vocab_is_eog(engine.halves().vocabulary(), run.tokens.back())) engine.decode({{0, run.tokens.back()}});
       chat.answers(run.text);
       pictures.clear();
     }

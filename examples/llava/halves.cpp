@@ -34,6 +34,24 @@ LlamaModel load(File file, llama_model_params params, const Progress& progress, 
   return model;
 }
 
+// llama.cpp's RPC backend: each server is a device more. Servers that are known already stay.
+void add_servers(const std::vector<std::string>& servers) {
+  static std::vector<std::string> known;
+  for (const std::string& server : servers) {
+    if (std::find(known.begin(), known.end(), server) != known.end()) continue;
+    ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    if (rpc == nullptr)
+      throw std::runtime_error("this llama.cpp was built without its RPC backend: build one with GGML_RPC=ON");
+    using Add = ggml_backend_reg_t (*)(const char*);
+    const auto add = reinterpret_cast<Add>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+    ggml_backend_reg_t added = add == nullptr ? nullptr : add(server.c_str());
+    if (added == nullptr || ggml_backend_reg_dev_count(added) == 0)
+      throw std::runtime_error("no RPC server answers at " + server + ": start llama.cpp's rpc-server there");
+    ggml_backend_register(added);
+    known.push_back(server);
+  }
+}
+
 std::size_t size(std::int32_t n) { return static_cast<std::size_t>(std::max(n, 0)); }
 
 }  // namespace
@@ -42,6 +60,7 @@ Halves::Halves(const std::string& path, const LoadOptions& options, const Progre
     : file_(path), layers_(layers_of(file_)), k_(llava::filtering_layer(layers_, options.filtering_layer)) {
   static const bool started = (llama_log_set(listen, nullptr), ggml_backend_load_all(), llama_backend_init(), true);
   static_cast<void>(started);
+  add_servers(options.servers);
   const auto n = static_cast<int>(layers_.all.size()), k = static_cast<int>(k_);
   // As llama.cpp counts: layers from the last on, and one more for the output.
   const int gpu = options.gpu_layers < 0 ? n + 1 : options.gpu_layers, of_tail = std::min(gpu, n - k + 1);
@@ -51,11 +70,22 @@ Halves::Halves(const std::string& path, const LoadOptions& options, const Progre
     const Progress share = [&](double done) {
       if (progress) progress(from + done * (to - from));
     };
-    return load(file_.open(part), params, share, path);
+    try {
+      return load(file_.open(part), params, share, path);
+    } catch (const std::runtime_error&) {
+      // Architectures whose output is never the embeddings too want a matrix for it: a second copy of one that is there.
+      const auto output = part.tensors.find("output.weight");
+      if (output == part.tensors.end()) throw;
+      Part with_both = part;
+      with_both.tensors["output.weight"] = part.first == 0 ? "token_embd.weight" : "output.weight";
+      return load(file_.open(with_both), params, share, path);
+    }
   };
   const double cut = static_cast<double>(k + 1) / static_cast<double>(n + 1);
   head_ = half(head_of(file_, layers_, k_), gpu > of_tail ? gpu - of_tail + 2 : 0, 0, cut);
-  tail_ = half(tail_of(file_, layers_, k_), of_tail, cut, 1);
+  // Heads that predict further tokens are counted by libllama as layers behind the last.
+  const auto further = static_cast<int>(file_.whole("nextn_predict_layers", 0));
+  tail_ = half(tail_of(file_, layers_, k_), gpu > n - k ? of_tail + further : of_tail, cut, 1);
 
   hidden_ = size(llama_model_n_embd(tail_.get()));
   input_ = size(llama_model_n_embd_inp(head_.get()));

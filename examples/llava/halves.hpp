@@ -22,6 +22,7 @@ using LlamaModel = std::unique_ptr<llama_model, ModelDeleter>;
 struct LoadOptions {
   std::optional<std::uint32_t> filtering_layer;  // K; the smallest from 2 on that can be
   int gpu_layers = -1;                           // -ngl: layers on a GPU, from the last on; negative: all
+  std::vector<std::string> servers;              // --rpc: machines that carry layers as a GPU would, HOST:PORT
 };
 
 class Halves {

@@ -69,10 +69,15 @@ constexpr struct {
   std::uint32_t layers;
   const char* what;
 } counted[] = {
-    {"gemma2", 46, "the scale of its attention"},  {"gemma3", 62, "the scale of its attention"},
-    {"exaone4", 64, "its sliding windows"},        {"deepseek2", 26, "how its queries are made"},
-    {"deepseek2", 27, "how its queries are made"},
+    {"gemma2", 46, "the scale of its attention"},
+    {"gemma3", 62, "the scale of its attention"},
+    {"exaone4", 64, "its sliding windows"},
 };
+// deepseek2 has no low-rank queries with so many layers, which no half of another may have then.
+bool is_lite(const ModelFile& file, std::uint32_t layers) {
+  return file.architecture() == "deepseek2" &&
+         (layers == 26 || layers == 27 || (layers == 48 && file.vocabulary() == 128256));
+}
 
 std::runtime_error cannot(const ModelFile& file, const std::string& reason) {
   return std::runtime_error(file.path() + ": the architecture " + file.architecture() +
@@ -112,15 +117,16 @@ Layers layers_of(const ModelFile& file) {
   const Family& family = family_of(file);
   const std::uint32_t n = expected_layers(file);
   for (const auto& [name, count, what] : counted)
-    if (file.architecture() == name && n == count)
+    if ((file.architecture() == name && n == count))
       throw cannot(file, std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
                              ", which neither half has");
+  if (is_lite(file, n))
+    throw cannot(file, "libllama tells how its queries are made by the number of layers, " + std::to_string(n) +
+                           ", which neither half has");
   Layers layers;
   layers.all.resize(n);
   // From some position on, attention is scaled by it, and libllama is told others than the true ones.
-  if (file.architecture() == "llama4")
-    layers.positions = 8192;
-  else if (file.number("attention.temperature_scale").value_or(0) != 0)
+  if (file.number("attention.temperature_scale").value_or(0) != 0)
     layers.positions = file.whole("attention.temperature_length",
                                   file.whole("rope.scaling.original_context_length", file.whole("context_length", 0)));
   layers.rows = family.rows;
@@ -129,6 +135,7 @@ Layers layers_of(const ModelFile& file) {
 
   const bool windows = file.architecture() == "llama4" ? file.number("attention.sliding_window").value_or(1) != 0
                                                        : file.whole("attention.sliding_window", 0) != 0;
+  if (layers.chunked && windows) layers.positions = 8191;
   const std::vector<double> listed = file.numbers("attention.sliding_window_pattern");
   const std::uint32_t every = file.whole("attention.sliding_window_pattern", family.windows);
   const std::uint32_t attending = file.whole("full_attention_interval", family.interval);
@@ -138,6 +145,8 @@ Layers layers_of(const ModelFile& file) {
       layer.windowed = !listed.empty() ? i < listed.size() && listed[i] != 0
                        : every == 0    ? true
                                        : i % every != (family.full_first ? 0 : every - 1);
+    layer.kv_heads = static_cast<std::uint32_t>(
+        file.number_in_layer("attention.head_count_kv", i, file.number_in_layer("attention.head_count", i, 1)));
     layer.attends =
         (attending <= 1 || (i + 1) % attending == 0) && file.number_in_layer("attention.head_count_kv", i, 1) != 0;
   }
@@ -156,15 +165,32 @@ Layers layers_of(const ModelFile& file) {
   for (std::uint32_t k = 1; k < n; ++k) {
     // Layers that share keys take them from the last two that have their own.
     const bool keys_are_there = shared == 0 || k + 2 + shared <= n;
+    const bool tail_attends =
+        std::any_of(layers.all.begin() + k, layers.all.end(), [](const Layer& l) { return l.attends; });
+    if (is_lite(file, k + 1) || is_lite(file, n - k) || !tail_attends) continue;
     if (k % period == 0 && k >= reached && layers.all[k - 1].attends && !layers.all[k - 1].windowed && keys_are_there)
       layers.filtering_layers.push_back(k);
   }
+  const std::vector<double> sections = file.numbers("rope.dimension_sections");
+  if (file.architecture().rfind("glm4", 0) == 0 && (sections.size() < 2 || sections[0] <= 0 || sections[1] <= 0))
+    throw cannot(file, "without positions of rows and columns it takes no embeddings: it is no vision-language model");
   if (file.whole("embedding_length_per_layer_input", 0) != 0)
     throw cannot(file, "every layer reads embeddings of its own, by the tokens' ids");
   if (layers.filtering_layers.empty())
     throw cannot(file, "none of its " + std::to_string(n) +
                            " layers but the last sees the whole prompt, so that it could rank visual tokens");
   return layers;
+}
+
+std::string ranges(const std::vector<std::uint32_t>& values) {
+  std::string text;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::size_t last = i;
+    while (last + 1 < values.size() && values[last + 1] == values[last] + 1) ++last;
+    text += (i == 0 ? "" : ", ") + std::to_string(values[i]) + (last > i ? "-" + std::to_string(values[last]) : "");
+    i = last;
+  }
+  return text;
 }
 
 std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t> asked) {
@@ -174,15 +200,8 @@ std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t>
     return from_2 == can.end() ? can.back() : *from_2;
   }
   if (std::binary_search(can.begin(), can.end(), *asked)) return *asked;
-  std::string list;
-  for (std::size_t i = 0; i < can.size(); ++i) {
-    std::size_t last = i;
-    while (last + 1 < can.size() && can[last + 1] == can[last] + 1) ++last;
-    list += (i == 0 ? "" : ", ") + std::to_string(can[i]) + (last > i ? "-" + std::to_string(can[last]) : "");
-    i = last;
-  }
   throw std::invalid_argument("the filtering layer K is " + std::to_string(*asked) + ", but this model of " +
-                              std::to_string(layers.all.size()) + " layers can be pruned behind K = " + list +
+                              std::to_string(layers.all.size()) + " layers can be pruned behind K = " + ranges(can) +
                               " alone");
 }
 
@@ -214,8 +233,7 @@ Part head_of(const ModelFile& file, const Layers& layers, std::uint32_t k) {
   Part part = part_of(file, layers, 0, k + 1);
   if (file.number("nextn_predict_layers")) part.wholes["nextn_predict_layers"] = 0;
   if (file.number("attention.shared_kv_layers")) part.wholes["attention.shared_kv_layers"] = 0;
-  // Never run, so the matrix that is there anyway will do.
-  if (file.has_tensor("output.weight")) part.tensors["output.weight"] = "token_embd.weight";
+  if (file.has_tensor("output.weight")) part.tensors["output.weight"] = "";  // never run
   return part;
 }
 
@@ -227,8 +245,11 @@ Part tail_of(const ModelFile& file, const Layers& layers, std::uint32_t k) {
   // Hidden rows are scaled already.
   if (file.number("embedding_scale") || file.architecture() == "minicpm" || file.architecture() == "grok")
     part.reals["embedding_scale"] = 1;
-  // It is handed rows, and looks none up.
-  if (file.has_tensor("output.weight")) part.tensors["token_embd.weight"] = "output.weight";
+  // It is handed rows, and looks none up: the one matrix is read as both.
+  if (file.has_tensor("output.weight")) {
+    part.tensors["token_embd.weight"] = "output.weight";
+    part.tensors["output.weight"] = "";
+  }
   return part;
 }
 

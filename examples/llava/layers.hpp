@@ -9,6 +9,7 @@ namespace llava {
 struct Layer {
   bool attends = true;    // recurrent and convolution layers keep a state, and no keys
   bool windowed = false;  // sees a window of the tokens before it
+  std::uint32_t kv_heads = 1;
 };
 
 struct Layers {
@@ -32,6 +33,9 @@ std::vector<std::string> architectures();
 // The K of `layers` to use: the one asked for, or the smallest from 2 on. Throws std::invalid_argument, with the list of
 // those that can be, where the one asked for cannot.
 std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t> asked);
+
+// "1-7, 9" of 1, 2, ... 7, 9.
+std::string ranges(const std::vector<std::uint32_t>& values);
 
 // Layers below K, and layer K behind them, which is never run: llama.cpp drops all rows but the outputs' in the last
 // layer, and each token's row is needed.

@@ -216,6 +216,8 @@ ModelFile::ModelFile(const std::string& path) : path_(path) {
                         gguf_get_tensor_size(shard.gguf.get(), t)};
       if (place.offset + place.bytes > size)
         throw std::runtime_error(path_ + ": the file ends before the tensor " + tensor + " does: it was cut short");
+      if (has_tensor(tensor))
+        throw std::runtime_error(path_ + ": the tensor " + tensor + " is there twice: its files are not of one model");
       tensors_.emplace_back(ggml_get_tensor(shard.names.get(), tensor), place);
     }
   }
@@ -273,7 +275,9 @@ File ModelFile::open(const Part& part) const {
   const gguf_context* from = shards_[0]->gguf.get();
   gguf_context_ptr to(gguf_init_empty());
   gguf_set_kv(to.get(), from);
-  for (const char* key : {"split.no", "split.count", "split.tensors.count"}) gguf_remove_key(to.get(), key);
+  // Without general.alignment: tensors are laid out anew, by 32 bytes.
+  for (const char* key : {"split.no", "split.count", "split.tensors.count", "general.alignment"})
+    gguf_remove_key(to.get(), key);
 
   const std::uint32_t layers = whole("block_count", 0);
   for (std::int64_t id = 0; id < gguf_get_n_kv(from); ++id) {

@@ -17,15 +17,11 @@ using command_line::whole_number;
 
 // "f16", "q8_0", ...
 ggml_type cache_type(const std::string& option, const std::string& value) {
-  for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-    const auto type = static_cast<ggml_type>(i);
-    if (ggml_blck_size(type) == 0 || ggml_get_type_traits(type)->to_float == nullptr) {
-      if (type != GGML_TYPE_F32) continue;
-    }
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1,
+                               GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL})
     if (value == ggml_type_name(type)) return type;
-  }
   refuse(option + " is \"" + value +
-         "\" but must be a type of llama.cpp's caches: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0");
+         "\" but must be a type of llama.cpp's caches: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl");
 }
 
 // "2,8,16"
@@ -78,6 +74,7 @@ const char* usage() {
                "(512)\n"
                "  -t N                  threads (one per core)\n"
                "  -ngl N                layers on the GPU, from the last on (all)\n"
+               "  --rpc HOST:PORT,...   llama.cpp's RPC servers, which carry layers as a GPU does\n"
                "  --cache-type-k TYPE, --cache-type-v TYPE   of the KV cache: f32, f16, bf16, q8_0, q4_0, ... (f16)\n"
                "  --temp X              sampling: 0 takes the likeliest token (0)\n"
                "  --top-k N, --top-p X, --min-p X, --seed N   of it (40, 0.95, 0.05, 0)\n"
@@ -160,6 +157,7 @@ Options read_options(int count, char** arguments) {
       {"-ub", number(options.engine.micro_batch)},
       {"-t", number(options.engine.threads)},
       {"-ngl", number(options.load.gpu_layers)},
+      {"--rpc", [&](const std::string&, const std::string& v) { options.load.servers = parts(v); }},
       {"--temp", [&](const std::string& o, const std::string& v) { options.temperature = real_number(o, v); }},
       {"--top-k", number(options.top_k)},
       {"--top-p",

@@ -67,7 +67,13 @@ std::string Chat::asks(const std::string& words) {
 
 void Chat::answers(const std::string& words) {
   turns_.emplace_back("assistant", words);
-  read_ += words.size();  // what the template sets behind an answer comes with the next question
+  if (name_ == "none") return;
+  // Up to where the answer ends, wherever the template has put spaces; what it sets behind comes with the next question.
+  const auto first = words.find_first_not_of(" \n"), last = words.find_last_not_of(" \n");
+  const std::string trimmed = first == std::string::npos ? "" : words.substr(first, last - first + 1),
+                    all = dressed(false);
+  const std::size_t at = all.find(trimmed, std::min(read_, all.size()));
+  if (at != std::string::npos) read_ = at + trimmed.size();
 }
 
 std::string with_markers(const std::string& words, std::size_t pictures) {
@@ -77,7 +83,8 @@ std::string with_markers(const std::string& words, std::size_t pictures) {
     ++named;
   if (named > pictures)
     throw std::invalid_argument("the prompt has " + std::to_string(named) + " picture markers but " +
-                                std::to_string(pictures) + " pictures were given");
+                                std::to_string(pictures) +
+                                (pictures == 1 ? " picture was given" : " pictures were given"));
   std::string ahead;
   for (; named < pictures; ++named) ahead += marker;  // as llama-mtmd-cli does
   return ahead + words;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
@@ -32,7 +33,7 @@ double divergence(const std::vector<double>& p, const float* logits) {
   double sum = 0;
   for (std::size_t i = 0; i < p.size(); ++i)
     if (p[i] > -700) sum += std::exp(p[i]) * (p[i] - q[i]);
-  return std::max(sum, 0.0);
+  return std::isfinite(sum) ? std::max(sum, 0.0) : std::numeric_limits<double>::infinity();
 }
 
 llama_token likeliest(const float* logits, std::size_t count) {
@@ -66,10 +67,8 @@ class Runner {
   Engine& engine() { return engine_; }
 
   Whole whole(const Reading& reading) {
-    std::vector<fastv::Index> all(reading.tokens);
-    std::iota(all.begin(), all.end(), fastv::Index{0});
     Whole whole;
-    whole.seconds = reading.seconds + finish(reading, all);
+    whole.seconds = reading.seconds + finish(reading, nullptr);
     while (true) {
       const float* logits = engine_.logits(0);
       if (whole.tokens.size() < told) whole.logs.push_back(log_softmax(logits, vocabulary()));
@@ -84,10 +83,10 @@ class Runner {
     return whole;
   }
 
-  // The tail alone, on what is kept.
-  double finish(const Reading& reading, const std::vector<fastv::Index>& kept) {
+  // The tail alone, on what is kept: all of it where config is null.
+  double finish(const Reading& reading, const fastv::Config* config) {
     const auto start = std::chrono::steady_clock::now();
-    engine_.finish(0, reading, kept);
+    engine_.finish(0, reading, engine_.select(reading, config));
     llama_synchronize(engine_.tail());
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
@@ -253,6 +252,8 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         all.push_back({config, rule, {}});
       }
     const bool last = k == ks.back();
+    // So that the first question's unpruned run is not the one that meets cold caches.
+    runner.finish(engine.read(0, prompt_of(questions.front(), engine, vision, options)), nullptr);
     for (const Question& question : questions) {
       const Prompt prompt = prompt_of(question, engine, vision, options);
       engine.forget(0);
@@ -265,7 +266,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         s.flops += fastv::prefill_flops(shape, plan) / whole_flops;
         s.whole_seconds += whole.seconds;
         s.seconds += seconds;
-        s.kv_bytes += static_cast<double>(fastv::kv_bytes(shape, plan, 2));
+        s.kv_bytes += static_cast<double>(engine.cache_bytes(plan));
         s.known += question.answer.empty() ? 0 : 1;
       };
       if (last) {
@@ -277,7 +278,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
       for (std::size_t i = first; i < all.size(); ++i) {
         Setting& setting = all[i];
         engine.forget_tail(0);
-        const double seconds = reading.seconds + runner.finish(reading, engine.select(reading, &setting.config));
+        const double seconds = reading.seconds + runner.finish(reading, &setting.config);
         count(setting.sums, engine.plan(prompt, &setting.config), seconds);
         // The first token's logits, then those of the answer's tokens as the unpruned run gave them.
         bool same = true;
@@ -292,9 +293,14 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         };
         compare(0, engine.logits(0));
         const llama_token first_token = likeliest(engine.logits(0), runner.vocabulary());
-        if (whole.logs.size() > 1) {
-          engine.conclude(0, whole.rows, reading.next_position);
-          for (std::size_t t = 1; t < whole.logs.size(); ++t) compare(t, engine.logits(t - 1));
+        for (std::size_t t = 1; t < whole.logs.size();) {
+          const std::size_t some = std::min(engine.batch(), whole.logs.size() - t), d = halves.hidden();
+          engine.conclude(0,
+                          {whole.rows.begin() + static_cast<std::ptrdiff_t>((t - 1) * d),
+                           whole.rows.begin() + static_cast<std::ptrdiff_t>((t - 1 + some) * d)},
+                          reading.next_position + static_cast<llama_pos>(t) - 1);
+          for (std::size_t row = 0; row < some; ++row) compare(t + row, engine.logits(row));
+          t += some;
         }
         // What it answers on its own: the same, as far as both were told the same; else it is to be decoded.
         std::string text = whole.text;
@@ -305,7 +311,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
             engine.forget(0);
             static_cast<void>(engine.read(0, prompt));
           }
-          engine.finish(0, reading, engine.select(reading, &setting.config));
+          runner.finish(reading, &setting.config);
           const llama_pos before = engine.next_position(0);
           text = runner.answer(first_token);
           fed = static_cast<std::size_t>(engine.next_position(0) - before);
@@ -330,7 +336,7 @@ const Measured* cheapest(const Sweep& sweep, double max_kl, double max_drop) {
   for (std::size_t i = 1; i < sweep.measured.size(); ++i) {
     const Measured& m = sweep.measured[i];
     const bool known = m.accuracy >= 0;
-    if (m.kl_mean > max_kl || (known && sweep.measured[0].accuracy - m.accuracy > max_drop)) continue;
+    if (!(m.kl_mean <= max_kl) || (known && sweep.measured[0].accuracy - m.accuracy > max_drop)) continue;
     if (best == nullptr || m.flops < best->flops || (m.flops == best->flops && m.kl_mean < best->kl_mean)) best = &m;
   }
   return best;

@@ -5,21 +5,6 @@
 #include "layers.hpp"
 #include "proof.hpp"
 
-namespace {
-
-std::string ranges(const std::vector<std::uint32_t>& values) {
-  std::string text;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    std::size_t last = i;
-    while (last + 1 < values.size() && values[last + 1] == values[last] + 1) ++last;
-    text += (i == 0 ? "" : ", ") + std::to_string(values[i]) + (last > i ? "-" + std::to_string(values[last]) : "");
-    i = last;
-  }
-  return text;
-}
-
-}  // namespace
-
 int main() {
   std::puts("| architecture | layers | K can be | unpruned | pruned: prefill | 16 steps | same tokens |");
   std::puts("|---|---|---|---|--:|--:|--:|");
@@ -32,7 +17,7 @@ int main() {
       failed += verdict.empty() ? 0 : 1;
       ++count;
       std::printf(
-          "| %s | %s | %s | %s | ", name.c_str(), proof.kinds.c_str(), ranges(proof.filtering_layers).c_str(),
+          "| %s | %s | %s | %s | ", name.c_str(), proof.kinds.c_str(), llava::ranges(proof.filtering_layers).c_str(),
           proof.whole == 0 && proof.whole_in_pieces == 0 ? (proof.whole_q8 ? "equal, Q8_0 too" : "equal") : "DIFFERS");
       if (proof.pruned_prefill)
         std::printf("%.0e | %.0e | %zu of 16 |", std::max(*proof.pruned_prefill, *proof.pruned_in_pieces),

@@ -33,6 +33,25 @@ for rule in "--no-fastv" "--fastv-k 3 --fastv-r 0.5" "--fastv-k 3 --fastv-keep 7
   answer=$(ask --image "$picture" -p "$question" $rule 2>/dev/null | xargs)
   [ "$answer" = "$expected" ] || fail "with $rule it answers '$answer', not '$expected'"
 done
+# Layers on two other machines, by llama.cpp's RPC backend: the same answers. Here nothing lies in host memory.
+port=$((20000 + $$ % 20000))
+for p in $port $((port + 1)); do
+  "$build/tests/llava/rpc_server" "127.0.0.1:$p" >"$out/rpc_$p.txt" 2>&1 &
+  servers="${servers:-} $!"
+done
+# shellcheck disable=SC2064,SC2086
+trap "kill $servers 2>/dev/null" EXIT
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+  ! grep -q "endpoint" "$out/rpc_$port.txt" || ! grep -q "endpoint" "$out/rpc_$((port + 1)).txt" || break
+  sleep 0.3
+done
+for rule in "--no-fastv" "--fastv-k 3 --fastv-r 0.5" "--fastv-k 3 --fastv-r 0.5 -ngl 4"; do
+  # shellcheck disable=SC2086
+  answer=$(ask --image "$picture" -p "$question" $rule --rpc "127.0.0.1:$port,127.0.0.1:$((port + 1))" 2>"$out/error.txt" | xargs)
+  [ "$answer" = "$expected" ] || fail "with $rule over RPC it answers '$answer', not '$expected': $(cat "$out/error.txt")"
+done
+# shellcheck disable=SC2086
+kill $servers
 # Sampling is repeatable.
 for attempt in 1 2; do
   ask --image "$picture" -p "$question" --temp 2 --top-k 5 --top-p 0.9 --min-p 0.01 --seed 7 >"$out/sampled_$attempt.txt" 2>/dev/null
@@ -194,6 +213,7 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "name a picture" $good -p hi
   wrong "must be a type of" $good --image "$picture" --cache-type-k f17
   wrong "need a prompt" $good --compare
+  wrong "no RPC server answers at 127.0.0.1:1" $good --image "$picture" --rpc 127.0.0.1:1
   wrong "cannot open the questions" $good --sweep "$out/none.jsonl"
   wrong "line 1: give" $good --sweep README.md
   wrong "has pictures and prompts of its own" $good --sweep "$out/lists.jsonl" -p hi
