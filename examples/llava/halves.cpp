@@ -1,5 +1,9 @@
 #include "halves.hpp"
 
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -34,6 +38,24 @@ LlamaModel load(File file, llama_model_params params, const Progress& progress, 
   return model;
 }
 
+// Whether somebody listens at HOST:PORT; ggml aborts the program where nobody does.
+bool listens(const std::string& server) {
+  const std::size_t colon = server.rfind(':');
+  if (colon == std::string::npos) return false;
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_socktype = SOCK_STREAM;
+  if (getaddrinfo(server.substr(0, colon).c_str(), server.substr(colon + 1).c_str(), &hints, &found) != 0) return false;
+  bool connected = false;
+  for (const addrinfo* at = found; at != nullptr && !connected; at = at->ai_next) {
+    const int socket = ::socket(at->ai_family, at->ai_socktype, at->ai_protocol);
+    if (socket < 0) continue;
+    connected = connect(socket, at->ai_addr, at->ai_addrlen) == 0;
+    close(socket);
+  }
+  freeaddrinfo(found);
+  return connected;
+}
+
 // llama.cpp's RPC backend: each server is a device more. Servers that are known already stay.
 void add_servers(const std::vector<std::string>& servers) {
   static std::vector<std::string> known;
@@ -42,11 +64,13 @@ void add_servers(const std::vector<std::string>& servers) {
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     if (rpc == nullptr)
       throw std::runtime_error("this llama.cpp was built without its RPC backend: build one with GGML_RPC=ON");
+    if (!listens(server))
+      throw std::runtime_error("no RPC server answers at " + server + ": give HOST:PORT of a llama.cpp rpc-server");
     using Add = ggml_backend_reg_t (*)(const char*);
     const auto add = reinterpret_cast<Add>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
     ggml_backend_reg_t added = add == nullptr ? nullptr : add(server.c_str());
     if (added == nullptr || ggml_backend_reg_dev_count(added) == 0)
-      throw std::runtime_error("no RPC server answers at " + server + ": start llama.cpp's rpc-server there");
+      throw std::runtime_error("the RPC server at " + server + " has no device: start it with one");
     ggml_backend_register(added);
     known.push_back(server);
   }
