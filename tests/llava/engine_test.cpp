@@ -207,6 +207,46 @@ TEST(Pruned, ByEveryRuleTheKeptTokensAreTheCores) {
   }
 }
 
+// The last token's row of layer K-1's attention map, as llama.cpp computes it without flash attention: with soft-caps,
+// sinks, ALiBi, latent keys, and in a second turn, whose keys lie behind those of the first.
+TEST(Pruned, ScoresAreTheLastRowOfTheMap) {
+  for (const char* architecture :
+       {"llama", "qwen2vl", "gemma2", "gemma3", "gpt-oss", "bloom", "jais", "deepseek2", "olmo2", "qwen35"}) {
+    tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
+    spec.window = 40;
+    const std::string& path = prompts::model_file(spec, architecture + std::string("_small"));
+    const Halves halves(path);
+    Engine engine(halves, one_thread());
+    oracle::Llama llama(path, 1, 512, 512, true, GGML_TYPE_F16, false);
+    llama.watch(halves.filtering_layer() - 1);
+    std::size_t past = 0;
+    for (const std::uint64_t turn : {1u, 2u}) {
+      const Prompt prompt = Builder(halves, turn, turn == 1 ? 0 : engine.next_position(0))
+                                .text(30)
+                                .picture(7)
+                                .text(20)
+                                .picture(5)
+                                .text(21)
+                                .prompt;
+      const llava::Reading reading = engine.read(0, prompt);
+      if (turn == 1)
+        static_cast<void>(llama.prefill(prompt));
+      else
+        static_cast<void>(llama.append(prompt));
+      double most = 0, largest = 0;
+      for (const fastv::TokenSpan& span : prompt.visual())
+        for (std::size_t i = span.first; i < span.first + span.count; ++i) {
+          const double expected = llama.last_row().at(past + i);
+          largest = std::max(largest, expected);
+          most = std::max(most, std::abs(static_cast<double>(reading.scores[i]) - expected));
+        }
+      EXPECT_GT(largest, 0.005) << architecture;
+      EXPECT_LE(most, 0.03 * largest) << architecture << ", turn " << turn;  // queries are rounded to F16 there
+      past += prompt.tokens();
+    }
+  }
+}
+
 TEST(Pruned, ScoresAddUpToWhatThePicturesGet) {
   const Halves halves(llama_file());
   const Prompt prompt = Builder(halves, 5).text(30).picture(6).text(30).prompt;

@@ -17,7 +17,7 @@ class Llama {
  public:
   // piece: llama.cpp's n_ubatch. context: tokens of the KV cache. masks: hide_all_but() will be called.
   Llama(const std::string& path, int threads, std::size_t context, std::size_t piece, bool masks = true,
-        ggml_type cache = GGML_TYPE_F16) {
+        ggml_type cache = GGML_TYPE_F16, bool flash = true) {
     llama_log_set(
         [](ggml_log_level level, const char* text, void*) {
           if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -30,7 +30,7 @@ class Llama {
     params.n_batch = static_cast<std::uint32_t>(context);
     params.n_ubatch = static_cast<std::uint32_t>(piece);
     params.n_threads = params.n_threads_batch = threads;
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.type_k = params.type_v = cache;
     params.swa_full = masks;  // so that cell i of every cache is position i of the prompt
     params.cb_eval = masks ? &Llama::on_node : nullptr;
@@ -46,6 +46,11 @@ class Llama {
     for (const fastv::Index index : kept) dropped_[index] = false;
     masked_behind_ = "l_out-" + std::to_string(filtering_layer - 1);
   }
+
+  // Without flash attention: the map of a layer is kept, last_row() gives the row of the last token, the mean over heads,
+  // by the cell of the cache.
+  void watch(std::size_t layer) { watched_ = "kq_soft_max-" + std::to_string(layer); }
+  const std::vector<double>& last_row() const { return last_row_; }
 
   // Logits behind the last token of a prompt, whose pieces go in as llama.cpp's own programs hand them over.
   std::vector<float> prefill(const llava::Prompt& prompt) {
@@ -92,6 +97,19 @@ class Llama {
 
   static bool on_node(ggml_tensor* node, bool ask, void* self) { return static_cast<Llama*>(self)->look_at(node, ask); }
   bool look_at(ggml_tensor* node, bool ask) {
+    if (!watched_.empty() && node->name == watched_) {
+      if (ask) return true;
+      std::vector<float> map(static_cast<std::size_t>(ggml_nelements(node)));  // [H, tokens, cells]
+      ggml_backend_tensor_get(node, map.data(), 0, ggml_nbytes(node));
+      const auto cells = static_cast<std::size_t>(node->ne[0]), rows = static_cast<std::size_t>(node->ne[1]),
+                 heads = static_cast<std::size_t>(node->ne[2]);
+      last_row_.assign(cells, 0);
+      for (std::size_t h = 0; h < heads; ++h)
+        for (std::size_t cell = 0; cell < cells; ++cell)
+          last_row_[cell] +=
+              static_cast<double>(map[(h * rows + rows - 1) * cells + cell]) / static_cast<double>(heads);
+      return true;
+    }
     if (node->op == GGML_OP_FLASH_ATTN_EXT && std::find(masks_.begin(), masks_.end(), node->src[3]) == masks_.end())
       masks_.push_back(node->src[3]);
     const bool here = !masked_behind_.empty() && node->name == masked_behind_;
@@ -119,7 +137,8 @@ class Llama {
   std::size_t width_ = 0;
   llama_pos next_position_ = 0;
   std::vector<bool> dropped_;
-  std::string masked_behind_;
+  std::string masked_behind_, watched_;
+  std::vector<double> last_row_;
   std::vector<ggml_tensor*> masks_;
 };
 
