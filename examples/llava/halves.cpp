@@ -117,14 +117,13 @@ Halves::Halves(const std::string& path, const LoadOptions& options, const Progre
   axes_ = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
 
   // Of a mixture, what runs for a token.
-  const std::size_t heads = static_cast<std::size_t>(file_.number_in_layer("attention.head_count", k_ - 1, 1)),
-                    kv_heads = static_cast<std::size_t>(file_.number_in_layer("attention.head_count_kv", k_ - 1, 1)),
+  const std::size_t heads = std::size_t{file_.whole_in_layer("attention.head_count", k_ - 1, 1)},
+                    kv_heads = std::size_t{file_.whole_in_layer("attention.head_count_kv", k_ - 1, 1)},
                     head_dim = file_.whole("attention.key_length",
                                            static_cast<std::uint32_t>(hidden_ / std::max<std::size_t>(heads, 1))),
-                    expert = static_cast<std::size_t>(file_.number_in_layer("expert_feed_forward_length", k_, 0)) *
-                             static_cast<std::size_t>(file_.number_in_layer("expert_used_count", k_, 0));
-  std::size_t ffn =
-      expert != 0 ? expert : static_cast<std::size_t>(file_.number_in_layer("feed_forward_length", k_, 1));
+                    expert = std::size_t{file_.whole_in_layer("expert_feed_forward_length", k_, 0)} *
+                             std::size_t{file_.whole_in_layer("expert_used_count", k_, 0)};
+  std::size_t ffn = expert != 0 ? expert : std::size_t{file_.whole_in_layer("feed_forward_length", k_, 1)};
   if (architecture() == "qwen") ffn /= 2;  // its key counts gate and up as one
   const bool gated = file_.has_tensor("blk.0.ffn_gate.weight") || expert != 0;
   shape_ = {layers(), hidden_, heads,           kv_heads,

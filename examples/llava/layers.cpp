@@ -145,10 +145,9 @@ Layers layers_of(const ModelFile& file) {
       layer.windowed = !listed.empty() ? i < listed.size() && listed[i] != 0
                        : every == 0    ? true
                                        : i % every != (family.full_first ? 0 : every - 1);
-    layer.kv_heads = static_cast<std::uint32_t>(
-        file.number_in_layer("attention.head_count_kv", i, file.number_in_layer("attention.head_count", i, 1)));
-    layer.attends =
-        (attending <= 1 || (i + 1) % attending == 0) && file.number_in_layer("attention.head_count_kv", i, 1) != 0;
+    layer.kv_heads =
+        file.whole_in_layer("attention.head_count_kv", i, file.whole_in_layer("attention.head_count", i, 1));
+    layer.attends = (attending <= 1 || (i + 1) % attending == 0) && layer.kv_heads != 0;
   }
 
   // What must come out even on both sides of the cut.

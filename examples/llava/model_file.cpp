@@ -173,6 +173,12 @@ struct ModelFile::Shard {
     gguf.reset(gguf_init_from_file(path.c_str(), {true, &context}));
     names.reset(context);
     if (!gguf) throw std::runtime_error(path + " is a damaged GGUF file: its header cannot be read");
+    // ggml aborts where such keys are copied.
+    for (std::int64_t key = 0; key < gguf_get_n_kv(gguf.get()); ++key) {
+      const std::string name = gguf_get_key(gguf.get(), key);
+      if (name.empty() || (name == "general.alignment" && gguf_get_kv_type(gguf.get(), key) != GGUF_TYPE_UINT32))
+        throw std::runtime_error(path + " is a damaged GGUF file: its key \"" + name + "\" cannot be read");
+    }
     file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) throw std::runtime_error("cannot open the model " + path);
   }
@@ -247,18 +253,20 @@ std::vector<double> ModelFile::numbers(const std::string& key) const {
   return values;
 }
 
-double ModelFile::number_in_layer(const std::string& key, std::uint32_t layer, double otherwise) const {
-  const std::vector<double> all = numbers(key);
-  if (!all.empty()) return all[std::min<std::size_t>(layer, all.size() - 1)];
-  return number(key).value_or(otherwise);
+std::uint32_t ModelFile::size_of(const std::string& key, double value) const {
+  if (!(value >= 0 && value <= 1e9))
+    throw std::runtime_error(path_ + ": the key " + full(key) + " is " + std::to_string(value) + ", which is no size");
+  return static_cast<std::uint32_t>(value);
 }
 
 std::uint32_t ModelFile::whole(const std::string& key, std::uint32_t otherwise) const {
   const std::optional<double> value = number(key);
-  if (!value) return otherwise;
-  if (!(*value >= 0 && *value <= 1e9))
-    throw std::runtime_error(path_ + ": the key " + full(key) + " is " + std::to_string(*value) + ", which is no size");
-  return static_cast<std::uint32_t>(*value);
+  return value ? size_of(key, *value) : otherwise;
+}
+
+std::uint32_t ModelFile::whole_in_layer(const std::string& key, std::uint32_t layer, std::uint32_t otherwise) const {
+  const std::vector<double> all = numbers(key);
+  return all.empty() ? whole(key, otherwise) : size_of(key, all[std::min<std::size_t>(layer, all.size() - 1)]);
 }
 
 bool ModelFile::has_tensor(const std::string& name) const {

@@ -42,9 +42,10 @@ class ModelFile {
   // Keys of the architecture, named without "<architecture>."; nothing where they are missing or no numbers.
   std::optional<double> number(const std::string& key) const;
   std::vector<double> numbers(const std::string& key) const;  // of an array
-  // An array's entry for a layer, or the one number for all.
-  double number_in_layer(const std::string& key, std::uint32_t layer, double otherwise) const;
+  // Sizes: throw where the key is no whole number of a size.
   std::uint32_t whole(const std::string& key, std::uint32_t otherwise) const;
+  // An array's entry for a layer, or the one number for all.
+  std::uint32_t whole_in_layer(const std::string& key, std::uint32_t layer, std::uint32_t otherwise) const;
 
   bool has_tensor(const std::string& name) const;
   std::uint32_t vocabulary() const;
@@ -59,6 +60,7 @@ class ModelFile {
     std::size_t shard;
     std::uint64_t offset, bytes;
   };
+  std::uint32_t size_of(const std::string& key, double value) const;
   std::string full(const std::string& key) const { return architecture_ + "." + key; }
 
   std::string path_, architecture_;

@@ -91,7 +91,7 @@ FASTV_FUZZ_TARGET(gguf) {
       ggml_context* read = nullptr;
       const gguf_context_ptr gguf(gguf_init_from_file_ptr(file_of_part.get(), {false, &read}));
       const ggml_context_ptr weights(read);
-      FUZZ_CHECK(gguf != nullptr);
+      if (gguf == nullptr) continue;  // a tensor's type or extents were damaged: libllama does not load it either
       for (ggml_tensor* t = ggml_get_first_tensor(read); t != nullptr; t = ggml_get_next_tensor(read, t))
         FUZZ_CHECK(t->data != nullptr || ggml_nbytes(t) == 0);
     }
