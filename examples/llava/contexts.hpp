@@ -47,7 +47,7 @@ std::vector<T> read_all(const ggml_tensor* tensor) {
 // A context whose graphs are looked at node by node.
 class Half {
  public:
-  Half(llama_model* model, const EngineOptions& options, const char* name) : batch_(options.batch) {
+  Half(llama_model* model, const EngineOptions& options, const char* name) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<std::uint32_t>(options.context);
     params.n_batch = static_cast<std::uint32_t>(options.batch);
@@ -66,10 +66,10 @@ class Half {
     };
     params.cb_eval_user_data = this;
     context_.reset(llama_init_from_model(model, params));
-    if (context_) batch_ = llama_n_batch(context_.get());  // no more than the context
     if (!context_)
       throw std::runtime_error("libllama makes no context of " + std::to_string(options.context) + " tokens for the " +
                                name + ": use a smaller -c, or F16 for the types of the cache");
+    batch_ = llama_n_batch(context_.get());  // no more than the context
   }
   virtual ~Half() = default;
 
@@ -124,11 +124,8 @@ class Half {
     }
   }
 
-  struct ContextDeleter {
-    void operator()(llama_context* context) const { llama_free(context); }
-  };
-  std::unique_ptr<llama_context, ContextDeleter> context_;
-  std::size_t batch_;
+  LlamaContext context_;
+  std::size_t batch_ = 0;
   std::exception_ptr error_;
   std::string first_node_;
 };

@@ -18,6 +18,10 @@ struct ModelDeleter {
   void operator()(llama_model* model) const { llama_model_free(model); }
 };
 using LlamaModel = std::unique_ptr<llama_model, ModelDeleter>;
+struct ContextDeleter {
+  void operator()(llama_context* context) const { llama_free(context); }
+};
+using LlamaContext = std::unique_ptr<llama_context, ContextDeleter>;
 
 struct LoadOptions {
   std::optional<std::uint32_t> filtering_layer;  // K; the smallest from 2 on that can be

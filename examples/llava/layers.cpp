@@ -63,20 +63,18 @@ constexpr struct {
     {"talkie", "every layer reads the embeddings again"},
 };
 
-// Where libllama takes something else of a model than its layers from their number.
-constexpr struct {
-  const char* name;
-  std::uint32_t layers;
-  const char* what;
-} counted[] = {
-    {"gemma2", 46, "the scale of its attention"},
-    {"gemma3", 62, "the scale of its attention"},
-    {"exaone4", 64, "its sliding windows"},
-};
 // deepseek2 has no low-rank queries with so many layers, which no half of another may have then.
 bool is_lite(const ModelFile& file, std::uint32_t layers) {
   return file.architecture() == "deepseek2" &&
          (layers == 26 || layers == 27 || (layers == 48 && file.vocabulary() == 128256));
+}
+
+// What libllama takes of a model of so many layers from their number, which neither half has; null: nothing.
+const char* counted(const ModelFile& file, std::uint32_t layers) {
+  const std::string& name = file.architecture();
+  if ((name == "gemma2" && layers == 46) || (name == "gemma3" && layers == 62)) return "the scale of its attention";
+  if (name == "exaone4" && layers == 64) return "its sliding windows";
+  return is_lite(file, layers) ? "how its queries are made" : nullptr;
 }
 
 std::runtime_error cannot(const ModelFile& file, const std::string& reason) {
@@ -116,12 +114,8 @@ std::vector<std::string> architectures() {
 Layers layers_of(const ModelFile& file) {
   const Family& family = family_of(file);
   const std::uint32_t n = expected_layers(file);
-  for (const auto& [name, count, what] : counted)
-    if ((file.architecture() == name && n == count))
-      throw cannot(file, std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
-                             ", which neither half has");
-  if (is_lite(file, n))
-    throw cannot(file, "libllama tells how its queries are made by the number of layers, " + std::to_string(n) +
+  if (const char* what = counted(file, n))
+    throw cannot(file, std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
                            ", which neither half has");
   Layers layers;
   layers.all.resize(n);
@@ -133,8 +127,8 @@ Layers layers_of(const ModelFile& file) {
   layers.input = family.input;
   layers.chunked = file.architecture() == "llama4";
 
-  const bool windows = file.architecture() == "llama4" ? file.number("attention.sliding_window").value_or(1) != 0
-                                                       : file.whole("attention.sliding_window", 0) != 0;
+  const bool windows = layers.chunked ? file.number("attention.sliding_window").value_or(1) != 0
+                                      : file.whole("attention.sliding_window", 0) != 0;
   if (layers.chunked && windows) layers.positions = 8191;
   const std::vector<double> listed = file.numbers("attention.sliding_window_pattern");
   const std::uint32_t every = file.whole("attention.sliding_window_pattern", family.windows);

@@ -138,11 +138,9 @@ Options read_options(int count, char** arguments) {
       place = static_cast<std::decay_t<decltype(place)>>(whole_number(option, value));
     };
   };
-  const auto list = [](std::vector<std::uint32_t>& place) {
+  const auto real = [](auto& place) {
     return [&place](const std::string& option, const std::string& value) {
-      place.clear();
-      for (const std::string& one : parts(value))
-        place.push_back(static_cast<std::uint32_t>(whole_number(option, one)));
+      place = static_cast<std::decay_t<decltype(place)>>(real_number(option, value));
     };
   };
   const std::map<std::string, Set> with_value = {
@@ -158,12 +156,10 @@ Options read_options(int count, char** arguments) {
       {"-t", number(options.engine.threads)},
       {"-ngl", number(options.load.gpu_layers)},
       {"--rpc", [&](const std::string&, const std::string& v) { options.load.servers = parts(v); }},
-      {"--temp", [&](const std::string& o, const std::string& v) { options.temperature = real_number(o, v); }},
+      {"--temp", real(options.temperature)},
       {"--top-k", number(options.top_k)},
-      {"--top-p",
-       [&](const std::string& o, const std::string& v) { options.top_p = static_cast<float>(real_number(o, v)); }},
-      {"--min-p",
-       [&](const std::string& o, const std::string& v) { options.min_p = static_cast<float>(real_number(o, v)); }},
+      {"--top-p", real(options.top_p)},
+      {"--min-p", real(options.min_p)},
       {"--seed", number(options.seed)},
       {"--chat-template", store(options.chat_template)},
       {"--cache-type-k",
@@ -174,12 +170,17 @@ Options read_options(int count, char** arguments) {
        [&](const std::string& o, const std::string& v) {
          options.load.filtering_layer = static_cast<std::uint32_t>(whole_number(o, v));
        }},
-      {"--fastv-r", [&](const std::string& o, const std::string& v) { fastv.filtering_ratio = real_number(o, v); }},
+      {"--fastv-r", real(fastv.filtering_ratio)},
       {"--fastv-keep", number(fastv.keep_count)},
       {"--fastv-score", [&](const std::string&, const std::string& v) { set_rule(fastv, v); }},
       {"--fastv-config", [&](const std::string&, const std::string& v) { read_config(v, options); }},
       {"--sweep", store(options.sweep.questions)},
-      {"--sweep-k", list(options.sweep.filtering_layers)},
+      {"--sweep-k",
+       [&](const std::string& o, const std::string& v) {
+         options.sweep.filtering_layers.clear();
+         for (const std::string& one : parts(v))
+           options.sweep.filtering_layers.push_back(static_cast<std::uint32_t>(whole_number(o, one)));
+       }},
       {"--sweep-r",
        [&](const std::string& o, const std::string& v) {
          options.sweep.filtering_ratios.clear();
@@ -192,8 +193,8 @@ Options read_options(int count, char** arguments) {
          for (const std::string& rule : options.sweep.rules) set_rule(checked, rule);
        }},
       {"--sweep-out", store(options.sweep.stem)},
-      {"--max-kl", [&](const std::string& o, const std::string& v) { options.sweep.max_kl = real_number(o, v); }},
-      {"--max-drop", [&](const std::string& o, const std::string& v) { options.sweep.max_drop = real_number(o, v); }},
+      {"--max-kl", real(options.sweep.max_kl)},
+      {"--max-drop", real(options.sweep.max_drop)},
       {"--write-config", store(options.sweep.config)},
       {"--overlay", store(options.overlay)},
       {"--json", store(options.json)},

@@ -63,7 +63,6 @@ class Runner {
   Runner(const Halves& halves, const Options& options)
       : halves_(halves), options_(options), engine_(halves, options.engine) {}
 
-  const Halves& halves() const { return halves_; }
   Engine& engine() { return engine_; }
 
   Whole whole(const Reading& reading) {

@@ -129,11 +129,8 @@ class Llama {
     return true;
   }
 
-  struct ContextDeleter {
-    void operator()(llama_context* context) const { llama_free(context); }
-  };
   llava::LlamaModel model_;
-  std::unique_ptr<llama_context, ContextDeleter> context_;
+  llava::LlamaContext context_;
   std::size_t width_ = 0;
   llama_pos next_position_ = 0;
   std::vector<bool> dropped_;
