@@ -2,13 +2,15 @@
 #
 # FASTV_LLAMA_CPP_DIR: an installed prefix (as cmake/llama_cpp.sh makes), or a source checkout, which is then built as
 # part of this project. Without it, what find_package finds. Defines the targets ggml::ggml and, if they are there,
-# fastv_mtmd (libmtmd and libllama), and FASTV_HAS_GGML, FASTV_HAS_LLAMA_CPP.
+# fastv_mtmd (libmtmd and libllama), fastv_llama_common (libllama-common: Jinja templates), and FASTV_HAS_GGML,
+# FASTV_HAS_LLAMA_CPP, FASTV_HAS_LLAMA_COMMON.
 set(FASTV_LLAMA_CPP_DIR "" CACHE PATH "llama.cpp: an installed prefix or a source checkout")
 set(FASTV_HAS_GGML OFF)
 set(FASTV_HAS_LLAMA_CPP OFF)
+set(FASTV_HAS_LLAMA_COMMON OFF)
 
 if(FASTV_LLAMA_CPP_DIR AND EXISTS "${FASTV_LLAMA_CPP_DIR}/ggml/CMakeLists.txt")
-  set(LLAMA_BUILD_COMMON OFF CACHE BOOL "")
+  set(LLAMA_BUILD_COMMON ON CACHE BOOL "")
   set(LLAMA_BUILD_TOOLS OFF CACHE BOOL "")
   set(LLAMA_BUILD_EXAMPLES OFF CACHE BOOL "")
   set(LLAMA_BUILD_TESTS OFF CACHE BOOL "")
@@ -25,6 +27,11 @@ if(FASTV_LLAMA_CPP_DIR AND EXISTS "${FASTV_LLAMA_CPP_DIR}/ggml/CMakeLists.txt")
   endif()
   add_library(fastv_mtmd INTERFACE)
   target_link_libraries(fastv_mtmd INTERFACE mtmd)
+  if(TARGET llama-common)
+    add_library(fastv_llama_common INTERFACE)
+    target_link_libraries(fastv_llama_common INTERFACE llama-common)
+    set(FASTV_HAS_LLAMA_COMMON ON)
+  endif()
   set(FASTV_HAS_GGML ON)
   set(FASTV_HAS_LLAMA_CPP ON)
 else()
@@ -43,6 +50,14 @@ else()
     target_link_libraries(fastv_mtmd INTERFACE "${FASTV_MTMD_LIBRARY}" "${FASTV_LLAMA_LIBRARY}" ggml::ggml)
     target_include_directories(fastv_mtmd SYSTEM INTERFACE "${FASTV_MTMD_INCLUDE_DIR}")
     set(FASTV_HAS_LLAMA_CPP ON)
+  endif()
+  find_library(FASTV_LLAMA_COMMON_LIBRARY llama-common)
+  find_path(FASTV_LLAMA_COMMON_INCLUDE_DIR jinja/runtime.h PATH_SUFFIXES llama-common)
+  if(FASTV_HAS_LLAMA_CPP AND FASTV_LLAMA_COMMON_LIBRARY AND FASTV_LLAMA_COMMON_INCLUDE_DIR)
+    add_library(fastv_llama_common INTERFACE)
+    target_link_libraries(fastv_llama_common INTERFACE "${FASTV_LLAMA_COMMON_LIBRARY}")
+    target_include_directories(fastv_llama_common SYSTEM INTERFACE "${FASTV_LLAMA_COMMON_INCLUDE_DIR}")
+    set(FASTV_HAS_LLAMA_COMMON ON)
   endif()
 endif()
 

@@ -13,7 +13,7 @@ folder=${1:-${FASTV_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/fastv/llama.cpp-v
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC" ]; then
+if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC and libllama-common" ]; then
   log=$folder/build.log
   echo "Getting llama.cpp v0.5.0 ($package@$version) and building it in $folder: about 5 minutes on 2 cores" >&2
   fail() {
@@ -45,10 +45,12 @@ if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC" ]; then
     cmake --install "$folder/build/ggml" && cmake --install "$folder/build/src" &&
       mkdir -p "$folder/prefix/bin" "$folder/prefix/include" "$folder/prefix/lib/cmake" &&
       cp "$folder/src/include/llama.h" "$folder/src/tools/mtmd/mtmd.h" "$folder/src/tools/mtmd/mtmd-helper.h" "$folder/prefix/include/" &&
+      mkdir -p "$folder/prefix/include/llama-common/jinja" && cp "$folder/src/include/llama-cpp.h" "$folder"/src/common/*.h "$folder/prefix/include/llama-common/" &&
+      cp "$folder"/src/common/jinja/*.h "$folder/prefix/include/llama-common/jinja/" &&
       cp -P "$folder"/build/bin/lib*.so* "$folder/prefix/lib/" &&
       cp "$folder/build/bin/llama-mtmd-cli" "$folder/prefix/bin/"
   } >"$log" 2>&1 || fail
   rm -rf "$folder/build"
-  echo "with RPC" >"$folder/prefix/complete"
+  echo "with RPC and libllama-common" >"$folder/prefix/complete"
 fi
 echo "$folder"

@@ -5,6 +5,7 @@
 
 #include "../common/canvas.hpp"
 #include "../common/progress.hpp"
+#include "chat.hpp"
 #include "report.hpp"
 #include "sweep.hpp"
 
@@ -81,7 +82,7 @@ void expect_room(const Engine& engine, const Prompt& prompt, const Options& opti
 
 // Turn by turn: pictures that are shown belong to the next question, and each is pruned in its own turn.
 void talk(Engine& engine, const Vision& vision, const fastv::Config* config, const Options& options) {
-  Chat chat(engine.halves().head(), options.chat_template);
+  Chat chat(engine.halves().head(), options.chat_template, options.jinja);
   std::vector<std::string> pictures;
   std::string line;
   std::fputs("/image FILE shows a picture, /bye ends.\n> ", stderr);
@@ -150,7 +151,7 @@ void answer(const Options& options) {
     vision.emplace(options.vision, *halves, options.engine.threads, options.load.gpu_layers != 0);
   if (options.chat()) return talk(engine, *vision, config, options);
 
-  Chat chat(halves->head(), options.chat_template);
+  Chat chat(halves->head(), options.chat_template, options.jinja);
   Prompt prompt;
   if (vision) {
     const std::string words = chat.asks(with_markers(options.prompt, options.pictures.size()));

@@ -78,7 +78,9 @@ const char* usage() {
                "  --cache-type-k TYPE, --cache-type-v TYPE   of the KV cache: f32, f16, bf16, q8_0, q4_0, ... (f16)\n"
                "  --temp X              sampling: 0 takes the likeliest token (0)\n"
                "  --top-k N, --top-p X, --min-p X, --seed N   of it (40, 0.95, 0.05, 0)\n"
-               "  --chat-template NAME  vicuna, chatml, ... or none (the model's own)\n"
+               "  --chat-template NAME  vicuna, chatml, ..., the text of a Jinja template, or none (the model's own)\n"
+               "  --jinja               render it by llama.cpp's Jinja engine even where libllama recognises it\n"
+               "  -fa MODE              flash attention: on, which is where attention is looked at; auto is the same\n"
                "\n"
                "  --fastv-k N           filtering layer K: layers that run on the whole prompt (the smallest from 2 on "
                "that\n"
@@ -154,7 +156,16 @@ Options read_options(int count, char** arguments) {
       {"-b", number(options.engine.batch)},
       {"-ub", number(options.engine.micro_batch)},
       {"-t", number(options.engine.threads)},
-      {"-ngl", number(options.load.gpu_layers)},
+      {"-ngl",
+       [&](const std::string& o, const std::string& v) {
+         if (v != "all" && v != "auto") number(options.load.gpu_layers)(o, v);
+       }},
+      {"-fa",
+       [](const std::string&, const std::string& v) {
+         if (v == "off" || v == "0")
+           refuse("-fa is off, but tokens are ranked by what flash attention reads: leave it on");
+         static_cast<void>(one_of<bool>("-fa", v, {{"on", true}, {"auto", true}, {"1", true}}));
+       }},
       {"--rpc", [&](const std::string&, const std::string& v) { options.load.servers = parts(v); }},
       {"--temp", real(options.temperature)},
       {"--top-k", number(options.top_k)},
@@ -201,6 +212,7 @@ Options read_options(int count, char** arguments) {
   };
   const std::map<std::string, Set> without = {
       {"--no-fastv", [&](const std::string&, const std::string&) { options.prune = false; }},
+      {"--jinja", [&](const std::string&, const std::string&) { options.jinja = true; }},
       {"--compare", [&](const std::string&, const std::string&) { options.compare = true; }},
       {"--help", [&](const std::string&, const std::string&) { options.help = true; }},
       {"-h", [&](const std::string&, const std::string&) { options.help = true; }},

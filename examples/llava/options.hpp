@@ -24,6 +24,7 @@ struct Options {
   std::vector<std::string> pictures;      // --image, any number of times
   std::string prompt;                     // -p
   std::string chat_template;
+  bool jinja = false;
   std::size_t generate = 128;  // -n
   double temperature = 0;      // --temp
   std::int32_t top_k = 40;     // --top-k; 0: all

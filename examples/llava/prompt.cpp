@@ -32,50 +32,6 @@ std::string text_of(const llama_vocab* vocabulary, llama_token token) {
   return n > 0 ? std::string(piece, static_cast<std::size_t>(n)) : std::string();
 }
 
-Chat::Chat(const llama_model* model, const std::string& template_name) : name_(template_name) {
-  const char* own = llama_model_chat_template(model, nullptr);
-  template_ = !template_name.empty() ? template_name : own != nullptr ? own : "vicuna";
-  if (name_ == "none") return;
-  const llama_chat_message message{"user", ""};
-  if (llama_chat_apply_template(template_.c_str(), &message, 1, true, nullptr, 0) < 0)
-    throw std::invalid_argument(template_name.empty()
-                                    ? "the model's own chat template is not one that libllama knows: name one with "
-                                      "--chat-template (vicuna, chatml, ...; none for the prompt as it is)"
-                                    : "libllama knows no chat template \"" + template_name + "\"");
-}
-
-std::string Chat::dressed(bool with_answer_begun) const {
-  std::vector<llama_chat_message> messages;
-  std::size_t room = 1024;
-  for (const auto& [role, words] : turns_) {
-    messages.push_back({role.c_str(), words.c_str()});
-    room += 2 * words.size() + 256;
-  }
-  std::vector<char> out(room);
-  const std::int32_t n = llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(),
-                                                   with_answer_begun, out.data(), static_cast<std::int32_t>(room));
-  return {out.data(), static_cast<std::size_t>(std::clamp<std::int32_t>(n, 0, static_cast<std::int32_t>(room)))};
-}
-
-std::string Chat::asks(const std::string& words) {
-  turns_.emplace_back("user", words);
-  if (name_ == "none") return words;
-  const std::string all = dressed(true), next = all.substr(std::min(read_, all.size()));
-  read_ = all.size();
-  return next;
-}
-
-void Chat::answers(const std::string& words) {
-  turns_.emplace_back("assistant", words);
-  if (name_ == "none") return;
-  // Up to where the answer ends, wherever the template has put spaces; what it sets behind comes with the next question.
-  const auto first = words.find_first_not_of(" \n"), last = words.find_last_not_of(" \n");
-  const std::string trimmed = first == std::string::npos ? "" : words.substr(first, last - first + 1),
-                    all = dressed(false);
-  const std::size_t at = all.find(trimmed, std::min(read_, all.size()));
-  if (at != std::string::npos) read_ = at + trimmed.size();
-}
-
 std::string with_markers(const std::string& words, std::size_t pictures) {
   const std::string marker = mtmd_default_marker();
   std::size_t named = 0;

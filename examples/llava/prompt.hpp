@@ -1,4 +1,4 @@
-// From what a user types and shows to what the decoder reads: chat template and tokens by libllama, pictures by libmtmd.
+// From what a user types and shows to what the decoder reads: tokens by libllama, pictures by libmtmd.
 #pragma once
 
 #include <mtmd.h>
@@ -16,26 +16,6 @@ struct MtmdDeleter {
 // Tokens of text, and the text of a token; that of a control token too, such as those that name a box.
 std::vector<llama_token> tokens_of(const llama_vocab* vocabulary, const std::string& text, bool begin);
 std::string text_of(const llama_vocab* vocabulary, llama_token token);
-
-// A conversation in the words that the model was taught to read it in.
-class Chat {
- public:
-  // template_name: one that libllama knows ("vicuna", "chatml", ...), "none" for words as they are, or empty for the
-  // model's own. Throws std::invalid_argument where libllama does not know it.
-  Chat(const llama_model* model, const std::string& template_name);
-
-  // What the model reads next for the user's words, up to where its answer begins.
-  std::string asks(const std::string& words);
-  void answers(const std::string& words);
-  bool begins() const { return turns_.empty(); }
-
- private:
-  std::string dressed(bool with_answer_begun) const;
-
-  std::string template_, name_;
-  std::vector<std::pair<std::string, std::string>> turns_;  // role, words
-  std::size_t read_ = 0;                                    // characters of the conversation that the model has seen
-};
 
 // The vision tower and projector of an mmproj file.
 class Vision {

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "../common/line_chart.hpp"
+#include "chat.hpp"
 #include "report.hpp"
 
 namespace llava {
@@ -178,7 +179,7 @@ std::vector<Question> read_questions(const std::string& path) {
 namespace {
 
 Prompt prompt_of(const Question& question, const Engine& engine, const Vision& vision, const Options& options) {
-  Chat chat(engine.halves().head(), options.chat_template);
+  Chat chat(engine.halves().head(), options.chat_template, options.jinja);
   Prompt prompt = vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true);
   if (prompt.tokens() + options.generate > engine.context())
     throw std::invalid_argument(question.picture + " and its question are " + std::to_string(prompt.tokens()) +

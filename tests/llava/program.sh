@@ -18,13 +18,15 @@ fail() {
 }
 ask() { "$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" -t 1 -n 16 "$@"; }
 
-# It ends without waiting for its logger (llama.cpp's issue 22142), so that on a busy machine the last words may be lost;
-# the very last ones are two line ends.
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-  "$llama_cpp/bin/llama-mtmd-cli" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --image "$picture" \
-    -p "$question" -n 16 --temp 0 -t 1 >"$out/expected.txt" 2>/dev/null || fail "llama-mtmd-cli failed"
-  [ "$(tail -c 2 "$out/expected.txt" | od -An -c | tr -d ' ')" != '\n\n' ] || break
-done
+# What llama-mtmd-cli answers. It ends without waiting for its logger (llama.cpp's issue 22142), so that on a busy machine the
+# last words may be lost; the very last ones are two line ends.
+theirs() {
+  for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    "$llama_cpp/bin/llama-mtmd-cli" "$@" --temp 0 -t 1 >"$out/expected.txt" 2>/dev/null || fail "llama-mtmd-cli failed with $*"
+    [ "$(tail -c 2 "$out/expected.txt" | od -An -c | tr -d ' ')" != '\n\n' ] || break
+  done
+}
+theirs -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --image "$picture" -p "$question" -n 16
 expected=$(xargs <"$out/expected.txt")
 [ -n "$expected" ] || fail "llama-mtmd-cli gave no answer"
 for rule in "--no-fastv" "--fastv-k 3 --fastv-r 0.5" "--fastv-k 3 --fastv-keep 72 --fastv-score window" "--fastv-k 3 --fastv-score uniform" \
@@ -148,6 +150,7 @@ print(round(12 * float(row['accuracy'])))")
 # Projectors of today's models, on random weights: --no-fastv answers token for token as llama-mtmd-cli does, and two
 # pictures are pruned.
 make="$build/tests/llava/make_gguf"
+jinja="{% for m in messages %}[{{ m.role | upper }}] {{ m.content }}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
 projectors="mlp:llama qwen2vl_merger:qwen2vl qwen2.5vl_merger:qwen2vl qwen3vl_merger:qwen3vl gemma3:gemma3 internvl:qwen3 idefics3:llama pixtral:mistral3"
 for pair in $projectors; do
   projector=${pair%%:*} architecture=${pair##*:}
@@ -161,15 +164,16 @@ for pair in $projectors; do
   "$make" --architecture "$architecture" $more "$model" >/dev/null
   # shellcheck disable=SC2086
   "$make" --projector "$projector" --projection 64 $tower "$vision" >/dev/null
-  for attempt in 1 2 3 4 5 6 7 8 9 10; do
-    "$llama_cpp/bin/llama-mtmd-cli" -m "$model" --mmproj "$vision" --image "$picture" -p "hi" -n 8 --temp 0 -t 1 --chat-template chatml \
-      >"$out/expected.txt" 2>/dev/null || fail "llama-mtmd-cli failed with $projector"
-    [ "$(tail -c 2 "$out/expected.txt" | od -An -c | tr -d ' ')" != '\n\n' ] || break
+  # By a template that libllama recognises, and by one that its Jinja engine alone can read.
+  for template in chatml "$jinja"; do
+    how=--no-jinja
+    [ "$template" = chatml ] || how=--jinja
+    theirs -m "$model" --mmproj "$vision" --image "$picture" -p "hi" -n 8 --chat-template "$template" $how
+    answer=$("$program" -m "$model" --mmproj "$vision" --image "$picture" -p "hi" -n 8 -t 1 --chat-template "$template" --no-fastv 2>"$out/error.txt" | tr -d '[:space:]')
+    expected_here=$(tr -d '[:space:]' <"$out/expected.txt")
+    [ "$answer" = "$expected_here" ] || fail "with $projector and $template it answers '$answer', not '$expected_here': $(cat "$out/error.txt")"
+    [ -n "$answer" ] || fail "with $projector and $template nothing is answered"
   done
-  answer=$("$program" -m "$model" --mmproj "$vision" --image "$picture" -p "hi" -n 8 -t 1 --chat-template chatml --no-fastv 2>/dev/null | tr -d '[:space:]')
-  theirs=$(tr -d '[:space:]' <"$out/expected.txt")
-  [ "$answer" = "$theirs" ] || fail "with $projector it answers '$answer', not '$theirs'"
-  [ -n "$answer" ] || fail "with $projector nothing is answered"
   "$program" -m "$model" --mmproj "$vision" --image "$picture" --image examples/scenes/pictures/scene_00.png -p "hi" -n 4 -t 1 \
     --chat-template chatml --json "$out/two.json" >/dev/null 2>"$out/error.txt" || fail "$projector: $(cat "$out/error.txt")"
   python3 -c "
@@ -210,6 +214,8 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "a value is missing" $good --image
   wrong "must be one of" $good --image "$picture" --fastv-score best
   wrong "no chat template" $good --image "$picture" --chat-template nonsense
+  wrong "cannot be rendered" $good --image "$picture" --chat-template "{% for m in %}"
+  wrong "leave it on" $good --image "$picture" -fa off
   wrong "name a picture" $good -p hi
   wrong "must be a type of" $good --image "$picture" --cache-type-k f17
   wrong "need a prompt" $good --compare
