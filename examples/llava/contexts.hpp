@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <fastv/ggml.hpp>
 #include <map>
 #include <stdexcept>
 #include <thread>
@@ -16,13 +17,6 @@ namespace llava {
 inline void require(const fastv::Status& status) {
   if (!status) throw std::invalid_argument(status.message().c_str());
 }
-inline std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
-
-inline const ggml_tensor* root(const ggml_tensor* tensor) {
-  while (tensor->view_src != nullptr) tensor = tensor->view_src;
-  return tensor;
-}
-
 // The view of the cache that attention's keys are: themselves, or, of an F32 cache, what they were rounded from.
 inline const ggml_tensor* in_cache(const ggml_tensor* keys) {
   while (root(keys)->op != GGML_OP_NONE && keys->src[0] != nullptr) keys = keys->src[0];
@@ -133,8 +127,9 @@ class Half {
 // Layers below K: leaves hidden rows, and the evidence of layer K-1.
 class Head : public Half {
  public:
-  Head(const Halves& halves, const EngineOptions& options)
+  Head(const Halves& halves, const EngineOptions& options, Devices& devices)
       : Half(halves.head(), options, "layers below K"),
+        devices_(devices),
         layers_(halves.facts()),
         layer_(static_cast<std::int32_t>(halves.filtering_layer()) - 1),
         last_node_(layers_.rows_of(halves.filtering_layer() - 1)),
@@ -145,14 +140,14 @@ class Head : public Half {
            std::vector<llama_seq_id> sequences, bool last) {
     done_ = 0;
     ranks_at_ = last ? sequences.size() : 0;
-    const std::size_t count = sequences.size(), before = hidden.size();
+    const std::size_t count = sequences.size(), before = hidden.count();
     Half::run(tokens, rows, std::move(positions), std::move(sequences), std::vector<std::int8_t>(count, 0));
-    if (hidden.size() == before || cells.size() < count)
+    if (hidden.count() == before || cells.size() < count)
       throw std::runtime_error("libllama ran the layers below K without " + last_node_ +
                                ": this architecture is built otherwise than those that were tried");
   }
 
-  std::vector<float> hidden;        // of all calls since it was cleared
+  Rows hidden;                      // of all calls since it was cleared
   std::vector<std::int64_t> cells;  // of layer K-1's cache, the same
 
   // The attention that the last token pays to `visual` in a layer; its keys lie in cells_of_sequence, of which the first
@@ -162,11 +157,18 @@ class Head : public Half {
     const auto found = evidence_.find(layer);
     if (found == evidence_.end()) throw std::runtime_error("layer K-1 has no flash attention to be looked at");
     const Evidence& e = found->second;
+    if (!e.by_cell.empty()) {
+      std::vector<float> all(cells_of_sequence.size() - past);
+      fastv::for_each_visual(visual, [&](std::size_t, std::size_t token) {
+        all[token] = e.by_cell[size(cells_of_sequence[past + token])];
+      });
+      return all;
+    }
     const std::size_t head_dim = size(e.keys.ne[0]), kv_heads = size(e.keys.ne[2]);
-    // On a device, keys come to the host once; it has as many bytes as the cells in use.
+    // Where no graph could rank them there, keys come to the host; they have as many bytes as the cells in use.
     std::vector<char> copy;
     const auto* data = static_cast<const char*>(e.keys.data);
-    if (!ggml_backend_buffer_is_host(root(&e.keys)->buffer)) {
+    if (!is_on_host(&e.keys)) {
       copy.resize(size(e.keys.ne[1]) * e.keys.nb[1]);
       const std::size_t offset = e.keys.view_offs;
       ggml_backend_tensor_get(root(&e.keys), copy.data(), offset,
@@ -218,32 +220,33 @@ class Head : public Half {
     }
     if (last_node_ != node->name) return false;
     if (ask) return true;
-    const std::size_t rows = size(node->ne[1] * node->ne[2]), before = hidden.size();
-    hidden.resize(before + size(ggml_nelements(node)));
-    ggml_backend_tensor_get(node, hidden.data() + before, 0, ggml_nbytes(node));
-    done_ += rows;
+    hidden.append(node);
+    done_ += size(ggml_nrows(node));
     return false;  // nothing behind it runs
   }
 
   struct Evidence {
+    std::vector<float> by_cell;              // scores, where they were computed on a device: [cells]; else empty, and
     std::vector<float> query, sinks, alibi;  // [H, c]; [H] or empty
     ggml_tensor keys;                        // [c, cells, G], in the cache
     std::size_t heads;
     float scale, soft_cap;
   };
-  static void take_evidence(Evidence& e, const ggml_tensor* attention) {
+  void take_evidence(Evidence& e, const ggml_tensor* attention) {
     const ggml_tensor* q = attention->src[0];  // [c, tokens, H]
     e.keys = *in_cache(attention->src[1]);
+    e.by_cell.clear();
     e.heads = size(q->ne[2]);
     const std::size_t head_dim = size(q->ne[0]);
-    e.query.resize(e.heads * head_dim);
-    for (std::size_t h = 0; h < e.heads; ++h)
-      ggml_backend_tensor_get(q, e.query.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
-                              head_dim * sizeof(float));
     float max_bias = 0;
     std::memcpy(&e.scale, attention->op_params, sizeof(float));
     std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
     std::memcpy(&e.soft_cap, attention->op_params + 2, sizeof(float));
+    if (!is_on_host(&e.keys) && max_bias == 0 && rank_on_device(e, attention)) return;
+    e.query.resize(e.heads * head_dim);
+    for (std::size_t h = 0; h < e.heads; ++h)
+      ggml_backend_tensor_get(q, e.query.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
+                              head_dim * sizeof(float));
     e.sinks = attention->src[4] == nullptr ? std::vector<float>{} : read_all<float>(attention->src[4]);
     e.alibi.clear();
     if (max_bias <= 0) return;
@@ -256,6 +259,23 @@ class Head : public Half {
     }
   }
 
+  // So that nothing but a score a cell comes to the host. Cells of other sequences, and empty ones, are hidden by the
+  // layer's own mask.
+  bool rank_on_device(Evidence& e, const ggml_tensor* attention) {
+    DeviceGraph graph(devices_.of(&e.keys));
+    const auto borrow = [&](const ggml_tensor* t) { return t == nullptr ? nullptr : graph.borrow(t); };
+    const auto by_token = [&](ggml_tensor* t) { return ggml_permute(graph.context(), t, 0, 2, 1, 3); };
+    ggml_tensor* keys = graph.borrow(&e.keys);
+    if (keys->type != GGML_TYPE_F32) keys = ggml_cast(graph.context(), keys, GGML_TYPE_F32);  // or queries are rounded
+    const auto scores = fastv::graph::scores(graph.context(), by_token(graph.borrow(attention->src[0])), by_token(keys),
+                                             e.scale, e.soft_cap, borrow(attention->src[4]), borrow(attention->src[3]));
+    require(scores.status);
+    if (!graph.compute(*scores)) return false;
+    e.by_cell = read_all<float>(*scores);
+    return true;
+  }
+
+  Devices& devices_;
   const Layers& layers_;
   std::int32_t layer_;
   std::string last_node_;
@@ -266,24 +286,27 @@ class Head : public Half {
 
 // Layers from K on, on the tokens that are kept. libllama refuses gaps between positions, so it is told 0, 1, 2, ...
 // and what it makes of them is written over before anything runs: RoPE turns by the true positions, and windows and
-// ALiBi count from them.
+// ALiBi count from them. Rows are written over in the same way, from where the head left them.
 class Tail : public Half {
  public:
   Tail(const Halves& halves, const EngineOptions& options)
       : Half(halves.tail(), options, "layers from K on"), halves_(halves), window_(llama_model_n_swa(halves.tail())) {}
 
-  // positions: true ones, of the first axis; told: as libllama is told them.
-  void run(const float* rows, const std::vector<llama_pos>& positions, std::vector<llama_pos> told,
+  // The rows from `first` on. positions: true ones, of the first axis; told: as libllama is told them.
+  void run(const Rows& rows, std::size_t first, const std::vector<llama_pos>& positions, std::vector<llama_pos> told,
            std::vector<llama_seq_id> sequences, std::vector<std::int8_t> wanted, const Progress& progress, double from,
            double to) {
     positions_ = &positions;
-    rows_ = rows;
+    rows_ = &rows;
+    first_ = first;
+    filled_ = false;
+    blank_.resize(positions.size() * halves_.hidden());
     done_ = count_ = 0;
     progress_ = progress ? Progress([&](double share) { progress(from + (to - from) * share); }) : Progress();
-    Half::run({}, rows, std::move(told), std::move(sequences), std::move(wanted));
+    Half::run({}, blank_.data(), std::move(told), std::move(sequences), std::move(wanted));
     progress_ = {};
     // Else positions may have been written to other tokens than theirs.
-    if (done_ + count_ != positions.size())
+    if (done_ + count_ != positions.size() || !filled_)
       throw std::runtime_error(
           "libllama ran the layers from K on in other micro-batches than were looked for: this "
           "architecture is built otherwise than those that were tried");
@@ -300,9 +323,12 @@ class Tail : public Half {
   bool look(ggml_tensor* node, bool ask) override {
     if (is_input(node->name)) {
       // In place of what was made of the rows: scaled, normed or given positions a second time.
-      if (!ask) ggml_backend_tensor_set(node, rows_ + done_ * halves_.hidden(), 0, ggml_nbytes(node));
+      if (!ask) fill(node);
       return true;
     }
+    if (ask)
+      for (ggml_tensor* source : node->src)
+        if (source != nullptr && is_embedding(source) && first_time(source)) fill(source);
     if (!ask) {
       const double rows = static_cast<double>(positions_->size());
       progress_((static_cast<double>(done_) + static_cast<double>(count_) * static_cast<double>(++layers_done_) /
@@ -336,6 +362,17 @@ class Tail : public Half {
   }
 
   bool is_input(const char* name) const { return !halves_.facts().input.empty() && halves_.facts().input == name; }
+  // Where libllama puts the embeddings of a call, or the scheduler's copy of it on a device: "embd", "model.embed_tokens",
+  // "CUDA0#embd#0", ... by the architecture, but no weight.
+  bool is_embedding(const ggml_tensor* tensor) const {
+    return tensor->op == GGML_OP_NONE && tensor->type == GGML_TYPE_F32 && tensor->view_src == nullptr &&
+           tensor->ne[0] == static_cast<std::int64_t>(halves_.hidden()) &&
+           std::strstr(tensor->name, "emb") != nullptr && std::strstr(tensor->name, ".weight") == nullptr;
+  }
+  void fill(ggml_tensor* tensor) {
+    rows_->write(first_ + done_, tensor);
+    filled_ = true;
+  }
   bool is_rows(const char* name) const {
     const std::string& rows = halves_.facts().rows;
     return std::strncmp(name, rows.c_str(), rows.size()) == 0 && name[rows.size()] == '-';
@@ -390,7 +427,10 @@ class Tail : public Half {
 
   const Halves& halves_;
   std::int32_t window_;
-  const float* rows_ = nullptr;                        // of the tokens of this call
+  const Rows* rows_ = nullptr;  // of the tokens of this call, from
+  std::size_t first_ = 0;       // on
+  std::vector<float> blank_;    // what libllama is handed in their place: rows stay where they are
+  bool filled_ = false;
   const std::vector<llama_pos>* positions_ = nullptr;  // of them
   std::size_t done_ = 0, count_ = 0;                   // tokens of micro-batches before, and of this one
   std::vector<const ggml_tensor*> written_;

@@ -64,7 +64,7 @@ void Prompt::add_text(std::vector<llama_token> tokens, std::size_t axes) {
 Engine::Engine(const Halves& halves, const EngineOptions& options)
     : halves_(halves), options_(options), sequences_(options.sequences) {
   if (options_.context == 0) options_.context = static_cast<std::size_t>(llama_model_n_ctx_train(halves.head()));
-  head_ = std::make_unique<Head>(halves, options_);
+  head_ = std::make_unique<Head>(halves, options_, devices_);
   options_.batch = head_->batch();
   tail_ = std::make_unique<Tail>(halves, options_);
 }
@@ -100,6 +100,7 @@ Reading Engine::read(std::size_t sequence, const Prompt& prompt, const Progress&
   if (total == 0) throw std::invalid_argument("the prompt is empty: hand over at least one token");
   expect_position(prompt.next_position);
   head_->hidden.clear();
+  head_->hidden.reserve(total);
   head_->cells.clear();
   std::size_t done = 0;
   for (const Piece& piece : prompt.pieces) {
@@ -169,8 +170,10 @@ std::vector<fastv::Index> Engine::select(const Reading& reading, const fastv::Co
 void Engine::finish(std::size_t sequence, const Reading& reading, const std::vector<fastv::Index>& kept,
                     const Progress& progress) {
   Sequence& state = at(sequence);
-  const std::size_t axes = halves_.position_axes(), d = halves_.hidden(), n = reading.tokens;
+  const std::size_t axes = halves_.position_axes(), n = reading.tokens;
   const bool whole = kept.size() == n;
+  const Rows picked = whole ? Rows() : reading.rows.pick(kept, devices_);
+  const Rows& rows = whole ? reading.rows : picked;
   std::size_t done = 0, end = 0;
   for (std::size_t p = 0; p < reading.pieces.size(); ++p) {
     // What is kept of this piece; where something was dropped, of those that follow too, if all of them are causal.
@@ -183,12 +186,9 @@ void Engine::finish(std::size_t sequence, const Reading& reading, const std::vec
     llama_set_causal_attn(tail_->context(), causal);
     while (done < last) {
       const std::size_t count = std::min(tail_->batch(), last - done);
-      std::vector<float> rows(count * d);
       std::vector<llama_pos> positions(count), told(axes * count);
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t token = kept[done + i];
-        std::copy_n(reading.rows.begin() + static_cast<std::ptrdiff_t>(token * d), d,
-                    rows.begin() + static_cast<std::ptrdiff_t>(i * d));
         positions[i] = reading.positions[token];
         for (std::size_t axis = 0; axis < axes; ++axis)
           told[axis * count + i] =
@@ -197,7 +197,7 @@ void Engine::finish(std::size_t sequence, const Reading& reading, const std::vec
       std::vector<std::int8_t> wanted(count, 0);
       wanted.back() = done + count == kept.size() ? 1 : 0;
       const double all = static_cast<double>(kept.size());
-      tail_->run(rows.data(), positions, std::move(told),
+      tail_->run(rows, done, positions, std::move(told),
                  std::vector<llama_seq_id>(count, static_cast<llama_seq_id>(sequence)), std::move(wanted), progress,
                  static_cast<double>(done) / all, static_cast<double>(done + count) / all);
       first_row_ = count - 1;
@@ -233,7 +233,7 @@ void Engine::expect_position(llama_pos next) const {
                             " this model scales its attention by them, which two halves cannot: use fewer");
 }
 
-std::vector<float> Engine::advance(const std::vector<Next>& tokens) {
+const Rows& Engine::advance(const std::vector<Next>& tokens) {
   for (const Next& next : tokens) expect_position(at(next.sequence).next_position + 1);
   std::vector<llama_token> ids;
   std::vector<llama_pos> positions;
@@ -252,10 +252,10 @@ std::vector<float> Engine::advance(const std::vector<Next>& tokens) {
     ++state.head;
     ++state.next_position;
   }
-  return std::move(head_->hidden);
+  return head_->hidden;
 }
 
-void Engine::run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
+void Engine::run_tail(const Rows& rows, std::size_t first, const std::vector<std::size_t>& sequences,
                       const std::vector<llama_pos>& positions) {
   const std::size_t axes = halves_.position_axes(), count = positions.size();
   std::vector<llama_pos> told(axes * count);  // rows, unlike tokens, have all their axes told; the fourth is 0
@@ -267,14 +267,15 @@ void Engine::run_tail(const std::vector<float>& rows, const std::vector<std::siz
     ids.push_back(static_cast<llama_seq_id>(sequences[i]));
     ++state.tail;
   }
-  tail_->run(rows.data(), positions, std::move(told), std::move(ids), std::vector<std::int8_t>(count, 1), {}, 0, 1);
+  tail_->run(rows, first, positions, std::move(told), std::move(ids), std::vector<std::int8_t>(count, 1), {}, 0, 1);
   first_row_ = 0;
 }
 
-void Engine::conclude(std::size_t sequence, const std::vector<float>& rows, llama_pos first) {
-  std::vector<llama_pos> positions(rows.size() / halves_.hidden());
-  std::iota(positions.begin(), positions.end(), first);
-  run_tail(rows, std::vector<std::size_t>(positions.size(), sequence), positions);
+void Engine::conclude(std::size_t sequence, const Rows& rows, std::size_t first, std::size_t count,
+                      llama_pos position) {
+  std::vector<llama_pos> positions(count);
+  std::iota(positions.begin(), positions.end(), position);
+  run_tail(rows, first, std::vector<std::size_t>(count, sequence), positions);
 }
 
 void Engine::decode(const std::vector<Next>& tokens) {
@@ -285,7 +286,7 @@ void Engine::decode(const std::vector<Next>& tokens) {
     sequences.push_back(next.sequence);
     positions.push_back(at(next.sequence).next_position);
   }
-  run_tail(advance(tokens), sequences, positions);
+  run_tail(advance(tokens), 0, sequences, positions);
 }
 
 bool Engine::take_back(std::size_t sequence, std::size_t tokens) {

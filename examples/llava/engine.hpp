@@ -7,6 +7,7 @@
 #include <fastv/fastv.hpp>
 
 #include "halves.hpp"
+#include "rows.hpp"
 
 namespace llava {
 
@@ -44,7 +45,7 @@ struct EngineOptions {
 
 // A prompt as the layers below K left it, and what its visual tokens are ranked by. It can be finished more than once.
 struct Reading {
-  std::vector<float> rows;               // [n, d], hidden rows
+  Rows rows;                             // [n, d], hidden rows
   std::vector<llama_pos> positions;      // [axes, n]
   std::vector<Piece> pieces;             // without tokens and rows
   std::vector<fastv::TokenSpan> visual;  // sorted
@@ -97,10 +98,11 @@ class Engine {
     llama_token token;
   };
   void decode(const std::vector<Next>& tokens);
-  // Its two halves, so that rows can go through the tail more than once: the head on one token each, [tokens, d], and the
-  // tail on rows of tokens that follow each other from a position on. logits(i) are those behind the i-th.
-  std::vector<float> advance(const std::vector<Next>& tokens);
-  void conclude(std::size_t sequence, const std::vector<float>& rows, llama_pos first);
+  // Its two halves, so that rows can go through the tail more than once: the head on one token each, [tokens, d], there until
+  // the next call; and the tail on `count` of some rows, from one on, whose tokens follow each other from a position on.
+  // logits(i) are those behind the i-th.
+  const Rows& advance(const std::vector<Next>& tokens);
+  void conclude(std::size_t sequence, const Rows& rows, std::size_t first, std::size_t count, llama_pos position);
 
   const float* logits(std::size_t row) const;  // [v], until the next call
   llama_context* tail() const;                 // for llama_sampler_sample()
@@ -128,13 +130,14 @@ class Engine {
   template <class Length>
   std::size_t bytes_of(const Length& length) const;
   void expect_position(llama_pos next) const;
-  void run_tail(const std::vector<float>& rows, const std::vector<std::size_t>& sequences,
+  void run_tail(const Rows& rows, std::size_t first, const std::vector<std::size_t>& sequences,
                 const std::vector<llama_pos>& positions);
 
   const Halves& halves_;
   EngineOptions options_;
   std::vector<Sequence> sequences_;
   std::size_t first_row_ = 0;  // of the last call's logits, in its batch
+  mutable Devices devices_;
   std::unique_ptr<Head> head_;
   std::unique_ptr<Tail> tail_;
 };

@@ -54,7 +54,7 @@ std::string words(std::string text) {
 struct Whole {
   std::vector<llama_token> tokens;
   std::vector<std::vector<double>> logs;
-  std::vector<float> rows;  // [tokens fed, d]
+  Rows rows;  // [tokens fed, d]
   std::string text;
   double seconds = 0;
 };
@@ -76,9 +76,9 @@ class Runner {
       whole.tokens.push_back(token);
       if (ends(token) || whole.tokens.size() == options_.generate) break;
       whole.text += text_of(halves_.vocabulary(), token);
-      const std::vector<float> rows = engine_.advance({{0, token}});
-      if (whole.tokens.size() < told) whole.rows.insert(whole.rows.end(), rows.begin(), rows.end());
-      engine_.conclude(0, rows, engine_.next_position(0) - 1);
+      const Rows& rows = engine_.advance({{0, token}});
+      if (whole.tokens.size() < told) whole.rows.append(rows);
+      engine_.conclude(0, rows, 0, 1, engine_.next_position(0) - 1);
     }
     return whole;
   }
@@ -294,11 +294,8 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         compare(0, engine.logits(0));
         const llama_token first_token = likeliest(engine.logits(0), runner.vocabulary());
         for (std::size_t t = 1; t < whole.logs.size();) {
-          const std::size_t some = std::min(engine.batch(), whole.logs.size() - t), d = halves.hidden();
-          engine.conclude(0,
-                          {whole.rows.begin() + static_cast<std::ptrdiff_t>((t - 1) * d),
-                           whole.rows.begin() + static_cast<std::ptrdiff_t>((t - 1 + some) * d)},
-                          reading.next_position + static_cast<llama_pos>(t) - 1);
+          const std::size_t some = std::min(engine.batch(), whole.logs.size() - t);
+          engine.conclude(0, whole.rows, t - 1, some, reading.next_position + static_cast<llama_pos>(t) - 1);
           for (std::size_t row = 0; row < some; ++row) compare(t + row, engine.logits(row));
           t += some;
         }

@@ -495,7 +495,7 @@ TEST(Wrong, SettingsAndRoom) {
   thin.finish(0, reading, thin.select(reading, nullptr));
   wide.prefill(0, prompt, nullptr);
   EXPECT_LE(largest_difference(thin.logits(0), {wide.logits(0), wide.logits(0) + 64}), 0.03);
-  expect_says([&] { thin.conclude(0, reading.rows, 100); }, "46 tokens go into one call, but -b");
+  expect_says([&] { thin.conclude(0, reading.rows, 0, reading.tokens, 100); }, "46 tokens go into one call, but -b");
   Engine small(halves, one_thread(256));
   expect_says([&] { small.prefill(0, Builder(halves, 1).text(600).prompt, nullptr); }, "the context is full");
   expect_says([&] { engine.logits(7); }, "there are no logits of row 7");
