@@ -227,6 +227,7 @@ Part head_of(const ModelFile& file, const Layers& layers, std::uint32_t k) {
   if (file.number("nextn_predict_layers")) part.wholes["nextn_predict_layers"] = 0;
   if (file.number("attention.shared_kv_layers")) part.wholes["attention.shared_kv_layers"] = 0;
   if (file.has_tensor("output.weight")) part.tensors["output.weight"] = "";  // never run
+  part.last_is_idle = true;
   return part;
 }
 

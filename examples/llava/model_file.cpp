@@ -279,6 +279,25 @@ std::uint32_t ModelFile::vocabulary() const {
   return id < 0 ? whole("vocab_size", 0) : static_cast<std::uint32_t>(gguf_get_arr_n(gguf, id));
 }
 
+namespace {
+
+// Declares a matrix in the fewest bits that every backend of ggml multiplies by; its bytes then mean nothing.
+void shrink(ggml_tensor& matrix) {
+  if (ggml_n_dims(&matrix) < 2) return;
+  for (const ggml_type type : {GGML_TYPE_IQ1_S, GGML_TYPE_Q4_0}) {
+    if (matrix.ne[0] % ggml_blck_size(type) != 0) continue;
+    if (ggml_row_size(type, matrix.ne[0]) >= ggml_row_size(matrix.type, matrix.ne[0])) return;
+    matrix.type = type;
+    matrix.nb[0] = ggml_type_size(type);
+    matrix.nb[1] = ggml_row_size(type, matrix.ne[0]);
+    for (int i = 2; i < GGML_MAX_DIMS; ++i)
+      matrix.nb[i] = matrix.nb[i - 1] * static_cast<std::size_t>(matrix.ne[i - 1]);
+    return;
+  }
+}
+
+}  // namespace
+
 File ModelFile::open(const Part& part) const {
   const gguf_context* from = shards_[0]->gguf.get();
   gguf_context_ptr to(gguf_init_empty());
@@ -309,11 +328,15 @@ File ModelFile::open(const Part& part) const {
     return std::find_if(tensors_.begin(), tensors_.end(), [&](const auto& t) { return name == t.first->name; });
   };
   std::vector<Place> places;
+  const std::string idle = part.last_is_idle ? "blk." + std::to_string(part.count - 1) + "." : "none";
   const auto add = [&](const std::string& name, const std::pair<const ggml_tensor*, Place>& source) {
     ggml_tensor copy = *source.first;
+    Place place = source.second;
     ggml_set_name(&copy, name.c_str());
+    if (name.rfind(idle + "attn", 0) == 0 || name.rfind(idle + "ffn", 0) == 0) shrink(copy);
+    place.bytes = std::min<std::uint64_t>(place.bytes, ggml_nbytes(&copy));
     gguf_add_tensor(to.get(), &copy);
-    places.push_back(source.second);
+    places.push_back(place);
   };
   for (const auto& tensor : tensors_) {
     std::string name = tensor.first->name;

@@ -26,6 +26,7 @@ struct Part {
   std::map<std::string, float> reals;              // the same
   std::map<std::string, std::vector<bool>> flags;  // the same, an entry for each of the layers
   std::map<std::string, std::string> tensors;      // tensors that have the bytes of another; "": left out
+  bool last_is_idle = false;                       // its last layer never runs: its matrices take as few bits as can be
 };
 
 class ModelFile {

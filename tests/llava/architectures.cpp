@@ -1,16 +1,19 @@
 // Holds every architecture that fastv-llava knows to llama_decode, and prints the table of examples/llava/README.md.
 // Status 1 if one of them fails.
+//   architectures [NAME...]     these alone
 #include <cstdio>
 
 #include "layers.hpp"
 #include "proof.hpp"
 
-int main() {
+int main(int arguments, char** values) {
+  std::vector<std::string> names(values + 1, values + arguments);
+  if (names.empty()) names = llava::architectures();
   std::puts("| architecture | layers | K can be | unpruned | pruned: prefill | 16 steps | same tokens |");
   std::puts("|---|---|---|---|--:|--:|--:|");
   int failed = 0;
   std::size_t count = 0;
-  for (const std::string& name : llava::architectures()) {
+  for (const std::string& name : names) {
     try {
       const proof::Proof proof = proof::prove(name);
       const std::string verdict = proof.verdict();

@@ -97,7 +97,8 @@ INSTANTIATE_TEST_SUITE_P(All, Devices,
                                          Case{"llama", GGML_TYPE_Q8_0}, Case{"gemma2", GGML_TYPE_F16},
                                          Case{"gpt-oss", GGML_TYPE_F16}, Case{"deepseek2", GGML_TYPE_F16},
                                          Case{"qwen2vl", GGML_TYPE_BF16}, Case{"gemma3", GGML_TYPE_F16},
-                                         Case{"bloom", GGML_TYPE_F16}, Case{"qwen35", GGML_TYPE_F16}),
+                                         Case{"bloom", GGML_TYPE_F16}, Case{"mimo2", GGML_TYPE_F16},
+                                         Case{"qwen35", GGML_TYPE_F16}),
                          [](const auto& test) {
                            std::string name = test.param.first + std::string("_") + ggml_type_name(test.param.second);
                            for (char& c : name)
