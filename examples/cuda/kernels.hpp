@@ -296,10 +296,9 @@ template <class T>
 struct NextToken {
   static constexpr int threads = 256;
   template <class Block>
-  struct Shared {
-    typename Block::template Array<float, threads> most;
-    typename Block::template Array<std::int32_t, threads> where;
-    typename Block::template Array<std::int32_t, 1> best;
+  struct Shared {};
+  struct Best {
+    Number key, token;
   };
   const T *logits, *embeddings;                 // [sequences, vocabulary], [vocabulary, width]
   const std::int32_t* forced;                   // [sequences], or null
@@ -307,46 +306,34 @@ struct NextToken {
   std::int32_t *tokens, *positions, *slots[2];  // [sequences] each; slots of both groups of layers
   Number vocabulary, width;
 
-  template <class Block>
-  DECODER_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
+  template <class Block, class Memory>
+  DECODER_KERNEL void operator()(Block& block, Memory&) const {
     const Number s = block.x();
+    typename Block::template PerThread<Best> own;
+    typename Block::template PerThread<Number> key, token;
     block.each([&](int thread) {
-      float most = -INFINITY;
-      std::int32_t where = 0;
+      Best best{0, vocabulary};
       for (auto i = static_cast<Number>(thread); i < vocabulary; i += threads) {
         const float logit = fastv::to_float(logits[std::size_t{s} * vocabulary + i]);
-        if (logit > most) {
-          most = logit;
-          where = static_cast<std::int32_t>(i);
-        }
+        Number bits = 0;  // in the order of the floats
+        memcpy(&bits, &logit, sizeof(bits));
+        bits = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+        if (bits > best.key) best = {bits, i};
       }
-      shared.most[thread] = most;
-      shared.where[thread] = where;
+      own[thread] = best;
+      key[thread] = best.key;
     });
-    block.sync();
-    block.each([&](int thread) {
-      if (thread != 0) return;
-      float most = shared.most[0];
-      std::int32_t best = shared.where[0];
-      for (int t = 1; t < threads; ++t) {
-        const float other = shared.most[t];
-        const std::int32_t where = shared.where[t];
-        if (other > most || (other == most && where < best)) {
-          most = other;
-          best = where;
-        }
-      }
-      if (forced != nullptr) best = forced[s];
-      shared.best[0] = best;
-      tokens[s] = best;
-      ++positions[s];
-      for (std::int32_t* slot : slots) ++slot[s];
-    });
-    block.sync();
+    const Number greatest = block.greatest(key);
+    block.each([&](int thread) { token[thread] = own[thread].key == greatest ? ~own[thread].token : 0; });
+    Number best = ~block.greatest(token);
+    if (forced != nullptr) best = static_cast<Number>(forced[s]);
     block.each([&](int thread) {
       for (auto i = static_cast<Number>(thread); i < width; i += threads)
-        hidden[std::size_t{s} * width + i] =
-            embeddings[static_cast<std::size_t>(static_cast<std::int32_t>(shared.best[0])) * width + i];
+        hidden[std::size_t{s} * width + i] = embeddings[std::size_t{best} * width + i];
+      if (thread != 0) return;
+      tokens[s] = static_cast<std::int32_t>(best);
+      ++positions[s];
+      for (std::int32_t* slot : slots) ++slot[s];
     });
   }
 };

@@ -60,7 +60,7 @@ run() {  # WHAT LOG COMMAND... -- its last line is what the summary says
   timeout 100 "$@" >"$log" 2>&1 || status=$?
   cat "$log"
   if [ $status = 0 ]; then verdict=pass; else verdict="FAIL (status $status)"; fi
-  printf '%-6s %-52s %s\n' "$verdict" "$what" "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-110)" >>"$WORK/summary.txt"
+  printf '%-6s %-52s %s\n' "$verdict" "$what" "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-100)" >>"$WORK/summary.txt"
 }
 run "the tests that the host runs over an emulation" device "$WORK/device_test"
 run "examples/cuda, small: pruned against masked" tiny "$WORK/decoder" tiny
@@ -71,10 +71,11 @@ if ! command -v compute-sanitizer >/dev/null; then
 elif timeout 60 compute-sanitizer "$WORK/decoder" tiny 2>&1 | grep -q "Device not supported"; then
   echo "not run: compute-sanitizer does not support this GPU here" >>"$WORK/summary.txt"
 else
-  for tool in memcheck racecheck; do
-    run "compute-sanitizer, $tool" $tool compute-sanitizer --tool $tool --error-exitcode 9 "$WORK/device_test" --apart \
-      CudaReplay CudaSelect.TwoStages CudaScore.ListedAndPriorRows CudaGather
-  done
+  set -- compute-sanitizer --error-exitcode 9 --tool
+  run "memcheck, the tests" memcheck "$@" memcheck "$WORK/device_test" --apart CudaReplay CudaGather
+  run "memcheck, examples/cuda" memcheck_tiny "$@" memcheck "$WORK/decoder" tiny
+  run "racecheck, the tests" racecheck "$@" racecheck "$WORK/device_test" CudaReplay CudaSelect.TwoStages \
+    CudaScore.ListedAndPriorRows
 fi
 run "examples/cuda, LLaVA-1.5-7B's shape" 7b "$WORK/decoder" 7b
 run "cuda_bench" bench "$WORK/cuda_bench"

@@ -20,11 +20,12 @@ class Memory {
       void* memory = nullptr;
       if (cudaHostAlloc(&memory, size, cudaHostAllocMapped) != cudaSuccess) return false;
       next_ = static_cast<char*>(memory);
-      end_ = next_ + size;
+      limit_ = next_ + size;
     }
     on_ = true;
     return true;
   }
+  static void end() { ended_ = true; }
   static void* take(std::size_t bytes) noexcept {
     const std::lock_guard<std::recursive_mutex> lock(mutex());
     std::uint32_t power = 7;  // 128 bytes and more, with 64 in front
@@ -43,7 +44,7 @@ class Memory {
         memory = free_[power];
         std::memcpy(&free_[power], memory, sizeof(void*));
       } else {
-        if (static_cast<std::size_t>(end_ - next_) < std::size_t{1} << power) return nullptr;
+        if (static_cast<std::size_t>(limit_ - next_) < std::size_t{1} << power) return nullptr;
         memory = next_;
         next_ += std::size_t{1} << power;
       }
@@ -54,7 +55,7 @@ class Memory {
     return static_cast<char*>(memory) + front;
   }
   static void give_back(void* allocation) noexcept {
-    if (allocation == nullptr) return;
+    if (allocation == nullptr || ended_) return;
     const std::lock_guard<std::recursive_mutex> lock(mutex());
     void* memory = static_cast<char*>(allocation) - front;
     Head head;
@@ -67,7 +68,7 @@ class Memory {
   }
 
  private:
-  static constexpr std::size_t front = 64, size = std::size_t{1} << 30;
+  static constexpr std::size_t front = 64, size = std::size_t{1} << 28;
   enum class From : std::uint32_t { plain, stretch, apart };
   struct Head {
     From from;
@@ -77,14 +78,15 @@ class Memory {
     static std::recursive_mutex only;
     return only;
   }
-  static inline bool on_ = false, apart_ = false, asking_ = false;
-  static inline char *next_ = nullptr, *end_ = nullptr;
+  static inline bool on_ = false, apart_ = false, asking_ = false, ended_ = false;
+  static inline char *next_ = nullptr, *limit_ = nullptr;
   static inline void* free_[64] = {};
 };
 
 }  // namespace
 
 bool card::share_heap(bool apart) { return Memory::begin(apart); }
+void card::keep_heap() { Memory::end(); }
 
 void* operator new(std::size_t bytes) {
   if (void* memory = Memory::take(bytes)) return memory;

@@ -4,8 +4,10 @@
 
 namespace card {
 
-// By default it is one stretch of 1 GiB. apart: each allocation is one of its own, slower, so that compute-sanitizer sees
+// By default it is one stretch of 256 MiB. apart: each allocation is one of its own, slower, so that compute-sanitizer sees
 // where it ends. False where the runtime gives out none.
 bool share_heap(bool apart);
+// From now on nothing is given back: the runtime may end before the last destructor.
+void keep_heap();
 
 }  // namespace card
