@@ -395,7 +395,7 @@ class Graph {
     require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     work();
     require(cudaStreamEndCapture(stream, &graph));
-    require(cudaGraphInstantiate(&executable_, graph, 0));
+    require(cudaGraphInstantiateWithFlags(&executable_, graph, 0));
     require(cudaGraphDestroy(graph));
   }
   Graph(Graph&& other) noexcept : executable_(std::exchange(other.executable_, nullptr)) {}

@@ -80,7 +80,7 @@ class Machine {
     require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     work();
     require(cudaStreamEndCapture(stream, &graph));
-    require(cudaGraphInstantiate(&executable, graph, 0));
+    require(cudaGraphInstantiateWithFlags(&executable, graph, 0));
     require(cudaGraphDestroy(graph));
     return executable;
   }

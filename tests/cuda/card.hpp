@@ -28,7 +28,7 @@ inline void note(cudaError_t error, const char* what) { note(fastv::detail::gpu:
 class Recording {
  public:
   explicit Recording(cudaGraph_t graph) {
-    note(cudaGraphInstantiate(&executable_, graph, 0), "the making of a graph");
+    note(cudaGraphInstantiateWithFlags(&executable_, graph, 0), "the making of a graph");
     note(cudaGraphDestroy(graph), "the making of a graph");
   }
   Recording(const Recording&) = delete;

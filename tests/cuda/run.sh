@@ -27,6 +27,8 @@ step() { printf '=== %s (at %d s)\n' "$1" $(($(date +%s) - started)); }
 step "building for $arch, as many files at once as there are cores"
 flags="-std=c++17 -Iinclude -Itests/cuda -Itests/cuda/card -arch=$arch -Werror all-warnings -Xcompiler -Wall,-Wextra"
 if [ $compile_only = true ]; then flags="$flags -O0 -Xcicc -O0 -Xptxas -O0"; else flags="$flags -O3"; fi
+# Since CUDA 12.1 several cores optimise one file.
+! "$NVCC" --help 2>/dev/null | grep -q -e '--split-compile ' || flags="$flags --split-compile 0"
 export flags
 rm -f "$WORK"/*.o "$WORK"/*.log
 # Longest first. memory.cpp is the host's alone.
