@@ -6,44 +6,7 @@ namespace {
 
 using namespace batches;
 
-constexpr std::size_t heads = 4, kv_heads = 2, dim = 16, layers = 8;
-
-// A layer's packed queries and keys, of sequences with `past` earlier keys each.
-struct Packed {
-  std::vector<std::size_t> tokens, past, first, key_row;
-  std::size_t rows = 0, keys = 0;
-  std::vector<float> query, key;
-
-  Packed(Rng& rng, const std::vector<std::size_t>& lengths, const std::vector<std::size_t>& earlier)
-      : tokens(lengths), past(earlier) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      first.push_back(rows);
-      key_row.push_back(keys);
-      rows += tokens[i];
-      keys += past[i] + tokens[i];
-    }
-    for (std::size_t i = 0; i < rows * heads * dim; ++i) query.push_back(static_cast<float>(rng.real(-1, 1)));
-    for (std::size_t i = 0; i < keys * kv_heads * dim; ++i) key.push_back(static_cast<float>(rng.real(-1, 1)));
-  }
-  // One sequence, as the core takes it: all its query rows.
-  QueryKey<float> of(std::size_t i) const {
-    QueryKey<float> view = query_key(
-        fastv::heads(query.data() + first[i] * heads * dim, TokenMajor{tokens[i], heads, dim}),
-        fastv::heads(key.data() + key_row[i] * kv_heads * dim, TokenMajor{past[i] + tokens[i], kv_heads, dim}), 0.7f);
-    view.past = past[i];
-    return view;
-  }
-  cuda::QueryKey<float> all() const {
-    return cuda::query_key(cuda::heads(query.data(), TokenMajor{rows, heads, dim}),
-                           cuda::heads(key.data(), TokenMajor{keys, kv_heads, dim}), 0.7f);
-  }
-};
-
-std::vector<Index> numbers(const std::int32_t* data, std::size_t count, std::size_t less) {
-  std::vector<Index> list;
-  for (std::size_t i = 0; i < count; ++i) list.push_back(static_cast<Index>(static_cast<std::size_t>(data[i]) - less));
-  return list;
-}
+constexpr std::size_t heads = Packed::heads, kv_heads = Packed::kv_heads, dim = Packed::dim, layers = 8;
 
 // Requests that prune at layers of their own, one of them not at all, through all the batch's stages.
 void check_ragged(std::uint64_t seed) {
@@ -93,12 +56,12 @@ void check_ragged(std::uint64_t seed) {
     limits.tokens += s.tokens;
     limits.spans += s.visual.size();
   }
-  emulation::Queue queue(rng);
-  emulation::Pruner pruner;
+  machine::Queue queue(rng);
+  machine::Pruner pruner;
   ASSERT_TRUE(pruner.reserve(limits));
   const Status planned = pruner.plan(requests, layers, queue);
   ASSERT_TRUE(planned) << message(planned);
-  const std::size_t allocations = emulation::Queue::allocations();
+  const std::size_t allocations = machine::Queue::allocations();
 
   std::vector<std::vector<TokenSpan>> visual;
   std::vector<std::size_t> next(count);
@@ -108,7 +71,7 @@ void check_ragged(std::uint64_t seed) {
     const Packed layer(rng, tokens, past);
     const Status done = pruner.prune(stage, layer.all(), queue);
     ASSERT_TRUE(done) << message(done);
-    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    ASSERT_EQ(machine::faults(), std::set<std::string>{});
     const cuda::Kept kept = pruner.kept(stage);
     std::size_t total = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -133,7 +96,7 @@ void check_ragged(std::uint64_t seed) {
     ASSERT_EQ(kept.total, total);
   }
   for (std::size_t i = 0; i < count; ++i) EXPECT_EQ(next[i], batch[i].stages.size());
-  EXPECT_EQ(emulation::Queue::allocations(), allocations) << "nothing is allocated after reserve()";
+  EXPECT_EQ(machine::Queue::allocations(), allocations) << "nothing is allocated after reserve()";
 }
 
 TEST(CudaBatch, RaggedStagesAreTheCores) {
@@ -198,14 +161,14 @@ TEST(CudaBatch, PagedCachesAndTermsByRow) {
     evidence.bias = bias.data();
     if (seed % 2 != 0) evidence.visible = reinterpret_cast<const std::int32_t*>(visible.data());
 
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     ASSERT_TRUE(pruner.reserve(limits));
     const Status planned = pruner.plan(requests, layers, queue);
     ASSERT_TRUE(planned) << message(planned);
     const Status done = pruner.prune(0, evidence, queue);
     ASSERT_TRUE(done) << message(done);
-    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    ASSERT_EQ(machine::faults(), std::set<std::string>{});
     const cuda::Kept kept = pruner.kept(0);
     std::size_t total = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -243,8 +206,8 @@ TEST(CudaGather, MovesRowsOfAnyWidthPlanesAndStrides) {
     config.selection = Selection::random;
     config.seed = seed;
     const cuda::Request request{config, s.visual, 0, s.tokens};
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     ASSERT_TRUE(pruner.reserve(limits));
     ASSERT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), layers, queue));
     ASSERT_TRUE(pruner.prune(0, cuda::NoEvidence{}, queue));
@@ -283,10 +246,10 @@ TEST(CudaGather, MovesRowsOfAnyWidthPlanesAndStrides) {
                        view(t.to.data() + t.to_offset, left, t.to_row),
                        t.by_visual ? cuda::By::visual : cuda::By::rows});
     }
-    const std::size_t before = emulation::Queue::launches();
+    const std::size_t before = machine::Queue::launches();
     const Status done = pruner.gather(0, Span<const cuda::Move>(moves), queue);
     ASSERT_TRUE(done) << message(done);
-    EXPECT_LE(emulation::Queue::launches() - before, (moves.size() + cuda::max_moves - 1) / cuda::max_moves);
+    EXPECT_LE(machine::Queue::launches() - before, (moves.size() + cuda::max_moves - 1) / cuda::max_moves);
     for (const Tensor& t : tensors) {
       const std::vector<Index>& list = t.by_visual ? visual : rows;
       std::vector<unsigned char> expected(t.to.size(), 0xA5);
@@ -338,13 +301,13 @@ TEST(CudaScore, ProbabilitiesAreTheCores) {
     auto device = cuda::probabilities(p.data(), heads, queries, keys);
     device.value_norms = norms.empty() ? nullptr : norms.data();
     device.norm_heads = kv_heads;
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     ASSERT_TRUE(pruner.reserve(limits));
     ASSERT_TRUE(pruner.plan(requests, layers, queue));
     const Status done = pruner.prune(0, device, queue);
     ASSERT_TRUE(done) << message(done);
-    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    ASSERT_EQ(machine::faults(), std::set<std::string>{});
     const cuda::Kept kept = pruner.kept(0);
     std::size_t numbered = 0, total = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -425,8 +388,8 @@ TEST(CudaScore, QueriesAreBiasedAndRotated) {
     limits.tokens = s.tokens;
     limits.heads = heads;
     const cuda::Request request{Config{}, s.visual, 0, s.tokens};
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     ASSERT_TRUE(pruner.reserve(limits));
     ASSERT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), layers, queue));
     const Status done = pruner.prune(0, device, queue);
@@ -435,7 +398,7 @@ TEST(CudaScore, QueriesAreBiasedAndRotated) {
     ASSERT_NO_FATAL_FAILURE(expect_near(kept.scores, core.scores(), false));
     EXPECT_EQ(numbers(kept.rows, kept.total, 0), std::vector<Index>(expected.begin(), expected.end()));
   }
-  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
+  EXPECT_EQ(machine::faults(), std::set<std::string>{});
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "../attention.hpp"
-#include "emulation.hpp"
+#include "machine.hpp"
 
 namespace batches {
 
@@ -79,6 +79,51 @@ inline std::vector<Index> numbers_up_to(std::size_t count) {
   std::vector<Index> all(count);
   std::iota(all.begin(), all.end(), Index{0});
   return all;
+}
+
+// A layer's packed queries and keys, of sequences with `past` earlier keys each.
+struct Packed {
+  static constexpr std::size_t heads = 4, kv_heads = 2, dim = 16;
+  std::vector<std::size_t> tokens, past, first, key_row;
+  std::size_t rows = 0, keys = 0;
+  std::vector<float> query, key;
+
+  Packed(Rng& rng, const std::vector<std::size_t>& lengths, const std::vector<std::size_t>& earlier)
+      : tokens(lengths), past(earlier) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      first.push_back(rows);
+      key_row.push_back(keys);
+      rows += tokens[i];
+      keys += past[i] + tokens[i];
+    }
+    query.resize(rows * heads * dim);
+    key.resize(keys * kv_heads * dim);
+    fill(rng);
+  }
+  // Other numbers, where they lie.
+  void fill(Rng& rng) {
+    for (float& x : query) x = static_cast<float>(rng.real(-1, 1));
+    for (float& x : key) x = static_cast<float>(rng.real(-1, 1));
+  }
+  // One sequence, as the core takes it: all its query rows.
+  QueryKey<float> of(std::size_t i) const {
+    QueryKey<float> view = query_key(
+        fastv::heads(query.data() + first[i] * heads * dim, TokenMajor{tokens[i], heads, dim}),
+        fastv::heads(key.data() + key_row[i] * kv_heads * dim, TokenMajor{past[i] + tokens[i], kv_heads, dim}), 0.7f);
+    view.past = past[i];
+    return view;
+  }
+  cuda::QueryKey<float> all() const {
+    return cuda::query_key(cuda::heads(query.data(), TokenMajor{rows, heads, dim}),
+                           cuda::heads(key.data(), TokenMajor{keys, kv_heads, dim}), 0.7f);
+  }
+};
+
+// A list of the device's, less `less` each.
+inline std::vector<Index> numbers(const std::int32_t* data, std::size_t count, std::size_t less) {
+  std::vector<Index> list;
+  for (std::size_t i = 0; i < count; ++i) list.push_back(static_cast<Index>(static_cast<std::size_t>(data[i]) - less));
+  return list;
 }
 
 // A view of host memory as one of the tests' device, whose memory that is.

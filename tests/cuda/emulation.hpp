@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -256,6 +257,14 @@ struct Grid {
   std::uint32_t x, y, z;
 };
 
+// Launches that were recorded, to be run again: what a CUDA graph is.
+struct Recording {
+  std::vector<std::function<void()>> launches;
+  void replay() const {
+    for (const std::function<void()>& launch : launches) launch();
+  }
+};
+
 // A stream of the tests' GPU: each launch runs at once, its blocks in a random order.
 class Queue {
  public:
@@ -267,16 +276,20 @@ class Queue {
     static_assert(__is_trivially_copyable(Kernel), "arguments travel as bytes");
     ++launches();
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fault("a grid CUDA refuses");
-    const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
-    std::vector<std::uint32_t> order(blocks);
-    std::iota(order.begin(), order.end(), 0u);
-    for (std::size_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[rng_->below(i)]);
-    for (const std::uint32_t b : order) {
-      Block block(Kernel::threads, b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y, *rng_);
-      typename Kernel::template Shared<Block> shared;
-      kernel(block, shared);
-    }
+    if (recording() != nullptr)
+      recording()->launches.push_back([grid, kernel, rng = rng_] { run(grid, kernel, *rng); });
+    else
+      run(grid, kernel, *rng_);
     return {};
+  }
+  // The launches of `work`, which are not run.
+  template <class Work>
+  Recording record(const Work& work) {
+    Recording recorded;
+    recording() = &recorded;
+    work();
+    recording() = nullptr;
+    return recorded;
   }
   static fastv::Result<void*> allocate(std::size_t bytes) {
     void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -296,6 +309,22 @@ class Queue {
   }
 
  private:
+  template <class Kernel>
+  static void run(Grid grid, const Kernel& kernel, oracle::Rng& rng) {
+    const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
+    std::vector<std::uint32_t> order(blocks);
+    std::iota(order.begin(), order.end(), 0u);
+    for (std::size_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[rng.below(i)]);
+    for (const std::uint32_t b : order) {
+      Block block(Kernel::threads, b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y, rng);
+      typename Kernel::template Shared<Block> shared;
+      kernel(block, shared);
+    }
+  }
+  static Recording*& recording() {
+    static Recording* now = nullptr;
+    return now;
+  }
   oracle::Rng* rng_;
 };
 

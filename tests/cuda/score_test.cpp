@@ -77,8 +77,8 @@ void check_layer(std::uint64_t seed, Shape shape, Place place, const Config& con
   Pruner<> core(config);
   const Kept expected = core.prune(tensors.view, s.visual);
 
-  emulation::Queue queue(rng);
-  emulation::Pruner pruner;
+  machine::Queue queue(rng);
+  machine::Pruner pruner;
   cuda::Limits limits = limits_of(s, shape);
   limits.rows = rows_at_once;
   ASSERT_TRUE(pruner.reserve(limits));
@@ -93,7 +93,7 @@ void check_layer(std::uint64_t seed, Shape shape, Place place, const Config& con
   for (int time = 0; time < 2; ++time) {  // a graph is replayed
     const Status done = pruner.prune(0, on_device(tensors.view), queue);
     ASSERT_TRUE(done) << message(done);
-    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    ASSERT_EQ(machine::faults(), std::set<std::string>{});
     const cuda::Kept kept = pruner.kept(0);
     const std::size_t visual = visual_tokens(s.visual);
     if (!expected) {
@@ -182,8 +182,8 @@ TEST(CudaScore, TinyScoresKeepTheirOrder) {
     Pruner<> core(config);
     const Kept expected = core.prune(tensors.view, s.visual);
     ASSERT_TRUE(expected) << expected.message().c_str();
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     cuda::Limits limits = limits_of(s, {4, 2, 8, s.tokens});
     limits.rows = 1 + seed % 4;
     ASSERT_TRUE(pruner.reserve(limits));
@@ -192,7 +192,7 @@ TEST(CudaScore, TinyScoresKeepTheirOrder) {
     for (int time = 0; time < 2; ++time) {
       ASSERT_TRUE(pruner.prune(0, on_device(plain), queue));
       ASSERT_TRUE(pruner.prune(0, on_device(tensors.view), queue));
-      ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+      ASSERT_EQ(machine::faults(), std::set<std::string>{});
       const cuda::Kept kept = pruner.kept(0);
       // The factor is the core's to the last bits of a logit, which an exponential multiplies.
       float ours = 0, theirs = 0;

@@ -58,8 +58,8 @@ void check_batch(std::uint64_t seed, std::size_t sequences, std::size_t stages, 
     limits.spans += s.visual.size();
     limits.groups += s.visual.size() + 1 + visual_tokens(s.visual);
   }
-  emulation::Queue queue(rng);
-  emulation::Pruner pruner;
+  machine::Queue queue(rng);
+  machine::Pruner pruner;
   ASSERT_TRUE(pruner.reserve(limits));
   Status planned = pruner.plan(requests, layers, queue);
   ASSERT_TRUE(planned) << message(planned);
@@ -77,10 +77,10 @@ void check_batch(std::uint64_t seed, std::size_t sequences, std::size_t stages, 
     std::size_t count = 0;
     for (const auto& spans : visual) count += visual_tokens(spans);
     const std::vector<float> scores = random_scores(rng, count);
-    const std::size_t before = emulation::Queue::launches();
+    const std::size_t before = machine::Queue::launches();
     const Status done = pruner.prune(stage, cuda::Scores{scores.data()}, queue);
     ASSERT_TRUE(done) << message(done);
-    EXPECT_EQ(emulation::Queue::launches(), before + 1);
+    EXPECT_EQ(machine::Queue::launches(), before + 1);
     const cuda::Kept kept = pruner.kept(stage);
     std::size_t total = 0, total_visual = 0, keys = 0, longest = 0, numbered = 0;
     bool known = true;  // what the core refuses, whose spans nobody knows then
@@ -147,7 +147,7 @@ void check_batch(std::uint64_t seed, std::size_t sequences, std::size_t stages, 
       at += tokens[i];
     }
   }
-  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
+  EXPECT_EQ(machine::faults(), std::set<std::string>{});
 }
 
 TEST(CudaSelect, RandomBatchesKeepWhatTheCoreKeeps) {
@@ -172,12 +172,12 @@ TEST(CudaSelect, ManyTokens) {
     Config config;
     config.filtering_ratio = 0.7;
     const cuda::Request request{config, visual, 0, tokens + 7};
-    emulation::Queue queue(rng);
-    emulation::Pruner pruner;
+    machine::Queue queue(rng);
+    machine::Pruner pruner;
     ASSERT_TRUE(pruner.reserve(limits));
     ASSERT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue));
     ASSERT_TRUE(pruner.prune(0, cuda::Scores{scores.data()}, queue));
-    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    ASSERT_EQ(machine::faults(), std::set<std::string>{});
     Pruner<> core(config);
     const Kept expected = core.prune(fastv::Scores<float>{scores, tokens + 7}, visual);
     const cuda::Kept kept = pruner.kept(0);
@@ -188,8 +188,8 @@ TEST(CudaSelect, ManyTokens) {
   cuda::Limits limits;
   limits.tokens = 65540;
   Rng rng(1);
-  emulation::Queue queue(rng);
-  emulation::Pruner pruner;
+  machine::Queue queue(rng);
+  machine::Pruner pruner;
   ASSERT_TRUE(pruner.reserve(limits));
   const cuda::Request request{Config{}, visual, 0, 65540};
   EXPECT_EQ(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue).code, Errc::not_supported);

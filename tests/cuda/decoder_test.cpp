@@ -1,0 +1,202 @@
+// The decoder of examples/cuda, its kernels run on the host: against the reference decoder in float, and against itself with
+// masks in place of pruning, in half precision.
+#include "../../examples/cuda/decoder.hpp"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "decoder.hpp"
+#include "emulation.hpp"
+#include "random_weights.hpp"
+
+namespace {
+
+using fastv::half;
+using fastv::Span;
+using oracle::Rng;
+
+// y [rows, out] = x [rows, in] w^T by a plain loop, in place of cuBLAS. Grid: rows.
+template <class T>
+struct Product {
+  static constexpr int threads = 32;
+  template <class Block>
+  struct Shared {};
+  const T *x, *w;
+  T* y;
+  std::size_t in, out;
+
+  template <class Block, class Memory>
+  void operator()(Block& block, Memory&) const {
+    block.each([&](int thread) {
+      for (auto o = static_cast<std::size_t>(thread); o < out; o += threads) {
+        float sum = 0;
+        for (std::size_t i = 0; i < in; ++i)
+          sum += fastv::to_float(x[block.x() * in + i]) * fastv::to_float(w[o * in + i]);
+        y[block.x() * out + o] = decoder::narrow<T>(sum);
+      }
+    });
+  }
+};
+
+class HostMachine {
+ public:
+  using Pruner = emulation::Pruner;
+  explicit HostMachine(Rng& rng) : queue_(rng) {}
+  emulation::Queue queue() const { return queue_; }
+  template <class T>
+  T* allocate(std::size_t count) {
+    memory_.emplace_back(std::malloc(count * sizeof(T)), std::free);
+    std::memset(memory_.back().get(), 0xA5, count * sizeof(T));
+    return static_cast<T*>(memory_.back().get());
+  }
+  template <class T>
+  void upload(T* to, const std::vector<T>& from) {
+    std::memcpy(static_cast<void*>(to), from.data(), from.size() * sizeof(T));
+  }
+  template <class T>
+  std::vector<T> download(const T* from, std::size_t count) {
+    return {from, from + count};
+  }
+  template <class T>
+  void multiply(const T* x, const T* w, T* y, std::size_t rows, std::size_t in, std::size_t out) {
+    EXPECT_TRUE(queue_.launch({static_cast<std::uint32_t>(rows), 1, 1}, Product<T>{x, w, y, in, out}));
+  }
+
+ private:
+  emulation::Queue queue_;
+  std::vector<std::unique_ptr<void, void (*)(void*)>> memory_;
+};
+
+const fastv::ModelShape shape{4, 32, 4, 2, 8, 48, 3, 40};
+
+// A ragged batch: prompts as hidden states, packed, and what is asked of them.
+struct Batch {
+  std::vector<std::vector<fastv::TokenSpan>> visual;
+  std::vector<fastv::cuda::Request> requests;
+  std::vector<reference::Matrix> prompts;  // [tokens, hidden] each
+  std::size_t rows = 0;
+
+  Batch(Rng& rng, std::size_t count) : visual(count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t before = rng.between(1, 5), image = rng.between(20, 70), after = rng.between(1, 6);
+      visual[i] = {{before, image}};
+      fastv::Config config;
+      config.filtering_layer = 2;
+      config.filtering_ratio = rng.real(0.3, 0.8);
+      requests.push_back({config, visual[i], rows, before + image + after});
+      rows += requests[i].tokens;
+      prompts.push_back(reference::Matrix::NullaryExpr(static_cast<Eigen::Index>(requests[i].tokens),
+                                                       static_cast<Eigen::Index>(shape.hidden),
+                                                       [&] { return static_cast<float>(rng.real(-1.7, 1.7)); }));
+    }
+  }
+  template <class T>
+  std::vector<T> packed() const {
+    std::vector<T> all;
+    for (const reference::Matrix& prompt : prompts)
+      for (Eigen::Index i = 0; i < prompt.size(); ++i) all.push_back(decoder::narrow<T>(prompt.data()[i]));
+    return all;
+  }
+};
+
+template <class T>
+struct OnHost {
+  HostMachine machine;
+  decoder::Decoder<HostMachine, T> model;
+  OnHost(Rng& rng, const Batch& batch, const reference::RandomWeights& weights)
+      : machine(rng),
+        model(machine, shape, {batch.requests.size(), batch.rows, 96},
+              [&](const std::string& name, T* to, std::size_t rows, std::size_t columns) {
+                const reference::Matrix own =
+                    weights.matrix(name, static_cast<Eigen::Index>(rows), static_cast<Eigen::Index>(columns));
+                for (Eigen::Index i = 0; i < own.size(); ++i) to[i] = decoder::narrow<T>(own.data()[i]);
+              }) {}
+};
+
+TEST(CudaDecoder, PruningIsTheReferenceDecoders) {
+  const reference::RandomWeights weights(7);
+  const reference::Decoder slow({shape}, weights);
+  for (std::uint64_t seed = 0; seed < 3; ++seed) {
+    Rng rng(seed);
+    const Batch batch(rng, 1 + seed);
+    OnHost<float> fast(rng, batch, weights);
+    auto status = fast.model.plan(batch.requests, batch.packed<float>(), decoder::Mode::pruned);
+    if (status) status = fast.model.prefill();
+    ASSERT_TRUE(status) << status.message().c_str();
+    ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+    const fastv::cuda::Kept kept = fast.model.kept();
+    std::vector<reference::Sequence> sequences(batch.requests.size());
+    std::vector<reference::RowVector> logits;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      reference::Pruning pruning{fastv::Pruner<float>(batch.requests[i].config), batch.visual[i]};
+      const reference::Matrix hidden = slow.prefill(batch.prompts[i], sequences[i], pruning);
+      logits.push_back(slow.logits(hidden.bottomRows(1), sequences[i]));
+      const std::int32_t* first = kept.positions + kept.cumulative[i];
+      EXPECT_EQ(std::vector<fastv::Index>(first, first + fast.model.kept_tokens(i)),
+                std::vector<fastv::Index>(pruning.kept.begin(), pruning.kept.end()));
+    }
+    const emulation::Recording step = [&] {
+      emulation::Queue queue = fast.machine.queue();
+      return queue.record([&] { status = fast.model.decode(); });
+    }();
+    for (int time = 0; time < 5; ++time) {
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        const float* own = fast.model.logits() + i * shape.vocabulary;
+        for (std::size_t v = 0; v < shape.vocabulary; ++v)
+          ASSERT_NEAR(own[v], logits[i][static_cast<Eigen::Index>(v)], 1e-4f)
+              << "seed " << seed << ", step " << time << ", sequence " << i << ", logit " << v;
+      }
+      step.replay();
+      ASSERT_TRUE(status) << status.message().c_str();
+      ASSERT_EQ(emulation::faults(), std::set<std::string>{});
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        ASSERT_EQ(fast.model.tokens()[i], reference::argmax(logits[i]));
+        logits[i] = slow.decode(fast.model.tokens()[i], sequences[i]);
+      }
+    }
+  }
+}
+
+TEST(CudaDecoder, PrunedIsMaskedInHalfPrecision) {
+  Rng rng(11);
+  const Batch batch(rng, 3);
+  const reference::RandomWeights weights(8);
+  OnHost<half> fast(rng, batch, weights), slow(rng, batch, weights), whole(rng, batch, weights);
+  const std::vector<half> prompt = batch.packed<half>();
+  ASSERT_TRUE(fast.model.plan(batch.requests, prompt, decoder::Mode::pruned));
+  ASSERT_TRUE(slow.model.plan(batch.requests, prompt, decoder::Mode::masked));
+  ASSERT_TRUE(whole.model.plan(batch.requests, prompt, decoder::Mode::whole));
+  for (OnHost<half>* each : {&fast, &slow, &whole}) ASSERT_TRUE(each->model.prefill());
+  float most_apart = 0;  // of what nothing is pruned from
+  for (int time = 0; time < 3; ++time) {
+    for (std::size_t i = 0; i < 3 * shape.vocabulary; ++i) {
+      const float ours = fastv::to_float(fast.model.logits()[i]);
+      ASSERT_NEAR(ours, fastv::to_float(slow.model.logits()[i]), 0.02f) << "step " << time;
+      most_apart = (std::max)(most_apart, std::fabs(ours - fastv::to_float(whole.model.logits()[i])));
+    }
+    ASSERT_TRUE(fast.model.decode());
+    ASSERT_TRUE(slow.model.decode(fast.model.tokens()));
+    ASSERT_TRUE(whole.model.decode(fast.model.tokens()));
+  }
+  EXPECT_GT(most_apart, 0.1f) << "pruning changes so little that nothing is tested";
+  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
+}
+
+TEST(CudaDecoder, NarrowsToTheNearestHalf) {
+  for (std::uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const half value{static_cast<std::uint16_t>(bits)};
+    if (oracle::is_nan(fastv::to_float(value))) continue;
+    ASSERT_EQ(decoder::narrow<half>(fastv::to_float(value)).bits, bits);
+    const half next{static_cast<std::uint16_t>(bits + 1)};  // away from zero
+    if ((bits & 0x7fffu) >= 0x7bffu) continue;
+    const float middle = 0.5f * (fastv::to_float(value) + fastv::to_float(next));
+    ASSERT_EQ(decoder::narrow<half>(middle).bits, bits % 2 == 0 ? bits : bits + 1);
+    ASSERT_EQ(decoder::narrow<half>(std::nextafter(middle, fastv::to_float(next))).bits, bits + 1);
+  }
+  EXPECT_EQ(decoder::narrow<half>(65519.9f).bits, 0x7bffu);
+  EXPECT_EQ(decoder::narrow<half>(65520.0f).bits, 0x7c00u);
+  EXPECT_EQ(decoder::narrow<half>(-1e30f).bits, 0xfc00u);
+}
+
+}  // namespace
