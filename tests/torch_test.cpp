@@ -1034,7 +1034,7 @@ void kernels_keep_what_the_core_keeps(std::uint64_t seed) {
       fastv::detail::device_prune<Kernels>(config, fastv::detail::device_evidence(q, k, scale, p), s.visual);
   check(by_vectors, device::prune(config, q, k, scale, s.visual, p), query_key(q, k, static_cast<float>(scale)));
   if (by_map && by_map->size(0) < tokens) {
-    EXPECT_GE(emulation::Queue::launches(), launches + 9) << "the kernels have not been used";
+    EXPECT_GE(emulation::Queue::launches(), launches + 8) << "the kernels have not been used";
   }
 }
 
