@@ -104,6 +104,7 @@ Cases of_requests() {
            r.limits.tokens = 2 * tokens, r.request.past = past, r.request.key_row = 0, r.requests[1] = r.request,
            r.requests[1].first = tokens),
       SAYS(bad_shape, "queries at row 4294967295 and its keys at row 0", r.request.query_row = 0xffffffffu),
+      SAYS(too_small, "the batch has 2 spans but there is room for 1", r.request.visual = two, r.limits.spans = 1),
       SAYS(too_small, "raise Limits::groups (images and windows, 1 now)", r.limits.groups = 1, r.request.visual = grid,
            r.request.config.window_rows = 1, r.request.config.window_columns = 1),
   };
@@ -242,6 +243,43 @@ TEST(CudaErrors, NameTheNumberTheLimitAndWhatToDo) {
     EXPECT_NE(sentence.find(c.part), std::string::npos) << '"' << c.part << "\" is not in: " << sentence;
     EXPECT_LT(sentence.size(), sizeof(Message::text) - 1) << "cut off: " << sentence;
   }
+}
+
+// A stream that stops after some launches.
+class Stopping : public emulation::Queue {
+ public:
+  using emulation::Queue::Queue;
+  template <class Kernel>
+  Status launch(emulation::Grid grid, const Kernel& kernel) {
+    if (left() == 0) return fail(Errc::device_error, "the device is gone");
+    --left();
+    return emulation::Queue::launch(grid, kernel);
+  }
+  static std::size_t& left() {
+    static std::size_t count = 0;
+    return count;
+  }
+};
+TEST(CudaErrors, AnyLaunchThatFailsIsReported) {
+  Right right;
+  Rng rng(1);
+  Stopping queue(rng);
+  std::vector<float> from(tokens * 4), to(tokens * 4);
+  const auto status_after = [&](std::size_t launches) {
+    Stopping::left() = launches;
+    cuda::BasicPruner<Stopping> pruner;
+    Status status = pruner.reserve(right.limits);
+    if (status) status = pruner.plan(Span<const cuda::Request>(&right.request, 1), layers, queue);
+    if (status) status = pruner.prune(0, right.evidence, queue);
+    const std::size_t kept = status ? pruner.kept(0).total : 0;
+    if (status) status = pruner.gather(0, {{rows(from.data(), tokens, 4), rows(to.data(), kept, 4)}}, queue);
+    return status;
+  };
+  constexpr std::size_t all = 6;  // three of a plan, two that score and select, one that moves
+  for (std::size_t launches = 0; launches < all; ++launches)
+    EXPECT_EQ(status_after(launches).code, Errc::device_error) << launches;
+  EXPECT_TRUE(status_after(all));
+  EXPECT_EQ(Stopping::left(), 0u);
 }
 
 TEST(CudaErrors, EverySentenceOfTheHeadersIsRaised) {
