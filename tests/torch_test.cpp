@@ -641,6 +641,7 @@ TEST_F(Torch, AutogradNoticesWhatIsMovedInPlace) {
 // By ATen operations, as in every file that nvcc does not compile.
 static_assert(!device::has_kernels, "g++ compiles no kernels");
 struct Operations {
+  static constexpr const char* name = "Operations";
   using Kernels = fastv::detail::NoKernels;
   static constexpr int effort = 10;
 };
@@ -654,6 +655,7 @@ struct HostStreams {
   }
 };
 struct OnKernels {
+  static constexpr const char* name = "Kernels";
   using Kernels = fastv::detail::TorchKernels<HostStreams>;
   static constexpr int effort = 1;  // they take their time
 };
@@ -686,8 +688,14 @@ class OnTheDevice : public Torch {
     return fastv::detail::device_select<Kernels>(config, scores, visual, tokens);
   }
 };
+struct PathName {
+  template <class Path>
+  static std::string GetName(int) {
+    return Path::name;
+  }
+};
 using Paths = ::testing::Types<Operations, OnKernels>;
-TYPED_TEST_SUITE(OnTheDevice, Paths);
+TYPED_TEST_SUITE(OnTheDevice, Paths, PathName);
 
 // Settings and spans that exercise every count the device path shares with the core.
 struct Ask {
