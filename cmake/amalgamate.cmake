@@ -1,5 +1,6 @@
 # The library as one file:
 #   cmake [-DADAPTORS="eigen ggml"] [-DOUT=fastv.hpp] -P cmake/amalgamate.cmake
+#   cmake -DADAPTORS=cuda -DOUT=fastv.cuh -P cmake/amalgamate.cmake
 # Every header once, in the order of their includes; the adaptors asked for behind the core.
 cmake_minimum_required(VERSION 3.16)
 get_filename_component(_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
@@ -20,7 +21,7 @@ function(append name)
   list(APPEND _seen ${name})
   set(_path ${_root}/include/fastv/${name})
   if(NOT EXISTS ${_path})
-    message(FATAL_ERROR "There is no ${_path}: ADAPTORS names headers of include/fastv without .hpp")
+    message(FATAL_ERROR "There is no ${_path}: ADAPTORS names headers of include/fastv without .hpp or .cuh")
   endif()
   file(READ ${_path} _rest)
   string(REPLACE "#pragma once\n" "" _rest "${_rest}")
@@ -50,8 +51,17 @@ endfunction()
 file(READ ${_root}/include/fastv/detail/begin.hpp _begin)
 file(READ ${_root}/include/fastv/detail/end.hpp _end)
 append(fastv.hpp)
+# The kernels first: torch_device.hpp, which includes them for nvcc alone, then finds them there.
+if("cuda" IN_LIST _adaptors)
+  list(REMOVE_ITEM _adaptors cuda)
+  list(INSERT _adaptors 0 cuda)
+endif()
 foreach(_adaptor IN LISTS _adaptors)
-  append(${_adaptor}.hpp)
+  if(_adaptor STREQUAL "cuda")
+    append(cuda.cuh)
+  else()
+    append(${_adaptor}.hpp)
+  endif()
 endforeach()
 
 file(READ ${_root}/include/fastv/version.hpp _version)

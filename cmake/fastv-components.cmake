@@ -1,7 +1,7 @@
-# The adaptors as targets: fastv::eigen, fastv::ggml, fastv::torch, each fastv::fastv and its engine's own package, whose
-# headers arrive as SYSTEM since the targets are imported. Used by find_package(fastv COMPONENTS ...) and, for
-# add_subdirectory, by the list FASTV_COMPONENTS.
-set(fastv_known_components eigen ggml torch)
+# The adaptors as targets: fastv::cuda, fastv::eigen, fastv::ggml, fastv::torch, each fastv::fastv and its engine's own
+# package, whose headers arrive as SYSTEM since the targets are imported. Used by find_package(fastv COMPONENTS ...) and,
+# for add_subdirectory, by the list FASTV_COMPONENTS.
+set(fastv_known_components cuda eigen ggml torch)
 
 # fastv_add_component(NAME MESSAGE): makes fastv::NAME, or sets MESSAGE to a sentence that says why not. A macro, so that
 # what the engine's package sets reaches the caller.
@@ -11,6 +11,20 @@ macro(fastv_add_component name message)
   if(NOT "${name}" IN_LIST fastv_known_components)
     list(JOIN fastv_known_components ", " _fastv_known)
     set(${message} "fastv has no component \"${name}\": it has ${_fastv_known}.")
+  elseif("${name}" STREQUAL "cuda")
+    if(CMAKE_VERSION VERSION_LESS 3.18)
+      set(${message} "fastv::cuda needs CMake 3.18 or newer, but this is ${CMAKE_VERSION}.")
+    else()
+      find_package(CUDAToolkit QUIET)
+      if(NOT TARGET CUDA::cudart)
+        set(${message} "fastv::cuda needs a CUDA toolkit: install one with nvcc 11.8 or newer, or set CUDAToolkit_ROOT.")
+      elseif(CUDAToolkit_VERSION VERSION_LESS 11.8)
+        set(${message} "fastv::cuda needs CUDA 11.8 or newer but found ${CUDAToolkit_VERSION} in ${CUDAToolkit_BIN_DIR}.")
+      else()
+        # The headers always. What CMake links as CUDA has a runtime already, static or shared as the project likes.
+        set(_fastv_engine "CUDA::toolkit;$<$<NOT:$<LINK_LANGUAGE:CUDA>>:CUDA::cudart>")
+      endif()
+    endif()
   elseif("${name}" STREQUAL "eigen")
     # Without a version: Eigen's own file accepts only the same major one, and 5 will do as well as 3.4.
     find_package(Eigen3 CONFIG QUIET)

@@ -14,7 +14,7 @@ llama_cpp=$(sh cmake/llama_cpp.sh)/prefix
 configure_and_build $work coverage -G Ninja -DFASTV_BUILD_BENCHMARKS=OFF -DFASTV_NATIVE=OFF -DFASTV_LLAMA_CPP_DIR="$llama_cpp" \
   -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="--coverage -O0" -DCMAKE_C_FLAGS="--coverage -O0"
 find $work -name '*.gcda' -delete
-for program in unit_tests decoder_test llava/ggml_test; do $work/tests/$program --gtest_brief=1 >/dev/null; done
+for program in unit_tests cuda_test decoder_test llava/ggml_test; do $work/tests/$program --gtest_brief=1 >/dev/null; done
 $work/examples/libtorch/torch_test --gtest_brief=1 >/dev/null
 $work/tests/c_face_test >/dev/null
 $work/tests/golden_check tests/golden/*.safetensors >/dev/null

@@ -109,7 +109,7 @@ struct AttentionImpl : torch::nn::Module {
     const std::int64_t s = cache.length(), group = heads / kv_heads;
     torch::Tensor logits = evidence.query.matmul(cache.keys.repeat_interleave(group, 1).transpose(2, 3)) * scale();
     // Kept tokens stay in order, so the mask of a pruned sequence is the plain triangle of its own length.
-    logits = logits + torch::full({t, s}, -std::numeric_limits<float>::infinity()).triu(s - t + 1);
+    logits = logits + torch::full({t, s}, -std::numeric_limits<float>::infinity(), logits.options()).triu(s - t + 1);
     evidence.attention = logits.softmax(-1);
     const torch::Tensor out = evidence.attention.matmul(cache.values.repeat_interleave(group, 1));  // [1, H, t, c]
     return o_proj(out.transpose(1, 2).reshape({1, t, heads * dim}));

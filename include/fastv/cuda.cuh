@@ -202,7 +202,7 @@ inline constexpr int resident_blocks = 2;
 template <class K, bool Wide, int Heads>
 inline constexpr int resident_blocks<Logits<K, Wide, Heads>> = sizeof(K) == 1 ? 1 : 2;
 
-#if defined(__HIPCC__) && !defined(__CUDACC__)
+#if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700)  // HIP, or nvcc 11 for a GPU before Volta
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, resident_blocks<Kernel>) run_kernel(const Kernel kernel) {
 #else

@@ -134,6 +134,13 @@ struct TensorQueryKey : QueryKey<TensorElement> {
 namespace detail {
 template <>
 inline constexpr bool is_keys<TensorHeads> = true;
+inline namespace FASTV_KIND {
+// nvcc takes KeysOnly{view, past}, inside of the specialization below, for that specialization.
+template <class Keys>
+KeysOnly<Keys> keys_only(const Keys& keys, std::size_t past) noexcept {
+  return {keys, past};
+}
+}  // namespace FASTV_KIND
 }  // namespace detail
 // Keys alone: KeysOnly{*heads(k), past}.
 template <>
@@ -144,7 +151,7 @@ struct KeysOnly<TensorHeads> {
   // Calls use(view) with a KeysOnly<Heads<T>>, and returns what it returns.
   template <class Use>
   FASTV_INLINE auto visit(const Use& use) const {
-    return keys.visit([&](const auto& view) { return use(fastv::KeysOnly{view, past}); });
+    return keys.visit([&](const auto& view) { return use(detail::keys_only(view, past)); });
   }
   FASTV_INLINE std::size_t prompt_tokens() const noexcept {  // n
     return keys.tokens > past ? keys.tokens - past : 0;
@@ -222,17 +229,20 @@ inline const TensorElement* elements_of(const at::Tensor& tensor) {
   return static_cast<const TensorElement*>(static_cast<const void*>(tensor.data_ptr()));
 }
 
+inline TensorHeads strided_heads(const at::Tensor& tensor, const Axes& axes) {
+  TensorHeads view{{elements_of(tensor), axes.size[0], axes.size[1], axes.size[2], axes.stride[0], axes.stride[1]},
+                   tensor.scalar_type()};
+  if (view.dim > 1 && axes.stride[2] != 1) {  // vectors whose elements lie apart: chunks of one element
+    view.pages.chunk = 1;
+    view.pages.chunk_stride = axes.stride[2];
+  }
+  return view;
+}
 inline Result<TensorHeads> heads_of(const at::Tensor& tensor, const char* what) {
   const Result<Axes> axes = three_axes(tensor, what, heads_shape);
   if (!axes) return {{}, axes.status};
   if (Status status = expect_on_cpu(tensor, what); !status) return {{}, status};
-  TensorHeads view{{elements_of(tensor), axes->size[0], axes->size[1], axes->size[2], axes->stride[0], axes->stride[1]},
-                   tensor.scalar_type()};
-  if (view.dim > 1 && axes->stride[2] != 1) {  // vectors whose elements lie apart: chunks of one element
-    view.pages.chunk = 1;
-    view.pages.chunk_stride = axes->stride[2];
-  }
-  return {view, {}};
+  return {strided_heads(tensor, *axes), {}};
 }
 
 // A dimension counted from 0, which must have an entry for every token: a wrong one may be long enough.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A user's project, made and built each way fastv can be added; ctest runs each (label `consume`).
-#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | amalgamate |
-#              vcpkg | conan | ggml_source
+#   consume.sh find_package | component NAME | add_subdirectory | fetch_content | pkg_config | single_file | single_cuda |
+#              amalgamate | vcpkg | conan | ggml_source
 # CXX, WORK as in ../headers/check.sh. Ends with 77 where what it needs is not installed: skipped, which is not passed.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -56,8 +56,9 @@ find_package() {
   refused "compatible with requested version" -DWANTED=$major.$minor.$((patch + 1))
   # Before 1.0 minor versions may break: one that asks for an older one must not get this.
   [ "$minor" = 0 ] || refused "compatible with requested version" -DWANTED=$major.$((minor - 1))
-  refused 'fastv has no component "jax": it has eigen, ggml, torch.' -DCOMPONENTS=jax
+  refused 'fastv has no component "jax": it has cuda, eigen, ggml, torch.' -DCOMPONENTS=jax
   # Engines made invisible: the sentence names what to install.
+  refused "fastv::cuda needs a CUDA toolkit: install one" -DCOMPONENTS=cuda -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON
   refused "fastv::eigen needs Eigen: install it" -DCOMPONENTS=eigen -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON
   refused "fastv::ggml needs ggml: install it" -DCOMPONENTS=ggml -DCMAKE_DISABLE_FIND_PACKAGE_ggml=ON
   refused "fastv::torch needs LibTorch: install it" -DCOMPONENTS=torch -DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON
@@ -66,10 +67,14 @@ find_package() {
 }
 
 component() {
-  [ -f "$root/include/fastv/$1.hpp" ] || skip "include/fastv/$1.hpp does not exist yet" "$1"
+  program=$here/$1.cpp
+  if [ "$1" = cuda ]; then
+    program=$here/cuda.cu
+    command -v nvcc >/dev/null || skip "install nvcc (CUDA 11.8 or newer)" cuda
+  fi
   install_package
   for prefix in "$HOME"/.cache/fastv/*/prefix; do engines=$prefix; done  # where cmake/llama_cpp.sh builds ggml
-  if ! configure find_package -DCMAKE_PREFIX_PATH="$work/moved;${engines:-}" -DCOMPONENTS="$1" -DPROGRAM="$here/$1.cpp" \
+  if ! configure find_package -DCMAKE_PREFIX_PATH="$work/moved;${engines:-}" -DCOMPONENTS="$1" -DPROGRAM="$program" \
     >"$work/log" 2>&1; then
     sentence=$(tr -s ' \n' '  ' <"$work/log" | grep -o "fastv::$1 needs [^.]*\.") || { cat "$work/log"; fail "no sentence"; }
     skip "$sentence" "$1"
@@ -83,6 +88,12 @@ add_subdirectory() {
   if [ -f /usr/include/eigen3/Eigen/Core ]; then
     quiet configure add_subdirectory -DFASTV_CHECKOUT="$root" -DFASTV_COMPONENTS=eigen
     build_and_run
+  fi
+  if command -v nvcc >/dev/null; then
+    rm -rf "$work/build"
+    quiet configure add_subdirectory -DFASTV_CHECKOUT="$root" -DFASTV_COMPONENTS=cuda
+    build_and_run
+    "$work/build/with_cuda"
   fi
 }
 ggml_source() {
@@ -126,12 +137,14 @@ amalgamate() {
       sed 's|.*/include/fastv/||; s|detail/\.\./||g' | sort -u)
     for header in $(cd "$root/include/fastv" && ls *.hpp detail/*.hpp | grep -vE 'detail/(begin|end)'); do
       expected=$(echo "$wanted" | grep -cxF "$header" || :)
+      # Of kernels a compiler other than nvcc knows nothing.
+      case "$adaptors $header" in *torch_device*cuda_*) expected=1 ;; esac
       times=$(grep -cxF "$(head -n 1 "$root/include/fastv/$header")" "$one" || :)
       [ "$times" = "$expected" ] || fail "with ADAPTORS=\"$adaptors\" the file has $header $times times, not $expected"
     done
     case $adaptors in "" | eigen | "ggml eigen" | "eigen ggml torch torch_device") ;; *) continue ;; esac
     missing=""
-    for engine in $(sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' "$one"); do
+    for engine in $(sed -n 's/^#include <\([^>]*[/.][^>]*\)>.*/\1/p' "$one" | grep -vE '^(c10/cuda|hip)/|^cuda_runtime'); do
       echo "#include <$engine>" | $CXX -std=c++17 $engines -fsyntax-only -x c++ - 2>/dev/null || missing="$missing <$engine>"
     done
     [ -z "$missing" ] || { echo "ADAPTORS=\"$adaptors\" is NOT BUILT HERE: no$missing"; continue; }
@@ -177,6 +190,17 @@ single_file() {
   quiet configure single_file -DGENERATED="$work/one" -DTEST_SOURCES="$sources" -DCMAKE_CXX_FLAGS=-O0
   quiet cmake --build "$work/build" -j 2
   "$work/build/consume" --gtest_brief=1
+}
+# The kernels and all they need as one file: it builds by nvcc, twice in one translation unit, and links.
+single_cuda() {
+  command -v nvcc >/dev/null || skip "install nvcc (CUDA 11.8 or newer)"
+  mkdir -p "$work/one/fastv"
+  quiet cmake -DADAPTORS=cuda -DOUT="$work/one/fastv/cuda.cuh" -P "$root/cmake/amalgamate.cmake"
+  ! grep -n '#include "' "$work/one/fastv/cuda.cuh" || fail "an #include of ours is left"
+  { echo '#include <fastv/cuda.cuh>' && cat "$here/cuda.cu"; } >"$work/one/cuda.cu"
+  quiet nvcc -std=c++17 -ccbin "$CXX" -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -I"$work/one" "$work/one/cuda.cu" \
+    -o "$work/cuda"
+  "$work/cuda"
 }
 # The port with stand-ins for vcpkg's functions that do their main work, and a consumer of what it installs.
 vcpkg() {

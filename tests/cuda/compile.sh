@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles every kernel of fastv/cuda.cuh for sm_80, sm_90 and the newest machine that nvcc knows, warnings as errors, and
-# prints registers, spills and shared memory of each. Fails on any spill, and on a stack frame. Nothing runs.
+# prints registers, spills and shared memory of each. Fails on any spill, and on a stack frame. Then, where they are
+# installed, LibTorch's adaptor by nvcc and the kernels by hipcc. Nothing runs.
 # Ends with 77 where there is no nvcc: skipped, which is not passed.
 #   compile.sh [ARCH...]     such as sm_90; WORK: a folder for what is built
 set -eu
@@ -33,4 +34,23 @@ for arch in "$@"; do
   awk '$NF > 0 || $(NF - 1) > 0 { bad = 1 } END { exit bad }' "$WORK/$arch.table" ||
     { echo "a kernel spills registers, or has a stack frame, on $arch" >&2; status=1; }
 done
+
+# The adaptor, against LibTorch's headers; those of builds without CUDA lack one file, which libtorch/ stands in for.
+if echo '#include <ATen/core/Tensor.h>' | c++ -std=c++17 -fsyntax-only -x c++ - 2>/dev/null; then
+  "$NVCC" -std=c++17 -I"$root/tests/cuda/libtorch" -I"$root/include" -gencode arch=compute_90,code=compute_90 \
+    -Werror all-warnings -Xcompiler -Wall,-Wextra -c "$root/tests/cuda/torch.cu" -o "$WORK/torch.o"
+  echo "fastv/torch_device.hpp builds with the kernels"
+else
+  echo "fastv/torch_device.hpp with the kernels is NOT TESTED HERE: install libtorch-dev"
+fi
+# For warps of 64 threads and of 32; of the device's code as much as its compiler checks before it optimises.
+if command -v hipcc >/dev/null; then
+  for arch in gfx90a gfx1030; do
+    hipcc -std=c++17 --offload-arch=$arch -Wall -Wextra -Werror -Wno-unused-command-line-argument -I"$root/include" \
+      -x hip -fsyntax-only "$root/tests/cuda/everything.cu"
+    echo "fastv/cuda.cuh builds by hipcc for $arch"
+  done
+else
+  echo "fastv/cuda.cuh by hipcc is NOT TESTED HERE: install hipcc"
+fi
 exit $status

@@ -4,16 +4,16 @@
 using namespace fastv;
 
 template <class Q, class K>
-Status by_keys(cuda::Pruner& pruner, const Q* q, const K* k, cudaStream_t stream) {
+Status by_keys(cuda::Pruner& pruner, const Q* q, const K* k, cuda::Stream stream) {
   return pruner.prune(
       0, cuda::query_key(cuda::heads(q, TokenMajor{8, 8, 128}), cuda::heads(k, TokenMajor{8, 2, 128}), 1), stream);
 }
 template <class T>
-Status by_probabilities(cuda::Pruner& pruner, const T* p, cudaStream_t stream) {
+Status by_probabilities(cuda::Pruner& pruner, const T* p, cuda::Stream stream) {
   return pruner.prune(0, cuda::probabilities(p, 8, 1, 8), stream);
 }
 
-Status everything(Span<const cuda::Request> requests, void* p, cudaStream_t stream) {
+Status everything(Span<const cuda::Request> requests, void* p, cuda::Stream stream) {
   cuda::Pruner pruner;
   const auto* h = static_cast<const half*>(p);
   const auto* b = static_cast<const bfloat16*>(p);

@@ -123,6 +123,39 @@ TEST(CudaScore, LayoutsAndTypes) {
     check_layer<half, fp8_e5m2>(++seed, {4, 4, 64, 90}, place, {});
     check_layer<bfloat16, std::int8_t>(++seed, {8, 2, 48, 90}, place, {});
   }
+  check_layer<fp8_e4m3, fp8_e4m3>(++seed, {4, 2, 32, 90}, Place::token_major, {});
+  check_layer<fp8_e5m2, half>(++seed, {4, 2, 32, 90}, Place::token_major, {});
+  check_layer<std::int8_t, half>(++seed, {4, 2, 32, 90}, Place::token_major, {});
+}
+// Strides are multiples of 16 bytes, the addresses in a table are not: the same scores, bit by bit.
+TEST(CudaScore, BlocksAtAnyAddress) {
+  constexpr std::size_t tokens = 40, block = 8, dim = 8;
+  Rng rng(7);
+  std::vector<float> query(dim), keys(tokens * dim), apart(5 * (block * dim + 1));
+  for (float& value : query) value = static_cast<float>(rng.real(-1, 1));
+  for (float& value : keys) value = static_cast<float>(rng.real(-1, 1));
+  const float* blocks[tokens / block];
+  for (std::size_t b = 0; b < tokens / block; ++b) {
+    blocks[b] = apart.data() + b * (block * dim + 1);
+    std::copy_n(keys.data() + b * block * dim, block * dim, apart.data() + b * (block * dim + 1));
+  }
+  const std::vector<TokenSpan> visual{{2, 30}};
+  cuda::Request request{Config{}, visual, 0, tokens};
+  request.queries = 1;
+  cuda::Limits limits;
+  limits.tokens = tokens;
+  limits.heads = 1;
+  emulation::Queue queue(rng);
+  const auto scores_of = [&](const cuda::Heads<float>& key) {
+    emulation::Pruner pruner;
+    EXPECT_TRUE(pruner.reserve(limits));
+    EXPECT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue));
+    EXPECT_TRUE(pruner.prune(0, cuda::query_key(cuda::heads(query.data(), TokenMajor{1, 1, dim}), key, 0.5f), queue));
+    return std::vector<float>(pruner.kept(0).scores, pruner.kept(0).scores + 30);
+  };
+  EXPECT_EQ(scores_of(cuda::heads(static_cast<const float* const*>(blocks), TokenMajor{block, 1, dim}, tokens / block)),
+            scores_of(cuda::heads(keys.data(), TokenMajor{tokens, 1, dim})));
+  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
 }
 TEST(CudaScore, ShapesOfHeads) {
   std::uint64_t seed = 100;

@@ -82,7 +82,8 @@ template <class Q, class K>
 Status check_evidence(const cuda::QueryKey<Q, K>& evidence, const StagePlan& stage) noexcept {
   if (Status status = check_device_heads(evidence.query, "query", stage.query_rows, stage.rows_at_hand); !status)
     return status;
-  if (evidence.query.pages != 0) return fail(Errc::not_supported, "query lies in pages: hand it over in one piece");
+  if (evidence.query.pages != 0 || evidence.query.layout.pages.chunk != 0)
+    return fail(Errc::not_supported, "query lies in pages or chunks: hand it over in one piece");
   if (Status status = check_device_heads(evidence.key, "key", stage.key_rows, stage.keys); !status) return status;
   static const Q query{};  // never read
   static const K key{};
