@@ -26,8 +26,6 @@ constexpr std::array<double, 4> ratios = {0.5, 0.75, 0.9, 0.95};
 constexpr std::array<double, 2> compared_ratios = {0.75, 0.9};  // at which all rules are compared
 constexpr std::size_t compared_depth = 2;                       // and K
 
-constexpr std::size_t sparsely = 3;  // the rest of the table: of every third scene
-
 // ---- the rules ----------------------------------------------------------------------------------
 
 // What tokens are ranked by.
@@ -525,7 +523,7 @@ void print_comparison(const Settings& settings, const std::vector<Tally>& tallie
   std::printf("| rule | K | kept |");
   for (const char* kind : kind_names) std::printf(" %s |", kind);
   std::printf(" mean | over FastV | most of its loss |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
-  std::printf("| unpruned | - | 576 |");
+  std::printf("| unpruned | - | %zu |", settings.all()[0].plan.visual);
   print_accuracies(unpruned);
   std::printf(" | |\n");
   for (const bool equal_flops : {false, true}) {
@@ -591,8 +589,8 @@ void draw_chart(const Options& options, const Settings& settings, const std::vec
   const Tally& unpruned = tallies.back();
   LineChart chart;
   chart.title = "What pruning costs, and what it saves";
-  chart.caption =
-      std::to_string(options.scenes) + " unseen scenes; on every line R = 95, 90, 75, 50 and 0% from left to right.";
+  chart.caption = std::to_string(unpruned.right.size()) +
+                  " unseen scenes; on every line R = 95, 90, 75, 50 and 0% from left to right.";
   chart.x = {"prefill FLOPs, % of unpruned", 0, 100, 20, "%g"};
   chart.y = {"whole answers right, %", 0, 100, 20, "%g"};
   chart.level_name = "unpruned";
