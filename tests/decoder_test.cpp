@@ -215,6 +215,20 @@ TEST(Tensors, ReadsEveryFloatType) {
   EXPECT_THROW((void)tensors.integers("f"), std::runtime_error);
 }
 
+TEST(Tensors, ReadsBlocksOfEightBitNumbers) {
+  const auto file = [](const std::string& scales) {
+    return file_with(R"({"q":{"dtype":"I8","shape":[2,2],"data_offsets":[0,4]},)"
+                     R"("q_scale":{"dtype":"F16","shape":)" +
+                         scales + R"(,"data_offsets":[4,8]}})",
+                     std::string("\x01\xfe\x03\x7f\x00\x3c\x00\xc0", 8));  // 1 -2 3 127 | 1 -2
+  };
+  EXPECT_EQ(Tensors(file("[2,1]")).matrix("q"), (Matrix(2, 2) << 1, -2, -6, -254).finished());
+  EXPECT_THROW((void)Tensors(file("[1,2]")).matrix("q"), std::runtime_error);  // a row is without scales
+  EXPECT_THROW((void)Tensors(file("[2]")).matrix("q"), std::runtime_error);
+  const std::string alone = file_with(R"({"q":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}})", "1234");
+  EXPECT_THROW((void)Tensors(alone).matrix("q"), std::runtime_error);
+}
+
 TEST(Tensors, RefusesMalformedFiles) {
   const auto refused = [](const std::string& path, const std::string& part) {
     try {

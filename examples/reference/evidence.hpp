@@ -59,25 +59,31 @@ inline fastv::Probabilities<float> map_view(const DecoderConfig& config, const L
                               static_cast<std::size_t>(keys));
 }
 
+// Keys or queries with their rotation undone, [heads, tokens, c]. The first of them stands at position `first`, the others
+// follow without gaps.
+template <class Vectors>
+std::vector<float> rotation_undone(const Vectors& rotated, std::size_t first, const DecoderConfig& config) {
+  const std::size_t c = rotated.dim;
+  std::vector<float> frequencies(c / 2);
+  for (std::size_t i = 0; i < c / 2; ++i)
+    frequencies[i] = 1.0f / std::pow(config.rope_theta, static_cast<float>(2 * i) / static_cast<float>(c));
+  std::vector<fastv::Index> positions(rotated.tokens);
+  std::iota(positions.begin(), positions.end(), static_cast<fastv::Index>(first));
+  std::vector<float> out(rotated.heads * rotated.tokens * c);
+  require(fastv::unrotate(rotated, fastv::Rope{frequencies, positions}, out));
+  return out;
+}
+
 // RoPE-free: queries and keys with their rotation undone. For a sequence without gaps in its position ids below this
 // layer, as prefill() gives them: key j stands at position j.
 inline fastv::Kept prune_rope_free(fastv::Pruner<float>& pruner, const fastv::QueryKey<float>& rotated,
                                    const std::vector<fastv::TokenSpan>& visual, const DecoderConfig& config) {
   const fastv::Heads<float>&query = rotated.query, &key = rotated.key;
-  const std::size_t c = key.dim;
-  std::vector<float> frequencies(c / 2);
-  for (std::size_t i = 0; i < c / 2; ++i)
-    frequencies[i] = 1.0f / std::pow(config.rope_theta, static_cast<float>(2 * i) / static_cast<float>(c));
-  std::vector<fastv::Index> positions(key.tokens);
-  std::iota(positions.begin(), positions.end(), fastv::Index{0});
-  const fastv::Span<const fastv::Index> last(positions.data() + (key.tokens - query.tokens), query.tokens);
-
-  std::vector<float> keys(key.heads * key.tokens * c), queries(query.heads * query.tokens * c);
-  require(fastv::unrotate(key, fastv::Rope{frequencies, positions}, keys));
-  require(fastv::unrotate(query, fastv::Rope{frequencies, last}, queries));
+  const std::vector<float> queries = rotation_undone(query, key.tokens - query.tokens, config),
+                           keys = rotation_undone(key, 0, config);
   fastv::QueryKey<float> evidence = rotated;
-  evidence.query = fastv::heads(queries.data(), fastv::HeadMajor{query.heads, query.tokens, c});
-  evidence.key = fastv::heads(keys.data(), fastv::HeadMajor{key.heads, key.tokens, c});
+  evidence.query = fastv::heads(queries.data(), fastv::HeadMajor{query.heads, query.tokens, query.dim});
+  evidence.key = fastv::heads(keys.data(), fastv::HeadMajor{key.heads, key.tokens, key.dim});
   return require(pruner.prune(evidence, visual));
 }
 

@@ -57,7 +57,8 @@ class Tensors {
     return found->second;
   }
 
-  // F32, F16 or BF16, widened to float. [n] becomes [1, n]; [a, b, c, ...] becomes [a, b * c * ...].
+  // F32, F16 or BF16, widened to float; I8 times the scales of its blocks, a tensor NAME_scale. [n] becomes [1, n];
+  // [a, b, c, ...] becomes [a, b * c * ...].
   Matrix matrix(const std::string& name) const {
     const Entry& entry = find(name);
     const std::size_t rows = entry.shape.size() < 2 ? 1 : entry.shape.front();
@@ -68,8 +69,11 @@ class Tensors {
       read<fastv::half>(entry, out.data());
     else if (entry.dtype == "BF16")
       read<fastv::bfloat16>(entry, out.data());
+    else if (entry.dtype == "I8" && has(name + "_scale"))
+      read_blocks(entry, matrix(name + "_scale", out.rows(), blocks_in_row(name, out.cols())), out);
     else
-      throw std::runtime_error(path_ + ": tensor " + name + " is " + entry.dtype + ", not F32, F16 or BF16");
+      throw std::runtime_error(path_ + ": tensor " + name + " is " + entry.dtype +
+                               ", not F32, F16, BF16, or I8 with a tensor " + name + "_scale");
     return out;
   }
 
@@ -134,6 +138,23 @@ class Tensors {
     const auto found = entries_.find(name);
     if (found == entries_.end()) throw std::runtime_error(path_ + " has no tensor " + name);
     return found->second;
+  }
+
+  // Blocks that share a scale in each row of NAME, of `columns` elements.
+  Eigen::Index blocks_in_row(const std::string& name, Eigen::Index columns) const {
+    const std::vector<std::size_t>& scales = shape(name + "_scale");
+    const auto blocks = static_cast<Eigen::Index>(scales.empty() ? 0 : scales.back());
+    if (blocks < 1 || columns % blocks != 0)
+      throw std::runtime_error(path_ + ": tensor " + name + " has rows of " + std::to_string(columns) +
+                               " elements, which " + std::to_string(blocks) + " scales do not divide into blocks");
+    return blocks;
+  }
+
+  void read_blocks(const Entry& entry, const Matrix& scales, Matrix& out) const {
+    const char* bytes = bytes_.data() + entry.begin;
+    const Eigen::Index block = scales.size() == 0 ? 1 : out.size() / scales.size();
+    for (Eigen::Index i = 0; i < out.size(); ++i)
+      out.data()[i] = static_cast<float>(static_cast<signed char>(bytes[i])) * scales.data()[i / block];
   }
 
   template <class T>

@@ -50,6 +50,7 @@ class Assistant {
   std::size_t visual_tokens() const { return static_cast<std::size_t>(vision_.config().patches()); }
   std::size_t columns() const { return static_cast<std::size_t>(vision_.config().columns()); }
   const Vocabulary& vocabulary() const { return vocabulary_; }
+  const reference::Decoder& decoder() const { return decoder_; }
 
   // The picture as the model gets it: padded and resized.
   Picture see(const Picture& picture) const { return fit(picture, preprocessor_); }

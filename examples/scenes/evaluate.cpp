@@ -1,10 +1,16 @@
-// evaluate MNIST_FOLDER [--scenes N] [--seed S] [--model FOLDER] [--chart FILE] : what pruning costs the scenes model.
+// evaluate MNIST_FOLDER [SCENES] [--sweep] [--seed S] [--model FOLDER] [--chart FILE] : what pruning costs the scenes
+// model.
 //
-// Draws N scenes that training never saw (digits from MNIST's test files), asks one question of each kind, and prints
-// the accuracy (the whole answer right) without pruning and for every rule, K and R, with what each saves.
+// Draws SCENES pictures that training never saw (digits from MNIST's test files), asks one question of each kind about
+// each, and prints the accuracy without pruning and for every rule at K = 2; with --sweep four rules at other K too. An
+// answer counts if every word of the right one is the likeliest behind those before it, which is when greedy decoding says
+// just that. Ctrl-C ends it early, with the tables of the scenes that were asked about.
+#include <atomic>
+#include <csignal>
 #include <cstdio>
-#include <cstring>
+#include <map>
 
+#include "../common/command_line.hpp"
 #include "../common/line_chart.hpp"
 #include "../common/progress.hpp"
 #include "assistant.hpp"
@@ -15,70 +21,103 @@ namespace {
 using namespace scenes;
 
 constexpr std::size_t kinds = kind_names.size();
+const std::vector<std::size_t> depths = {1, 2, 3, 4, 6};  // K
+constexpr std::array<double, 4> ratios = {0.5, 0.75, 0.9, 0.95};
+constexpr std::array<double, 2> compared_ratios = {0.75, 0.9};  // at which all rules are compared
+constexpr std::size_t compared_depth = 2;                       // and K
+
+// ---- the rules ----------------------------------------------------------------------------------
+
+// What tokens are ranked by.
+enum class By {
+  nothing,
+  last_row,        // attention of the last prompt token: FastV
+  all_rows,        // of every row
+  rope_free,       // of the last row, without RoPE
+  corrected,       // of the question's rows, over that of its first row
+  text_raters,     // of the rows that are relevant to the image
+  value_weighted,  // of the last row, times the value's length
+  key_length,      // no query at all
+  change,          // of the hidden row in layer K-1
+  logits           // of the question's rows and layer 0's projections, without RoPE: ahead of the first layer
+};
 
 struct Rule {
   const char* name;
-  fastv::Selection selection = fastv::Selection::top_k;
-  fastv::ScoreRows rows = fastv::ScoreRows::last;
-  reference::EvidenceKind evidence = reference::EvidenceKind::query_key;
-  bool prior_corrected = false;
-  double uniform_share = 0;
-  std::size_t window = 0;  // rows and columns
-  bool plotted = false;
+  By by = By::last_row;
+  fastv::Config config = {};  // selection, windows, shares
 };
 
-std::vector<Rule> all_rules() {
-  using fastv::Selection;
-  using reference::EvidenceKind;
-  std::vector<Rule> rules(11);
-  rules[0].name = "FastV (last row)";
-  rules[1].name = "all rows";
-  rules[1].rows = fastv::ScoreRows::all;
-  rules[2].name = "random";
-  rules[2].selection = Selection::random;
-  rules[3].name = "uniform grid";
-  rules[3].selection = Selection::uniform;
-  for (std::size_t i = 0; i < 4; ++i) rules[i].plotted = true;
-  rules[4].name = "RoPE-free";
-  rules[4].evidence = EvidenceKind::rope_free;
-  rules[5].name = "window top-k";
-  rules[5].window = 4;
-  rules[6].name = "score + grid";
-  rules[6].uniform_share = 1.0 / 3;
-  rules[7].name = "P log P/Q";
-  rules[7].rows = fastv::ScoreRows::listed;
-  rules[7].prior_corrected = true;
-  rules[8].name = "text raters";
-  rules[8].evidence = EvidenceKind::text_raters;
-  rules[9].name = "value-weighted";
-  rules[9].evidence = EvidenceKind::value_weighted;
-  rules[10].name = "key length";
-  rules[10].evidence = EvidenceKind::keys_only;
-  return rules;
+Rule ranked(const char* name, By by = By::last_row) { return {name, by}; }
+Rule blind(const char* name, fastv::Selection selection) {
+  Rule rule{name, By::nothing};
+  rule.config.selection = selection;
+  return rule;
 }
-const std::vector<Rule> rules = all_rules();
+// In windows of 6 x 6 patches, an equal share of the tokens each.
+Rule windowed(Rule rule, const char* name) {
+  rule.name = name;
+  rule.config.window_rows = rule.config.window_columns = 6;
+  return rule;
+}
+Rule with_grid(Rule rule, const char* name) {
+  rule.name = name;
+  rule.config.uniform_share = 1.0 / 3;
+  return rule;
+}
+Rule diverse(const char* name, By by, const fastv::Diversity& diversity) {
+  Rule rule{name, by};
+  rule.config.selection = fastv::Selection::diverse;
+  rule.config.diversity = diversity;
+  return rule;
+}
+
+using fastv::Blend;
+using fastv::Novelty;
+constexpr fastv::Diversity mmr{Novelty::nearest, Blend::sum, 0.5}, max_min{Novelty::nearest, Blend::sum, 0},
+    anchored{Novelty::nearest, Blend::product, 1, 0.5}, coverage{Novelty::coverage, Blend::product, 1},
+    volume{Novelty::volume, Blend::product, 2};
+
+const Rule fastv_rule = ranked("FastV (last row)");
+const Rule random_rule = blind("random", fastv::Selection::random);
+const Rule grid_rule = blind("even grid", fastv::Selection::uniform);
+const Rule window_rule = windowed(fastv_rule, "windows");
+
+// At every R, and every K of a sweep.
+const std::vector<Rule> swept_rules = {fastv_rule, random_rule, grid_rule, window_rule};
+// At one K.
+const std::vector<Rule> compared_rules = {
+    ranked("all rows", By::all_rows),
+    ranked("RoPE-free", By::rope_free),
+    ranked("P log P/Q", By::corrected),
+    ranked("text raters", By::text_raters),
+    ranked("value-weighted", By::value_weighted),
+    ranked("key length", By::key_length),
+    ranked("change", By::change),
+    with_grid(fastv_rule, "score + grid"),
+    windowed(ranked("", By::rope_free), "RoPE-free, windows"),
+    diverse("max-min", By::nothing, max_min),
+    diverse("MMR", By::last_row, mmr),
+    diverse("anchors", By::last_row, anchored),
+    diverse("coverage", By::last_row, coverage),
+    diverse("volume", By::last_row, volume),
+    diverse("RoPE-free, cover.", By::rope_free, coverage),
+};
+// Ahead of the first layer.
+const std::vector<Rule> early_rules = {random_rule, grid_rule, ranked("logits", By::logits),
+                                       diverse("max-min", By::nothing, max_min),
+                                       diverse("coverage", By::logits, coverage)};
 
 struct Setting {
-  std::size_t rule, layer;
-  double ratio;
-
-  // question, separator: prompt positions of the question's tokens and of the first of them, which has seen the picture
-  // but next to nothing of the question. (This model has no separator behind the picture.)
-  Pruning pruning(std::uint64_t seed, fastv::Span<const fastv::Index> question = {}) const {
-    const Rule& r = rules[rule];
-    fastv::Config config;
-    config.filtering_layer = layer;
-    config.filtering_ratio = ratio;
-    config.selection = r.selection;
-    config.score_rows = r.rows;
-    config.seed = seed;
-    config.uniform_share = r.uniform_share;
-    config.window_rows = config.window_columns = r.window;
-    if (r.rows == fastv::ScoreRows::listed) config.listed_rows = question;
-    if (r.prior_corrected) config.prior_rows = {question.data(), 1};
-    return {config, r.evidence};
-  }
+  Rule rule;
+  std::size_t layer;  // K
+  double ratio;       // R; at equal FLOPs that of the setting with K = 2 which costs as much
+  bool equal_flops;
+  std::size_t keep;  // visual tokens
+  fastv::Plan plan;  // of the example prompt
 };
+
+// ---- one question -------------------------------------------------------------------------------
 
 std::vector<fastv::Index> question_rows(const Prompt& prompt) {
   std::vector<fastv::Index> rows;
@@ -87,226 +126,556 @@ std::vector<fastv::Index> question_rows(const Prompt& prompt) {
   return rows;
 }
 
-struct Tally {
-  std::array<std::size_t, kinds> right{};
-  std::array<std::size_t, 4> bands{};  // kept patches in each quarter of the picture, top to bottom
-  double depth = 0;                    // sum of the kept patches' places, 0 at the top, 1 at the bottom
+// A prompt and the right answer behind it, run through every layer once: what each K can be pruned by and goes on from.
+class Reading {
+ public:
+  Reading(const Assistant& assistant, const Matrix& visual, const Question& question)
+      : decoder_(assistant.decoder()),
+        prompt_(assistant.prompt(visual, question.text)),
+        visual_{prompt_.visual},
+        question_(question_rows(prompt_)),
+        answer_(assistant.vocabulary().encode(question.answer)) {
+    const auto n = prompt_.embeddings.rows(), spoken = static_cast<Eigen::Index>(answer_.size());
+    Matrix hidden(n + spoken, visual.cols());
+    hidden << prompt_.embeddings, decoder_.embed(answer_);
+    answer_.push_back(assistant.vocabulary().end());
+    positions_ = decoder_.next_positions(hidden.rows(), sequence_);
+    reference::LayerRun run;
+    for (std::size_t layer = 0; layer < decoder_.shape().layers; ++layer) {
+      before_.push_back(hidden);
+      decoder_.run_layer(layer, hidden, positions_, sequence_, run);
+      query_.emplace_back(run.query.topRows(n));
+      share_.push_back(attention_on_picture(layer));
+    }
+    right_ = is_right(hidden, n);
+    for (auto& cache : sequence_.layers) cache.length = n;  // what is pruned by is the prompt alone
+  }
 
-  void count_kept(const Answer& answer, std::size_t patches) {
-    for (const fastv::Index patch : answer.kept) {
-      ++bands[4 * patch / patches];
-      depth += static_cast<double>(patch) / static_cast<double>(patches - 1);
+  bool right() const { return right_; }                        // without pruning
+  const std::vector<double>& share() const { return share_; }  // of the last prompt token's attention, by layer
+
+  // Kept patches, and whether the answer is still right.
+  std::pair<std::vector<fastv::Index>, bool> pruned(const Setting& setting, std::uint64_t seed) {
+    fastv::Config config = setting.rule.config;
+    config.filtering_layer = setting.layer;
+    config.keep_count = setting.keep;
+    config.seed = seed;
+    fastv::Pruner<float> pruner(config);
+    const fastv::Kept kept = reference::require(select(pruner, setting));
+    return {patches(kept), goes_on(kept, setting.layer)};
+  }
+
+ private:
+  static Matrix top_rows(const Matrix& matrix, Eigen::Index rows) { return matrix.topRows(rows); }
+  Eigen::Index tokens() const { return prompt_.embeddings.rows(); }
+
+  fastv::Kept select(fastv::Pruner<float>& pruner, const Setting& setting) {
+    const std::size_t n = prompt_.tokens();
+    if (setting.rule.config.selection != fastv::Selection::diverse) {
+      if (setting.rule.by == By::nothing) return pruner.prune(fastv::NoEvidence{n}, visual_);
+      return pruner.prune(fastv::Scores<float>{scores(setting.rule.by, setting.layer), n}, visual_);
+    }
+    const auto features = fastv::heads(prompt_.embeddings, 1);  // what the projector made of the patches
+    if (setting.rule.by == By::nothing)
+      return pruner.prune(fastv::with_features(fastv::NoEvidence{n}, features), visual_);
+    return pruner.prune(fastv::with_features(fastv::Scores<float>{scores(setting.rule.by, setting.layer), n}, features),
+                        visual_);
+  }
+
+  // The scores of a kind at filtering layer k, computed once.
+  const std::vector<float>& scores(By by, std::size_t k) {
+    std::vector<float>& known = scores_[{by, k}];
+    if (known.empty()) known = computed_scores(by, k);
+    return known;
+  }
+
+  std::vector<float> computed_scores(By by, std::size_t k) const {
+    using reference::EvidenceKind;
+    fastv::Config config;
+    config.filtering_layer = k;
+    EvidenceKind kind = EvidenceKind::query_key;
+    switch (by) {
+      case By::nothing:
+      case By::last_row: break;
+      case By::all_rows: config.score_rows = fastv::ScoreRows::all; break;
+      case By::rope_free: kind = EvidenceKind::rope_free; break;
+      case By::corrected:
+        config.score_rows = fastv::ScoreRows::listed;
+        config.listed_rows = question_;
+        config.prior_rows = {question_.data(), 1};
+        break;
+      case By::text_raters: kind = EvidenceKind::text_raters; break;
+      case By::value_weighted: kind = EvidenceKind::value_weighted; break;
+      case By::key_length: kind = EvidenceKind::keys_only; break;
+      case By::change:
+      case By::logits: break;
+    }
+    fastv::Pruner<float> pruner(config);
+    if (by == By::change) {
+      const Matrix &before = before_[k - 1], &after = before_[k];
+      reference::require(pruner
+                             .prune(fastv::changes(before.data(), after.data(), prompt_.tokens(),
+                                                   static_cast<std::size_t>(before.cols())),
+                                    visual_)
+                             .status);
+    } else if (by == By::logits) {
+      config.score_rows = fastv::ScoreRows::listed;
+      config.listed_rows = question_;
+      pruner.set_config(config);
+      const fastv::ModelShape& s = decoder_.shape();
+      const std::vector<float> query =
+                                   reference::rotation_undone(fastv::heads(query_[0], s.heads), 0, decoder_.config()),
+                               key = reference::rotation_undone(
+                                   fastv::heads(sequence_.layers[0].keys, s.kv_heads, prompt_.tokens()), 0,
+                                   decoder_.config());
+      reference::require(
+          pruner
+              .prune(
+                  fastv::logits(fastv::heads(query.data(), fastv::HeadMajor{s.heads, prompt_.tokens(), s.head_dim}),
+                                fastv::heads(key.data(), fastv::HeadMajor{s.kv_heads, prompt_.tokens(), s.head_dim})),
+                  visual_)
+              .status);
+    } else {
+      reference::LayerRun run;
+      run.query = query_[k - 1];
+      reference::require(reference::prune_by(kind, pruner, visual_, decoder_.config(), run,
+                                             top_rows(before_[k], tokens()), sequence_.layers[k - 1])
+                             .status);
+    }
+    return {pruner.scores().begin(), pruner.scores().end()};
+  }
+
+  // Runs layers k and up on what was kept and the answer. What stands ahead of the picture sees nothing of it, so its keys
+  // and values are those of the unpruned run.
+  bool goes_on(const fastv::Kept& kept, std::size_t k) const {
+    const Eigen::Index n = tokens(), ahead = static_cast<Eigen::Index>(prompt_.visual.first),
+                       m = static_cast<Eigen::Index>(kept.size()) - ahead;
+    const Matrix& all = before_[k];
+    Matrix hidden(m + all.rows() - n, all.cols());
+    std::vector<std::int64_t> positions;
+    for (const fastv::Index index : kept) {
+      if (index < prompt_.visual.first) continue;
+      hidden.row(static_cast<Eigen::Index>(positions.size())) = all.row(index);
+      positions.push_back(positions_[index]);
+    }
+    hidden.bottomRows(all.rows() - n) = all.bottomRows(all.rows() - n);
+    positions.insert(positions.end(), positions_.begin() + n, positions_.end());
+    reference::Sequence sequence;
+    sequence.layers.resize(decoder_.shape().layers);
+    reference::LayerRun run;
+    for (std::size_t layer = k; layer < decoder_.shape().layers; ++layer) {
+      sequence.layers[layer].keys = top_rows(sequence_.layers[layer].keys, ahead);
+      sequence.layers[layer].values = top_rows(sequence_.layers[layer].values, ahead);
+      sequence.layers[layer].length = ahead;
+      decoder_.run_layer(layer, hidden, positions, sequence, run);
+    }
+    return is_right(hidden, m);
+  }
+
+  // Last layer's output on a prompt of n tokens and the answer behind it.
+  bool is_right(const Matrix& hidden, Eigen::Index n) const {
+    reference::Sequence unused;
+    const Matrix logits = decoder_.logits(hidden.bottomRows(hidden.rows() - n + 1), unused);
+    for (std::size_t i = 0; i < answer_.size(); ++i)
+      if (reference::argmax(logits.row(static_cast<Eigen::Index>(i))) != answer_[i]) return false;
+    return true;
+  }
+
+  std::vector<fastv::Index> patches(const fastv::Kept& kept) const {
+    std::vector<fastv::Index> out;
+    for (const fastv::Index index : kept)
+      if (index >= prompt_.visual.first && index < prompt_.visual.first + prompt_.visual.count)
+        out.push_back(static_cast<fastv::Index>(index - prompt_.visual.first));
+    return out;
+  }
+
+  double attention_on_picture(std::size_t layer) const {
+    const fastv::ModelShape& s = decoder_.shape();
+    const auto c = static_cast<Eigen::Index>(s.head_dim), n = tokens();
+    const Eigen::Index group = static_cast<Eigen::Index>(s.heads / s.kv_heads);
+    double share = 0;
+    for (Eigen::Index head = 0; head < static_cast<Eigen::Index>(s.heads); ++head) {
+      Matrix p = query_[layer].block(n - 1, head * c, 1, c) *
+                 sequence_.layers[layer].keys.block(0, head / group * c, n, c).transpose() *
+                 reference::scale_of(decoder_.config());
+      reference::softmax_rows(p);
+      share += static_cast<double>(
+          p.row(0)
+              .segment(static_cast<Eigen::Index>(prompt_.visual.first), static_cast<Eigen::Index>(prompt_.visual.count))
+              .sum());
+    }
+    return share / static_cast<double>(s.heads);
+  }
+
+  const reference::Decoder& decoder_;
+  Prompt prompt_;
+  std::vector<fastv::TokenSpan> visual_;
+  std::vector<fastv::Index> question_;
+  std::vector<int> answer_;  // with </s>
+  std::vector<std::int64_t> positions_;
+  reference::Sequence sequence_;
+  std::vector<Matrix> before_, query_;  // of each layer: its input [n + a, D], its queries [n, D]
+  std::vector<double> share_;
+  std::map<std::pair<By, std::size_t>, std::vector<float>> scores_;
+  bool right_ = false;
+};
+
+// ---- all of them --------------------------------------------------------------------------------
+
+// Right answers of one setting, [scenes, kinds], and where its kept patches lie.
+struct Tally {
+  std::vector<std::array<std::uint8_t, kinds>> right;
+  std::array<double, 4> bands{};  // kept patches in each quarter of the picture, top to bottom
+  double on_digits = 0;           // in cells that have a digit
+
+  void count_kept(const std::vector<fastv::Index>& kept, const Scene& scene, std::size_t columns) {
+    const std::size_t per_cell = columns / static_cast<std::size_t>(cell_columns);
+    for (const fastv::Index patch : kept) {
+      bands[4 * patch / (columns * columns)] += 1;
+      const std::size_t cell =
+          patch / columns / per_cell * static_cast<std::size_t>(cell_columns) + patch % columns / per_cell;
+      if (scene.at(static_cast<int>(cell)) != nullptr) on_digits += 1;
     }
   }
-  void add(const Tally& other) {
-    for (std::size_t kind = 0; kind < kinds; ++kind) right[kind] += other.right[kind];
-    for (std::size_t band = 0; band < bands.size(); ++band) bands[band] += other.bands[band];
-    depth += other.depth;
-  }
-  double share(std::size_t kind, std::size_t asked) const {
-    return 100.0 * static_cast<double>(right[kind]) / static_cast<double>(asked);
-  }
-  double mean(std::size_t asked) const {
-    double sum = 0;
-    for (std::size_t kind = 0; kind < kinds; ++kind) sum += share(kind, asked);
-    return sum / static_cast<double>(kinds);
-  }
 };
 
-struct Savings {
-  double flops, kv, speed_up;  // shares of the unpruned prefill's; unpruned time over pruned time
+// A value with half the width of its 95% interval.
+struct Estimate {
+  double value, spread;
 };
+
+// Percentile bootstrap over scenes of any function of them: statistic(scene numbers) -> value.
+template <class Statistic>
+Estimate estimate(std::size_t scenes, const Statistic& statistic) {
+  constexpr std::size_t draws = 1000;
+  std::vector<std::size_t> drawn(scenes);
+  for (std::size_t i = 0; i < scenes; ++i) drawn[i] = i;
+  const double value = statistic(drawn);
+  Random random(1);
+  std::vector<double> values;
+  for (std::size_t draw = 0; draw < draws; ++draw) {
+    for (std::size_t& scene : drawn) scene = random.next() % scenes;
+    values.push_back(statistic(drawn));
+  }
+  std::sort(values.begin(), values.end());
+  return {value, (values[draws * 39 / 40] - values[draws / 40]) / 2};
+}
+
+double percent_right(const Tally& tally, std::size_t kind, const std::vector<std::size_t>& scenes) {
+  double right = 0;
+  for (const std::size_t scene : scenes) right += tally.right[scene][kind];
+  return 100 * right / static_cast<double>(scenes.size());
+}
+double percent_right(const Tally& tally, const std::vector<std::size_t>& scenes) {
+  double sum = 0;
+  for (std::size_t kind = 0; kind < kinds; ++kind) sum += percent_right(tally, kind, scenes);
+  return sum / static_cast<double>(kinds);
+}
+std::vector<std::size_t> every_scene(const Tally& tally) {
+  std::vector<std::size_t> all(tally.right.size());
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
+  return all;
+}
 
 struct Options {
   std::string mnist, model = FASTV_SCENES_FOLDER "/model", chart = "accuracy.svg";
-  std::size_t scenes = 300;
-  std::uint64_t seed = 20240706;
+  std::size_t scenes = 100;
+  bool sweep = false;
+  std::size_t seed = 20260705;
 };
 
 Options parse(int argc, char** argv) {
+  using command_line::refuse;
   Options options;
+  std::vector<std::string> places;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     const auto value = [&]() -> std::string {
-      if (i + 1 == argc) throw std::invalid_argument(argument + " needs a value");
+      if (i + 1 == argc) refuse("a value is missing after " + argument);
       return argv[++i];
     };
-    if (argument == "--scenes")
-      options.scenes = std::stoul(value());
-    else if (argument == "--seed")
-      options.seed = std::stoull(value());
+    if (argument == "--seed")
+      options.seed = command_line::whole_number(argument, value());
     else if (argument == "--model")
       options.model = value();
+    else if (argument == "--sweep")
+      options.sweep = true;
     else if (argument == "--chart")
       options.chart = value();
-    else if (argument.rfind("--", 0) == 0 || !options.mnist.empty())
-      throw std::invalid_argument("unknown argument " + argument);
+    else if (argument.rfind("--", 0) == 0)
+      refuse("there is no option " + argument + "; there are --sweep, --seed, --model and --chart");
     else
-      options.mnist = argument;
+      places.push_back(argument);
   }
-  if (options.mnist.empty() || options.scenes == 0)
-    throw std::invalid_argument("usage: evaluate MNIST_FOLDER [--scenes N] [--seed S] [--model FOLDER] [--chart FILE]");
+  if (places.empty() || places.size() > 2)
+    refuse("usage: evaluate MNIST_FOLDER [SCENES] [--sweep] [--seed S] [--model FOLDER] [--chart FILE]");
+  options.mnist = places[0];
+  if (places.size() == 2) options.scenes = command_line::whole_number("SCENES", places[1]);
+  if (options.scenes == 0) refuse("SCENES is 0 but must be at least 1");
   return options;
 }
 
-constexpr std::array<double, 3> ratios = {0.5, 0.75, 0.9};
-
-std::vector<std::size_t> depths(std::size_t layers) {
-  std::vector<std::size_t> k = {1, 2, 3, 4, layers / 2};
-  k.erase(std::unique(k.begin(), k.end()), k.end());
-  return k;
-}
-
-// By rule, then K, then R. The rules that are not plotted are compared at K = 2.
-std::vector<Setting> all_settings(std::size_t layers) {
-  std::vector<Setting> settings;
-  for (std::size_t rule = 0; rule < rules.size(); ++rule)
-    for (const std::size_t layer : rules[rule].plotted ? depths(layers) : std::vector<std::size_t>{2})
-      for (const double ratio : ratios) settings.push_back({rule, layer, ratio});
-  return settings;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-// Alternating runs on one prompt, so that the machine's moods hit both alike.
-Savings measure(const Assistant& assistant, const Prompt& prompt, const Setting& setting) {
-  const std::vector<fastv::Index> question = question_rows(prompt);
-  const Pruning pruning = setting.pruning(0, question);
-  const auto plan = assistant.plan(prompt, pruning.config);
-  if (!plan) throw std::invalid_argument(plan.message().c_str());
-  const fastv::Plan whole = assistant.whole_plan(prompt);
-  const fastv::ModelShape& shape = assistant.shape();
-  std::vector<double> speed_ups;
-  for (int i = 0; i < 15; ++i) {
-    const double unpruned = assistant.prefill_seconds(prompt);
-    speed_ups.push_back(unpruned / assistant.prefill_seconds(prompt, pruning));
+// Settings and what they cost on one prompt.
+class Settings {
+ public:
+  Settings(const Assistant& assistant, const Prompt& example, bool sweep)
+      : assistant_(assistant), example_(example), depths_(sweep ? depths : std::vector<std::size_t>{compared_depth}) {
+    for (const Rule& rule : swept_rules)
+      for (const std::size_t k : depths_)
+        for (const double ratio : ratios) add(rule, k, ratio);
+    for (const Rule& rule : compared_rules)
+      for (const double ratio : compared_ratios) add(rule, compared_depth, ratio);
+    for (const double ratio : compared_ratios) {
+      for (const Rule& rule : early_rules) add_at_equal_flops(rule, 0, ratio);
+      for (const std::size_t k : {std::size_t{1}, std::size_t{3}}) add_at_equal_flops(window_rule, k, ratio);
+    }
   }
-  return {fastv::prefill_flops(shape, *plan) / fastv::prefill_flops(shape, whole),
-          static_cast<double>(fastv::kv_bytes(shape, *plan, 4)) / static_cast<double>(fastv::kv_bytes(shape, whole, 4)),
-          median(speed_ups)};
+
+  const std::vector<Setting>& all() const { return all_; }
+  const std::vector<std::size_t>& depths_run() const { return depths_; }  // K
+  double flops_share(const fastv::Plan& plan) const {
+    return fastv::prefill_flops(assistant_.shape(), plan) /
+           fastv::prefill_flops(assistant_.shape(), assistant_.whole_plan(example_));
+  }
+  double kv_share(const fastv::Plan& plan) const {
+    return static_cast<double>(fastv::kv_bytes(assistant_.shape(), plan, 2)) /
+           static_cast<double>(fastv::kv_bytes(assistant_.shape(), assistant_.whole_plan(example_), 2));
+  }
+  // The settings of one table line after the other.
+  template <class Wanted>
+  std::vector<std::size_t> where(const Wanted& wanted) const {
+    std::vector<std::size_t> found;
+    for (std::size_t i = 0; i < all_.size(); ++i)
+      if (wanted(all_[i])) found.push_back(i);
+    return found;
+  }
+  std::size_t find(const Rule& rule, std::size_t k, double ratio) const {
+    return where([&](const Setting& s) {
+             return s.rule.name == rule.name && s.layer == k && !(s.ratio < ratio) && !(s.ratio > ratio) &&
+                    !s.equal_flops;
+           })
+        .at(0);
+  }
+
+ private:
+  fastv::Plan plan(const fastv::Config& config) const {
+    const auto plan = assistant_.plan(example_, config);
+    if (!plan) throw std::invalid_argument(plan.message().c_str());
+    return *plan;
+  }
+  fastv::Plan plan(const Rule& rule, std::size_t k, std::size_t keep) const {
+    fastv::Config config = rule.config;
+    config.filtering_layer = k;
+    config.keep_count = keep;
+    return plan(config);
+  }
+  void add(const Rule& rule, std::size_t k, double ratio) {
+    fastv::Config config = rule.config;
+    config.filtering_layer = k;
+    config.filtering_ratio = ratio;
+    const fastv::Plan lengths = plan(config);
+    all_.push_back({rule, k, ratio, false, lengths.kept_visual(), lengths});
+  }
+  // As many tokens as cost no more than K = 2 and that R.
+  void add_at_equal_flops(const Rule& rule, std::size_t k, double ratio) {
+    fastv::Config reference;
+    reference.filtering_layer = compared_depth;
+    reference.filtering_ratio = ratio;
+    const double limit = flops_share(plan(reference));
+    std::size_t keep = assistant_.visual_tokens();
+    while (keep > 0 && flops_share(plan(rule, k, keep)) > limit) --keep;
+    if (keep > 0) all_.push_back({rule, k, ratio, true, keep, plan(rule, k, keep)});
+  }
+
+  const Assistant& assistant_;
+  const Prompt& example_;
+  std::vector<std::size_t> depths_;
+  std::vector<Setting> all_;
+};
+
+// ---- the output ---------------------------------------------------------------------------------
+
+std::string text_of(const Estimate& e, int digits = 1) {
+  char text[48];
+  std::snprintf(text, sizeof(text), "%.*f \xC2\xB1%.*f", digits, e.value, digits, e.spread);
+  return text;
+}
+std::string text_of_ratio(double ratio) { return std::to_string(static_cast<int>(100 * ratio + 0.5)) + "%"; }
+
+void print_accuracies(const Tally& tally) {
+  const std::size_t scenes = tally.right.size();
+  for (std::size_t kind = 0; kind < kinds; ++kind) {
+    const auto of_kind = [&](const std::vector<std::size_t>& drawn) { return percent_right(tally, kind, drawn); };
+    std::printf(" %s |", text_of(estimate(scenes, of_kind), 0).c_str());
+  }
+  const auto mean = [&](const std::vector<std::size_t>& drawn) { return percent_right(tally, drawn); };
+  std::printf(" %s |", text_of(estimate(scenes, mean)).c_str());
 }
 
-void print_row(const char* name, const std::string& k, const std::string& r, const Tally& tally, std::size_t asked,
-               const Savings& savings) {
-  std::printf("| %-16s | %2s | %3s |", name, k.c_str(), r.c_str());
-  for (std::size_t kind = 0; kind < kinds; ++kind) std::printf(" %6.1f |", tally.share(kind, asked));
-  std::printf(" %5.1f | %5.1f%% | %5.2fx | %5.1f%% |\n", tally.mean(asked), 100 * savings.flops, savings.speed_up,
-              100 * savings.kv);
+// Every rule at one R of K = 2: at equal count, then at equal FLOPs. The last column is how much of what FastV loses it
+// loses too, on the kind where that is most; the claim was that the best rule stays below one half.
+void print_comparison(const Settings& settings, const std::vector<Tally>& tallies, double ratio) {
+  const Tally& unpruned = tallies.back();
+  const Tally& fastv_tally = tallies[settings.find(fastv_rule, compared_depth, ratio)];
+  const std::vector<std::size_t> all = every_scene(unpruned);
+  std::printf("\nEvery rule, K = %zu and R = %s, and what costs as much at another K:\n\n", compared_depth,
+              text_of_ratio(ratio).c_str());
+  std::printf("| rule | K | kept |");
+  for (const char* kind : kind_names) std::printf(" %s |", kind);
+  std::printf(" mean | over FastV | most of its loss |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+  std::printf("| unpruned | - | %zu |", settings.all()[0].plan.visual);
+  print_accuracies(unpruned);
+  std::printf(" | |\n");
+  for (const bool equal_flops : {false, true}) {
+    for (const std::size_t i : settings.where([&](const Setting& s) {
+           return s.equal_flops == equal_flops && (equal_flops || s.layer == compared_depth) && !(s.ratio < ratio) &&
+                  !(s.ratio > ratio);
+         })) {
+      const Setting& s = settings.all()[i];
+      std::printf("| %s | %zu | %zu |", s.rule.name, s.layer, s.keep);
+      print_accuracies(tallies[i]);
+      const Estimate over = estimate(all.size(), [&](const std::vector<std::size_t>& drawn) {
+        return percent_right(tallies[i], drawn) - percent_right(fastv_tally, drawn);
+      });
+      double most = 0;
+      std::size_t where = 0;
+      for (std::size_t kind = 0; kind < kinds; ++kind) {
+        const double base = percent_right(unpruned, kind, all), lost = base - percent_right(tallies[i], kind, all),
+                     lost_by_fastv = base - percent_right(fastv_tally, kind, all);
+        const double share = lost <= 0 ? 0 : lost_by_fastv <= 0 ? 99 : lost / lost_by_fastv;
+        if (share > most) most = share, where = kind;
+      }
+      std::printf(" %+.1f \xC2\xB1%.1f | %.2f (%s) |\n", over.value, over.spread, most, kind_names[where]);
+    }
+  }
 }
 
-// Where in the picture the kept patches are: FastV's bias, if it has one here, shows as a mean below the middle.
-void print_depths(const std::vector<Setting>& settings, const std::vector<Tally>& tallies) {
+void print_means(const Settings& settings, const std::vector<Tally>& tallies) {
+  std::printf("\nMean over the kinds:\n\n| K | R | FLOPs | KV |");
+  for (const Rule& rule : swept_rules) std::printf(" %s |", rule.name);
+  std::printf("\n|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+  for (const std::size_t k : settings.depths_run())
+    for (const double ratio : ratios) {
+      const fastv::Plan& plan = settings.all()[settings.find(fastv_rule, k, ratio)].plan;
+      std::printf("| %zu | %s | %.1f%% | %.1f%% |", k, text_of_ratio(ratio).c_str(), 100 * settings.flops_share(plan),
+                  100 * settings.kv_share(plan));
+      for (const Rule& rule : swept_rules) {
+        const Tally& tally = tallies[settings.find(rule, k, ratio)];
+        std::printf(" %s |", text_of(estimate(tally.right.size(), [&](const std::vector<std::size_t>& drawn) {
+                               return percent_right(tally, drawn);
+                             })).c_str());
+      }
+      std::printf("\n");
+    }
+}
+
+void print_places(const Settings& settings, const std::vector<Tally>& tallies) {
   std::printf(
-      "\nKept patches by quarter of the picture, top to bottom, and their mean place (0%% top, 100%% bottom); K = 2, R "
-      "= 75%%\n\n");
-  std::printf("| rule             |  first | second |  third | fourth |  mean |\n|---|--:|--:|--:|--:|--:|\n");
-  for (std::size_t i = 0; i < settings.size(); ++i) {
-    if (settings[i].layer != 2 || settings[i].ratio != 0.75) continue;
-    const Tally& tally = tallies[i];
+      "\nKept patches by quarter of the picture, top to bottom, and those in cells with a digit; K = 2, R = 90%%\n\n");
+  std::printf("| rule | first | second | third | fourth | in cells with a digit |\n|---|--:|--:|--:|--:|--:|\n");
+  for (const std::size_t i : settings.where([](const Setting& s) {
+         return !s.equal_flops && s.layer == compared_depth && s.ratio > 0.89 && s.ratio < 0.91;
+       })) {
     double total = 0;
-    for (const std::size_t band : tally.bands) total += static_cast<double>(band);
-    std::printf("| %-16s |", rules[settings[i].rule].name);
-    for (const std::size_t band : tally.bands) std::printf(" %5.1f%% |", 100 * static_cast<double>(band) / total);
-    std::printf(" %4.1f%% |\n", 100 * tally.depth / total);
+    for (const double band : tallies[i].bands) total += band;
+    std::printf("| %s |", settings.all()[i].rule.name);
+    for (const double band : tallies[i].bands) std::printf(" %.0f%% |", 100 * band / total);
+    std::printf(" %.0f%% |\n", 100 * tallies[i].on_digits / total);
   }
 }
 
-// One panel a K, one line a rule through its three R and the unpruned model at 100%.
-void draw_chart(const Options& options, const std::vector<Setting>& settings, const std::vector<Tally>& tallies,
-                const std::vector<Savings>& savings, std::size_t layers) {
-  const double unpruned = tallies.back().mean(options.scenes);
+// Lines through R = 95, 90, 75, 50 and 0% at K = 2: the mean, and each kind.
+void draw_chart(const Options& options, const Settings& settings, const std::vector<Tally>& tallies) {
+  const Tally& unpruned = tallies.back();
   LineChart chart;
   chart.title = "What pruning costs, and what it saves";
-  chart.caption = "Mean accuracy over the five kinds of question on " + std::to_string(options.scenes) +
-                  " unseen scenes; on every line R = 90, 75, 50 and 0% from left to right.";
+  chart.caption = std::to_string(unpruned.right.size()) +
+                  " unseen scenes; on every line R = 95, 90, 75, 50 and 0% from left to right.";
   chart.x = {"prefill FLOPs, % of unpruned", 0, 100, 20, "%g"};
-  chart.y = {"mean accuracy, %", 0, 100, 20, "%g"};
+  chart.y = {"whole answers right, %", 0, 100, 20, "%g"};
   chart.level_name = "unpruned";
-  chart.columns = 2;
-  const std::size_t panels = depths(layers).size();
-  for (std::size_t k = 0; k < panels; ++k) {
-    Panel panel{"K = " + std::to_string(settings[k * ratios.size()].layer), {}, unpruned};
-    for (std::size_t rule = 0; rule < rules.size(); ++rule) {
-      if (!rules[rule].plotted) continue;
-      Series series{rules[rule].name, {{100, unpruned}}};
-      for (std::size_t r = 0; r < ratios.size(); ++r) {
-        const std::size_t i = (rule * panels + k) * ratios.size() + r;
-        series.points.push_back({100 * savings[i].flops, tallies[i].mean(options.scenes)});
+  const auto panel = [&](const std::string& title, std::size_t k, const auto& accuracy) {
+    Panel out{title, {}, accuracy(unpruned)};
+    for (const Rule& rule : swept_rules) {
+      Series series{rule.name, {{100, accuracy(unpruned)}}};
+      for (const double ratio : ratios) {
+        const std::size_t i = settings.find(rule, k, ratio);
+        series.points.push_back({100 * settings.flops_share(settings.all()[i].plan), accuracy(tallies[i])});
       }
-      panel.series.push_back(std::move(series));
+      out.series.push_back(std::move(series));
     }
-    chart.panels.push_back(std::move(panel));
-  }
+    chart.panels.push_back(std::move(out));
+  };
+  panel("mean, K = 2", compared_depth, [&](const Tally& tally) { return percent_right(tally, every_scene(tally)); });
+  for (std::size_t kind = 0; kind < kinds; ++kind)
+    panel(kind_names[kind] + std::string(", K = 2"), compared_depth,
+          [&](const Tally& tally) { return percent_right(tally, kind, every_scene(tally)); });
   chart.write(options.chart);
 }
+
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may set it");
 
 int run(const Options& options) {
   const Mnist mnist = read_mnist(options.mnist, "t10k");
   const DigitBox box(mnist);
   const Assistant assistant(options.model);
-  const std::vector<Setting> settings = all_settings(assistant.shape().layers);
-  Eigen::setNbThreads(1);  // the scenes are spread over the threads; one small prompt is fastest on one
-
-  Random example_random(options.seed);
-  const Scene example = draw_scene(max_digits, box, example_random);
-  const Prompt example_prompt = assistant.prompt(assistant.look({picture_side, picture_side, example.pixels}),
-                                                 ask(Kind::list, example, example_random).text);
-  std::vector<Savings> savings;
-  {
-    Progress progress("Timing", settings.size());
-    for (const Setting& setting : settings) {
-      savings.push_back(measure(assistant, example_prompt, setting));
-      progress.step();
-    }
-  }
+  Eigen::setNbThreads(1);  // the scenes are spread over the threads
+  const Prompt example = assistant.prompt(Matrix::Zero(static_cast<Eigen::Index>(assistant.visual_tokens()),
+                                                       static_cast<Eigen::Index>(assistant.shape().hidden)),
+                                          "what is at row 1 column 1 ?");
+  const Settings settings(assistant, example, options.sweep);
 
   // The last tally is that of no pruning.
-  std::vector<Tally> tallies(settings.size() + 1);
+  std::vector<Tally> tallies(settings.all().size() + 1);
+  for (Tally& tally : tallies) tally.right.resize(options.scenes);
+  std::vector<double> share(assistant.shape().layers);
+  std::size_t asked = 0;  // scenes
+  std::signal(SIGINT, [](int) { interrupted = true; });
   {
-    Progress progress("Asking", options.scenes);
+    Progress progress("Asking", options.scenes * kinds);
     const auto scenes = static_cast<std::ptrdiff_t>(options.scenes);
 #pragma omp parallel for schedule(dynamic)
-    for (std::ptrdiff_t scene_number = 0; scene_number < scenes; ++scene_number) {
-      const std::uint64_t scene_seed = Random(options.seed + static_cast<std::uint64_t>(scene_number)).next();
+    for (std::ptrdiff_t number = 0; number < scenes; ++number) {
+      if (interrupted) continue;  // scenes are begun in order, so that those asked about are the first ones
+      const auto scene_number = static_cast<std::size_t>(number);
+      const std::uint64_t scene_seed = Random(options.seed + scene_number).next();
       Random random(scene_seed);
-      const Scene scene = draw_scene(random.between(2, max_digits), box, random);
+      const Scene scene = draw_scene(random.between(1, max_digits), box, random);
       const Matrix visual = assistant.look({picture_side, picture_side, scene.pixels});
-      std::vector<Tally> right(tallies.size());
       for (std::size_t kind = 0; kind < kinds; ++kind) {
-        const Question question = ask(static_cast<Kind>(kind), scene, random);
-        const Prompt prompt = assistant.prompt(visual, question.text);
-        const std::vector<fastv::Index> rows = question_rows(prompt);
-        for (std::size_t i = 0; i < settings.size(); ++i) {
-          const Answer answer = assistant.answer(prompt, settings[i].pruning(scene_seed, rows));
-          right[i].right[kind] += answer.text == question.answer;
-          right[i].count_kept(answer, assistant.visual_tokens());
+        Reading reading(assistant, visual, ask(static_cast<Kind>(kind), scene, random));
+        std::vector<std::pair<std::vector<fastv::Index>, bool>> results;
+        for (const Setting& setting : settings.all()) results.push_back(reading.pruned(setting, scene_seed));
+#pragma omp critical
+        {
+          for (std::size_t i = 0; i < results.size(); ++i) {
+            tallies[i].right[scene_number][kind] = results[i].second;
+            tallies[i].count_kept(results[i].first, scene, assistant.columns());
+          }
+          tallies.back().right[scene_number][kind] = reading.right();
+          for (std::size_t layer = 0; layer < share.size(); ++layer) share[layer] += reading.share()[layer] / kinds;
         }
-        right.back().right[kind] += assistant.answer(prompt).text == question.answer;
+        progress.step();
       }
 #pragma omp critical
-      for (std::size_t i = 0; i < tallies.size(); ++i) tallies[i].add(right[i]);
-      progress.step();
+      ++asked;
     }
   }
+  if (asked == 0) throw std::runtime_error("interrupted before the first scene was through: nothing was measured");
+  for (Tally& tally : tallies) tally.right.resize(asked);
 
   std::printf(
-      "%zu scenes of 2 to %d digits, one question of each kind on each; %zu visual tokens, %zu layers; seed %llu\n\n",
-      options.scenes, max_digits, assistant.visual_tokens(), assistant.shape().layers,
-      static_cast<unsigned long long>(options.seed));
-  std::printf(
-      "| rule             |  K |   R | colour |  digit |  place |  count |   list |  mean |  FLOPs | prefill |    KV "
-      "|\n");
-  std::printf("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
-  print_row("unpruned", "-", "-", tallies.back(), options.scenes, {1, 1, 1});
-  for (std::size_t i = 0; i < settings.size(); ++i)
-    print_row(rules[settings[i].rule].name, std::to_string(settings[i].layer),
-              std::to_string(static_cast<int>(100 * settings[i].ratio + 0.5)) + "%", tallies[i], options.scenes,
-              savings[i]);
-  print_depths(settings, tallies);
-  draw_chart(options, settings, tallies, savings, assistant.shape().layers);
+      "%zu scenes of 1 to %d digits, one question of each kind on each; %zu visual tokens, %zu layers; seed %zu.\n",
+      asked, max_digits, assistant.visual_tokens(), assistant.shape().layers, options.seed);
+  std::printf("Whole answers right, in percent, with 95%% intervals by resampling scenes.\n\n");
+  std::printf("The last prompt token's attention on the picture, layer by layer:");
+  for (const double s : share) std::printf(" %.0f%%", 100 * s / static_cast<double>(asked));
+  std::printf("\n");
+  print_means(settings, tallies);
+  for (const double ratio : compared_ratios) print_comparison(settings, tallies, ratio);
+  print_places(settings, tallies);
+  draw_chart(options, settings, tallies);
   std::printf("\nThe chart is %s\n", options.chart.c_str());
   return 0;
 }

@@ -12,9 +12,9 @@ const char* const usage =
     "Writes OUT_FOLDER/scenes.gguf and OUT_FOLDER/mmproj-scenes.gguf. Then:\n"
     "\n"
     "  llama-mtmd-cli -m scenes.gguf --mmproj mmproj-scenes.gguf --image examples/scenes/pictures/scene_00.png \\\n"
-    "    -p \"what colour is the 8 ?\" -n 16 --temp 0\n"
+    "    -p \"where is the white 8 ?\" -n 16 --temp 0\n"
     "\n"
-    "  --type         of the matrices (f16, as the model was published)\n"
+    "  --type         of the matrices (f16; f32 is exactly what was published)\n"
     "  --class-token  where the reader sets it among the patches: last in llama.cpp (see gguf_model.hpp), first where\n"
     "                 https://github.com/ggml-org/llama.cpp/issues/25814 is mended\n"
     "  --model        config.json, preprocessor_config.json, model.safetensors, vocab.txt (the scenes model)\n";

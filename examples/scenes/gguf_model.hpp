@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -24,44 +25,58 @@ inline nlohmann::json read_json(const std::string& path) {
 
 inline std::vector<float> values(const reference::Matrix& m) { return {m.data(), m.data() + m.size()}; }
 
-// A text normaliser of SentencePiece, in its compiled form: which byte becomes which string. A byte that is not named
-// stays. (A double array whose entries are XORed with the byte read: node 0 points to base 256, byte c to entry 256 ^
-// c, and that one to entry 512 ^ c, which says where the string begins.)
-inline std::vector<std::uint8_t> normaliser(const std::vector<std::pair<char, std::string>>& replacements) {
-  constexpr std::uint32_t leaf = 1u << 8, value = 1u << 31, size = 768;
-  std::vector<std::uint32_t> nodes(size);
+// A text normaliser of SentencePiece, in its compiled form: which bytes become which string, the longest match first. What
+// is not named stays. (A double array whose entries are XORed with the byte read. Here every node has 256 entries of its
+// own for its children, from `base` on; entry 0 of them says where the string begins, if the bytes up to it are named.)
+inline std::vector<std::uint8_t> normaliser(const std::map<std::string, std::string>& replacements) {
+  constexpr std::uint32_t leaf = 1u << 8, value = 1u << 31, block = 256;
+  std::vector<std::uint32_t> nodes(2 * block);  // the root, and its children from entry 256 on
+  nodes[0] = block << 10;
+  std::map<std::string, std::uint32_t> bases = {{"", block}};  // of the bytes read so far
   std::string strings;
-  nodes[0] = 256u << 10;
-  for (const auto& [character, replacement] : replacements) {
-    const auto c = static_cast<unsigned char>(character);
-    nodes[256u ^ c] = (256u ^ 512u) << 10 | leaf | c;
-    nodes[512u ^ c] = value | static_cast<std::uint32_t>(strings.size());
+  for (const auto& [bytes, replacement] : replacements) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      const std::string read = bytes.substr(0, i + 1);
+      if (bases.count(read) != 0) continue;
+      const auto c = static_cast<unsigned char>(bytes[i]);
+      const std::uint32_t node = bases.at(bytes.substr(0, i)) ^ c, base = static_cast<std::uint32_t>(nodes.size());
+      nodes.resize(nodes.size() + block);
+      nodes[node] = (node ^ base) << 10 | c;
+      bases[read] = base;
+    }
+    const std::uint32_t base = bases.at(bytes);
+    const std::uint32_t parent = bases.at(bytes.substr(0, bytes.size() - 1));
+    nodes[parent ^ static_cast<unsigned char>(bytes.back())] |= leaf;
+    nodes[base] = value | static_cast<std::uint32_t>(strings.size());
     strings += replacement + '\0';
   }
   std::vector<std::uint8_t> out;
   const auto put = [&](std::uint32_t word) {
     for (int shift = 0; shift < 32; shift += 8) out.push_back(static_cast<std::uint8_t>(word >> shift));
   };
-  put(size * 4);
+  put(static_cast<std::uint32_t>(nodes.size() * 4));
   for (const std::uint32_t node : nodes) put(node);
   out.insert(out.end(), strings.begin(), strings.end());
   return out;
 }
 
 // Whole words, split as Vocabulary::encode splits them. SentencePiece's unigram model has words begin with U+2581; the
-// normaliser makes letters small and sets blanks around punctuation.
+// normaliser makes letters small, sets blanks around punctuation, and puts the system prompt in the place of the chat
+// template's "USER:".
 inline void set_vocabulary(gguf::Writer& file, const Vocabulary& vocabulary) {
   std::vector<std::string> tokens;
   std::vector<std::int32_t> types;
   for (int id = 0; id < vocabulary.size(); ++id) {
     const std::string& word = vocabulary.word(id);
-    const bool control = word.front() == '<';
+    const bool control = word.front() == '<' && word.rfind("<sys", 0) != 0;
     tokens.push_back(control ? word : "\xE2\x96\x81" + word);
     types.push_back(word == "<unk>" ? 2 : control ? 3 : 1);  // unknown, control, normal
   }
-  std::vector<std::pair<char, std::string>> replacements = {{'?', " ? "}, {'.', " . "}, {':', " : "},
-                                                            {'\n', " "},  {'\t', " "},  {'\r', " "}};
-  for (char c = 'A'; c <= 'Z'; ++c) replacements.emplace_back(c, std::string(1, static_cast<char>(c - 'A' + 'a')));
+  std::map<std::string, std::string> replacements = {{"?", " ? "}, {".", " . "}, {":", " : "},
+                                                     {"\n", " "},  {"\t", " "},  {"\r", " "}};
+  for (char c = 'A'; c <= 'Z'; ++c) replacements[std::string(1, c)] = std::string(1, static_cast<char>(c - 'A' + 'a'));
+  for (const int id : vocabulary.before())
+    if (id != vocabulary.begin()) replacements["USER:"] += " " + vocabulary.word(id);
   const auto id = [&](const char* word) { return static_cast<std::uint32_t>(vocabulary.id(word)); };
   file.set("tokenizer.ggml.model", "t5");  // llama.cpp's name of the unigram model
   file.set("tokenizer.ggml.pre", "default");
@@ -93,8 +108,8 @@ inline reference::Matrix interleaved(const reference::Matrix& m, Eigen::Index he
 
 }  // namespace detail
 
-// folder: config.json, model.safetensors, vocab.txt. type: of the matrices, GGML_TYPE_F16 (as they were published) or
-// GGML_TYPE_F32.
+// folder: config.json, model.safetensors, vocab.txt. type: of the matrices, GGML_TYPE_F16 or, exactly as they were
+// published, GGML_TYPE_F32.
 inline void write_language_model(const std::string& folder, const std::string& path, ggml_type type) {
   const nlohmann::json config = detail::read_json(folder + "/config.json").at("text_config");
   const reference::Tensors tensors(folder + "/model.safetensors");
@@ -171,6 +186,7 @@ inline void write_vision(const std::string& folder, const std::string& path, ggm
   set("feed_forward_length", size("intermediate_size"));
   set("block_count", layers);
   set("projection_dim", config.at("text_config").at("hidden_size").get<std::uint32_t>());
+  set("feature_layer", std::vector<std::int32_t>{static_cast<std::int32_t>(layers)});  // what the projector reads
   set("attention.head_count", size("num_attention_heads"));
   set("attention.layer_norm_epsilon", vision.at("layer_norm_eps").get<float>());
   set("image_mean", preprocessor.at("image_mean").get<std::vector<float>>());

@@ -21,7 +21,7 @@ int main(int argc, char** argv) {
     const std::string folder = argv[4];
     nlohmann::json questions = nlohmann::json::array();
     for (int i = 0; i < count; ++i) {
-      const Scene scene = draw_scene(random.between(2, max_digits), box, random);
+      const Scene scene = draw_scene(random.between(1, max_digits), box, random);
       char name[32];
       std::snprintf(name, sizeof(name), "scene_%02d.png", i);
       save_png({picture_side, picture_side, scene.pixels}, folder + "/" + name);

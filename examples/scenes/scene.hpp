@@ -1,13 +1,12 @@
 // Pictures of coloured handwritten digits on a noisy background, and questions about them.
 //
-// Training (draw_scenes | train.py) and evaluation (evaluate) draw with this one file. Only integer
-// arithmetic is used, so a seed gives the same pictures on every machine.
+// Everything but the training (train/train.py, by the same rules) draws with this one file. Only integer arithmetic is
+// used, so a seed gives the same pictures on every machine.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -28,11 +27,7 @@ class Random {
   }
   // Uniform in [low, high].
   int between(int low, int high) { return low + static_cast<int>(next() % static_cast<std::uint64_t>(high - low + 1)); }
-  template <class Range>
-  void shuffle(Range& range) {
-    for (int i = static_cast<int>(range.size()) - 1; i > 0; --i)
-      std::swap(range[static_cast<std::size_t>(i)], range[static_cast<std::size_t>(between(0, i))]);
-  }
+  bool percent(int chance) { return between(0, 99) < chance; }
 
  private:
   std::uint64_t state_;
@@ -43,57 +38,41 @@ struct Colour {
   std::array<int, 3> rgb;
 };
 
-inline constexpr std::array<Colour, 8> colours = {{{"red", {220, 40, 40}},
-                                                   {"green", {50, 180, 60}},
-                                                   {"blue", {60, 90, 235}},
-                                                   {"yellow", {235, 220, 50}},
-                                                   {"orange", {240, 135, 25}},
-                                                   {"purple", {160, 60, 200}},
-                                                   {"cyan", {60, 210, 220}},
-                                                   {"white", {240, 240, 240}}}};
+inline constexpr std::array<Colour, 8> colours = {{{"red", {230, 40, 40}},
+                                                   {"green", {40, 200, 60}},
+                                                   {"blue", {60, 90, 240}},
+                                                   {"yellow", {240, 220, 40}},
+                                                   {"purple", {200, 60, 220}},
+                                                   {"cyan", {40, 210, 220}},
+                                                   {"white", {245, 245, 245}},
+                                                   {"orange", {250, 140, 30}}}};
 
-inline constexpr int picture_side = 96;  // pixels
-inline constexpr int max_digits = 6;
+inline constexpr int picture_side = 192;                       // pixels
+inline constexpr int cell_columns = 6;                         // cells in a row of the picture, and rows
+inline constexpr int cell_side = picture_side / cell_columns;  // pixels
+inline constexpr int cells = cell_columns * cell_columns;
+inline constexpr int max_digits = 12;
 
 struct Digit {
-  int digit;   // 0..9, no two alike in one picture
-  int colour;  // index into colours, no two alike in one picture
-  int x, y;    // centre, pixels from the top left corner
+  int digit;   // 0..9
+  int colour;  // index into colours; no two digits of a picture have both alike
+  int cell;    // in reading order, no two alike
+
+  int row() const { return cell / cell_columns; }
+  int column() const { return cell % cell_columns; }
+  std::string name() const { return colours[static_cast<std::size_t>(colour)].name + (" " + std::to_string(digit)); }
 };
 
 struct Scene {
   std::vector<Digit> digits;
-  std::vector<std::uint8_t> pixels;  // [96, 96, 3] RGB
-  std::vector<std::uint8_t> owner;   // [96, 96]: 0 = background, i + 1 = ink of digits[i]
-};
+  std::vector<std::uint8_t> pixels;  // [192, 192, 3] RGB
 
-// Centres that keep every question unambiguous: no two digits overlap by more than 2 of their 20
-// pixels, no two are within 4 pixels of one column (left to right is clear), and none is within
-// 3 pixels of a middle line (top or bottom, left or right is clear).
-inline std::vector<Digit> place_digits(int count, Random& random) {
-  constexpr int margin = 12, middle = picture_side / 2;
-  std::array<int, 10> digit_order{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
-  std::array<int, colours.size()> colour_order{0, 1, 2, 3, 4, 5, 6, 7};
-  random.shuffle(digit_order);
-  random.shuffle(colour_order);
-  for (;;) {
-    std::vector<Digit> placed;
-    for (int attempt = 0; attempt < 50 && static_cast<int>(placed.size()) < count; ++attempt) {
-      const int x = random.between(margin, picture_side - margin);
-      const int y = random.between(margin, picture_side - margin);
-      const bool clear = std::abs(x - middle) >= 3 && std::abs(y - middle) >= 3 &&
-                         std::none_of(placed.begin(), placed.end(), [&](const Digit& other) {
-                           const int dx = std::abs(x - other.x), dy = std::abs(y - other.y);
-                           return dx < 4 || (std::max)(dx, dy) < 18;
-                         });
-      const std::size_t i = placed.size();
-      if (clear) placed.push_back({digit_order[i], colour_order[i], x, y});
-    }
-    if (static_cast<int>(placed.size()) == count) return placed;
+  const Digit* at(int cell) const {  // null where the cell is empty
+    for (const Digit& d : digits)
+      if (d.cell == cell) return &d;
+    return nullptr;
   }
-}
-
-inline std::uint8_t clamp_byte(int value) { return static_cast<std::uint8_t>((std::clamp)(value, 0, 255)); }
+};
 
 // MNIST images sorted by their digit.
 class DigitBox {
@@ -113,42 +92,72 @@ class DigitBox {
   std::array<std::vector<std::size_t>, 10> by_digit_;
 };
 
+// `count` different numbers below `limit`, in random order.
+inline std::vector<int> draw_without_repetition(int count, int limit, Random& random) {
+  std::vector<int> numbers(static_cast<std::size_t>(limit));
+  for (int i = 0; i < limit; ++i) numbers[static_cast<std::size_t>(i)] = i;
+  for (int i = 0; i < count; ++i)
+    std::swap(numbers[static_cast<std::size_t>(i)], numbers[static_cast<std::size_t>(random.between(i, limit - 1))]);
+  numbers.resize(static_cast<std::size_t>(count));
+  return numbers;
+}
+
+// 0.12 times white noise plus 0.25 times a 7 x 7 noise enlarged bilinearly (half-pixel centres), every channel by itself.
+// In 65,536ths of a byte's step: [192, 192, 3].
+inline std::vector<std::int64_t> draw_background(Random& random) {
+  constexpr int coarse_side = 7, unit = 2 * picture_side;  // places between two coarse pixels, in 384ths
+  std::array<std::int64_t, coarse_side * coarse_side * 3> coarse{};
+  const auto noise = [&] { return static_cast<std::int64_t>(random.next() >> 48); };  // [0, 65535]
+  for (std::int64_t& value : coarse) value = noise();
+  const auto place = [](int pixel) { return (std::max)((2 * pixel + 1) * coarse_side - picture_side, 0); };
+  std::vector<std::int64_t> out;
+  out.reserve(picture_side * picture_side * 3);
+  for (int y = 0; y < picture_side; ++y) {
+    const int top = place(y) / unit, down = place(y) % unit, bottom = (std::min)(top + 1, coarse_side - 1);
+    for (int x = 0; x < picture_side; ++x) {
+      const int left = place(x) / unit, along = place(x) % unit, right = (std::min)(left + 1, coarse_side - 1);
+      for (int c = 0; c < 3; ++c) {
+        const auto at = [&](int row, int column) {
+          return coarse[static_cast<std::size_t>((row * coarse_side + column) * 3 + c)];
+        };
+        const std::int64_t smooth = ((at(top, left) * (unit - along) + at(top, right) * along) * (unit - down) +
+                                     (at(bottom, left) * (unit - along) + at(bottom, right) * along) * down) /
+                                    (unit * unit);
+        out.push_back(255 * (12 * noise() + 25 * smooth) / 100);
+      }
+    }
+  }
+  return out;
+}
+
+// A scene of `count` digits, 1 to 12: in cells of their own, moved by up to 4 pixels right and down.
 inline Scene draw_scene(int count, const DigitBox& box, Random& random) {
   Scene scene;
-  scene.digits = place_digits(count, random);
-  scene.pixels.resize(picture_side * picture_side * 3);
-  scene.owner.assign(picture_side * picture_side, 0);
-
-  // Background: one dark tint, and noise on every channel of every pixel (triangular, +-36).
-  std::array<int, 3> tint{};
-  const int grey = random.between(25, 75);
-  for (int& channel : tint) channel = grey + random.between(-12, 12);
-  for (std::size_t i = 0; i < scene.pixels.size(); ++i)
-    scene.pixels[i] = clamp_byte(tint[i % 3] + random.between(-18, 18) + random.between(-18, 18));
-
-  for (std::size_t d = 0; d < scene.digits.size(); ++d) {
-    const Digit& digit = scene.digits[d];
+  const std::vector<int> places = draw_without_repetition(count, cells, random);
+  const std::vector<int> names = draw_without_repetition(count, 10 * static_cast<int>(colours.size()), random);
+  std::vector<std::int64_t> picture = draw_background(random);
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const Digit digit{names[i] / 8, names[i] % 8, places[i]};
     const std::uint8_t* ink = box.draw(digit.digit, random);
-    std::array<int, 3> rgb = colours[static_cast<std::size_t>(digit.colour)].rgb;
-    for (int& channel : rgb) channel += random.between(-14, 14);
+    const int top = digit.row() * cell_side + random.between(0, cell_side - Mnist::side);
+    const int left = digit.column() * cell_side + random.between(0, cell_side - Mnist::side);
+    const std::array<int, 3>& rgb = colours[static_cast<std::size_t>(digit.colour)].rgb;
     for (int row = 0; row < Mnist::side; ++row)
-      for (int column = 0; column < Mnist::side; ++column) {
-        const int x = digit.x + column - Mnist::side / 2, y = digit.y + row - Mnist::side / 2;
-        const int alpha = ink[row * Mnist::side + column];
-        if (alpha == 0 || x < 0 || y < 0 || x >= picture_side || y >= picture_side) continue;
-        const std::size_t pixel = static_cast<std::size_t>(y * picture_side + x);
-        for (std::size_t c = 0; c < 3; ++c) {
-          std::uint8_t& value = scene.pixels[pixel * 3 + c];
-          value = clamp_byte((value * (255 - alpha) + rgb[c] * alpha) / 255);
+      for (int column = 0; column < Mnist::side; ++column)
+        for (int c = 0; c < 3; ++c) {
+          const std::int64_t alpha = ink[row * Mnist::side + column];
+          std::int64_t& value = picture[static_cast<std::size_t>(((top + row) * picture_side + left + column) * 3 + c)];
+          value = (value * (255 - alpha) + alpha * 65536 * rgb[static_cast<std::size_t>(c)]) / 255;
         }
-        if (alpha >= 96) scene.owner[pixel] = static_cast<std::uint8_t>(d + 1);
-      }
+    scene.digits.push_back(digit);
   }
+  scene.pixels.reserve(picture.size());
+  for (const std::int64_t value : picture) scene.pixels.push_back(static_cast<std::uint8_t>((value + 32768) / 65536));
   return scene;
 }
 
-enum class Kind { colour, digit, place, count, list };
-inline constexpr std::array<const char*, 5> kind_names = {"colour", "digit", "place", "count", "list"};
+enum class Kind { at, where, count, row, right };
+inline constexpr std::array<const char*, 5> kind_names = {"at", "where", "count", "row", "right of"};
 
 struct Question {
   Kind kind;
@@ -156,27 +165,41 @@ struct Question {
   std::string answer;
 };
 
-// A question about one digit of the scene, drawn at random where the kind needs one.
+// A question about one digit of the scene, and now and then about a place, colour or row that has none.
 inline Question ask(Kind kind, const Scene& scene, Random& random) {
-  static constexpr std::array<const char*, 7> numbers = {"none", "one", "two", "three", "four", "five", "six"};
   const Digit& one = scene.digits[random.next() % scene.digits.size()];
-  const std::string digit = std::to_string(one.digit);
-  const std::string colour = colours[static_cast<std::size_t>(one.colour)].name;
+  const auto number = [](int index) { return std::to_string(index + 1); };
   switch (kind) {
-    case Kind::colour: return {kind, "what colour is the " + digit + " ?", colour};
-    case Kind::digit: return {kind, "which digit is " + colour + " ?", digit};
-    case Kind::place: {
-      const std::string row = one.y < picture_side / 2 ? "top" : "bottom";
-      return {kind, "where is the " + digit + " ?", row + (one.x < picture_side / 2 ? " left" : " right")};
+    case Kind::at: {
+      const int cell = random.percent(75) ? one.cell : random.between(0, cells - 1);
+      const Digit* there = scene.at(cell);
+      return {kind, "what is at row " + number(cell / cell_columns) + " column " + number(cell % cell_columns) + " ?",
+              there != nullptr ? there->name() : "nothing"};
     }
-    case Kind::count: return {kind, "how many digits are there ?", numbers[scene.digits.size()]};
-    case Kind::list: break;
+    case Kind::where:
+      return {kind, "where is the " + one.name() + " ?",
+              "row " + number(one.row()) + " column " + number(one.column())};
+    case Kind::count: {
+      const int colour = random.percent(70) ? one.colour : random.between(0, static_cast<int>(colours.size()) - 1);
+      const auto count =
+          std::count_if(scene.digits.begin(), scene.digits.end(), [&](const Digit& d) { return d.colour == colour; });
+      return {kind, std::string("how many ") + colours[static_cast<std::size_t>(colour)].name + " digits are there ?",
+              std::to_string(count)};
+    }
+    case Kind::row: {
+      const int row = random.percent(85) ? one.row() : random.between(0, cell_columns - 1);
+      std::string answer;
+      for (int column = 0; column < cell_columns; ++column)
+        if (const Digit* d = scene.at(row * cell_columns + column))
+          answer += (answer.empty() ? "" : " ") + std::to_string(d->digit);
+      return {kind, "list the digits in row " + number(row) + " .", answer.empty() ? "none" : answer};
+    }
+    case Kind::right: break;
   }
-  std::vector<Digit> in_order = scene.digits;
-  std::sort(in_order.begin(), in_order.end(), [](const Digit& a, const Digit& b) { return a.x < b.x; });
-  std::string answer;
-  for (const Digit& d : in_order) answer += (answer.empty() ? "" : " ") + std::to_string(d.digit);
-  return {Kind::list, "list the digits from left to right .", answer};
+  const Digit* next = nullptr;
+  for (int column = one.column() + 1; column < cell_columns && next == nullptr; ++column)
+    next = scene.at(one.row() * cell_columns + column);
+  return {Kind::right, "what is right of the " + one.name() + " ?", next != nullptr ? next->name() : "nothing"};
 }
 
 }  // namespace scenes

@@ -13,6 +13,8 @@ namespace scenes {
 // One word a line; the line's number is the token's id.
 class Vocabulary {
  public:
+  static constexpr int system_tokens = 33;
+
   explicit Vocabulary(const std::string& path) {
     std::ifstream in(path);
     if (!in) throw std::runtime_error("cannot open the vocabulary " + path);
@@ -54,8 +56,14 @@ class Vocabulary {
   int begin() const { return id("<s>"); }
   int end() const { return id("</s>"); }
 
-  // The prompt around the picture: before() | visual tokens | after(question).
-  std::vector<int> before() const { return {begin(), id("user"), id(":")}; }
+  // The prompt around the picture: before() | visual tokens | after(question). The system prompt is 33 tokens without a
+  // meaning of their own.
+  std::vector<int> before() const {
+    std::vector<int> tokens = {begin()};
+    for (int i = 0; i < system_tokens; ++i) tokens.push_back(id("<sys" + std::to_string(i) + ">"));
+    tokens.push_back(id("user"));
+    return tokens;
+  }
   std::vector<int> after(const std::string& question) const {
     std::vector<int> tokens = encode(question);
     tokens.push_back(id("assistant"));

@@ -10,8 +10,8 @@ program=$build/examples/llava/fastv-llava
 out=$build/program
 rm -rf "$out" && mkdir -p "$out"
 "$build/examples/export_gguf" "$out" >/dev/null
-picture=examples/scenes/pictures/scene_20.png
-question="list the digits from left to right ."
+picture=examples/scenes/pictures/scene_02.png
+question="where is the red 8 ?"
 fail() {
   echo "program.sh: $*" >&2
   exit 1
@@ -30,7 +30,7 @@ theirs -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --image "$pictur
 expected=$(xargs <"$out/expected.txt")
 [ -n "$expected" ] || fail "llama-mtmd-cli gave no answer"
 for rule in "--no-fastv" "--fastv-k 3 --fastv-r 0.5" "--fastv-k 3 --fastv-keep 72 --fastv-score window" "--fastv-k 3 --fastv-score uniform" \
-  "--fastv-k 3 -ub 64 -b 128 -ngl 0 -c 512 --cache-type-k q8_0 --cache-type-v bf16"; do
+  "--fastv-k 3 -ub 64 -b 128 -ngl 0 -c 1024 --cache-type-k q8_0 --cache-type-v bf16"; do
   # shellcheck disable=SC2086
   answer=$(ask --image "$picture" -p "$question" $rule 2>/dev/null | xargs)
   [ "$answer" = "$expected" ] || fail "with $rule it answers '$answer', not '$expected'"
@@ -66,13 +66,13 @@ printf '/image %s\n%s\n/image %s\n%s\n/image none.png\n/bye\n' "$picture" "$ques
 [ "$(wc -l <"$out/chat.txt")" = 2 ] || fail "the conversation has not two answers"
 grep -q "none.png" "$out/chat_errors.txt" || fail "a picture that is not there is not named"
 ask --image "$picture" -p "$question" --compare --overlay "$out/overlay.png" --json "$out/run.json" >"$out/compare.txt"
-grep -q "layers 0-1: 157, layers 2-7: 85" "$out/compare.txt" || fail "the comparison lacks the tokens of each layer"
+grep -q "layers 0-1: 619, layers 2-11: 331" "$out/compare.txt" || fail "the comparison lacks the tokens of each layer"
 grep -q "of the first" "$out/compare.txt" || fail "the comparison lacks the agreement"
 python3 -c "
 import json, sys
 run = json.load(open('$out/run.json'))['runs'][1]
-assert len(run['kept']) == 85 and sorted(set(run['kept'])) == run['kept'], run['kept']
-assert run['tokens_in_layer'] == [157, 157] + [85] * 6, run['tokens_in_layer']
+assert len(run['kept']) == 331 and sorted(set(run['kept'])) == run['kept'], run['kept']
+assert run['tokens_in_layer'] == [619, 619] + [331] * 10, run['tokens_in_layer']
 assert open('$out/overlay.png', 'rb').read(8) == b'\\x89PNG\\r\\n\\x1a\\n'"
 # Two pictures, and a marker that says where the first goes.
 ask --image "$picture" --image examples/scenes/pictures/scene_00.png -p "$question" --json "$out/two.json" >/dev/null 2>&1
@@ -82,7 +82,7 @@ assert len(json.load(open('$out/two.json'))['prompt']['visual']) == 2"
 # The same visual tokens from a file.
 python3 - "$out/frames.safetensors" <<'END'
 import json, struct, sys
-tokens, width = 64, 128
+tokens, width = 64, 256
 data = b''.join(struct.pack('<f', ((i * 2654435761) % 1000) / 500 - 1) for i in range(tokens * width))
 header = {f'frame_{f}': {'dtype': 'F32', 'shape': [tokens, width], 'data_offsets': [f * len(data), (f + 1) * len(data)]}
           for f in range(2)}
@@ -126,17 +126,17 @@ answer=$(ask --image "$picture" -p "$question" --fastv-config "$out/sweep.cfg" 2
 [ -n "$answer" ] || fail "with the recommended setting nothing is answered"
 python3 - "$out" <<'END'
 import json, sys
-lists = [q for q in json.load(open('examples/scenes/pictures/questions.json')) if q['kind'] == 'list'][:12]
+lists = [q for q in json.load(open('examples/scenes/pictures/questions.json')) if q['kind'] == 'row'][:12]
 for q in lists: q['picture'] = '../../../examples/scenes/pictures/' + q['picture']
 open(f'{sys.argv[1]}/lists.jsonl', 'w').write(''.join(json.dumps(q) + '\n' for q in lists))
 END
 sed -i "s|\.\./\.\./\.\./examples|$PWD/examples|" "$out/lists.jsonl"
-"$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --sweep "$out/lists.jsonl" --sweep-k 2 --sweep-r 0.9 --sweep-score last \
+"$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --sweep "$out/lists.jsonl" --sweep-k 3 --sweep-r 0.5 --sweep-score last \
   -n 16 -t 1 --sweep-out "$out/lists" >/dev/null 2>&1 || fail "the sweep of lists failed"
 right=0
 while IFS= read -r line; do
   wanted=$(printf '%s' "$line" | sed 's/.*"answer": "\([^"]*\)".*/\1/')
-  one=$(ask --image "$(printf '%s' "$line" | sed 's/.*"picture": "\([^"]*\)".*/\1/')" --fastv-k 2 --fastv-r 0.9 \
+  one=$(ask --image "$(printf '%s' "$line" | sed 's/.*"picture": "\([^"]*\)".*/\1/')" --fastv-k 3 --fastv-r 0.5 \
     -p "$(printf '%s' "$line" | sed 's/.*"question": "\([^"]*\)".*/\1/')" 2>/dev/null | xargs)
   [ "$one" != "$wanted" ] || right=$((right + 1))
 done <"$out/lists.jsonl"
@@ -207,9 +207,9 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "neither a PNG nor a JPEG" $good --image README.md
   wrong "the context holds 100" $good --image "$picture" -c 100
   wrong "filtering_ratio is 1.5" $good --image "$picture" --fastv-r 1.5
-  wrong "K is 8, but this model of 8 layers can be pruned behind K = 1-7 alone" $good --image "$picture" --fastv-k 8
+  wrong "K is 12, but this model of 12 layers can be pruned behind K = 1-11 alone" $good --image "$picture" --fastv-k 12
   wrong "K is 0" $good --image "$picture" --fastv-k 0
-  wrong "keep_count is 145" $good --image "$picture" --fastv-keep 145
+  wrong "keep_count is 577" $good --image "$picture" --fastv-keep 577
   wrong "there is no option" $good --image "$picture" --frobnicate
   wrong "a value is missing" $good --image
   wrong "must be one of" $good --image "$picture" --fastv-score best

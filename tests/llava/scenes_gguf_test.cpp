@@ -51,7 +51,8 @@ std::unique_ptr<scenes::Assistant> ScenesGguf::assistant_;
 std::unique_ptr<MtmdChat> ScenesGguf::chat_;
 
 TEST_F(ScenesGguf, PromptsHaveTheTaughtTokens) {
-  std::set<std::string> questions = {"What colour is the 3?", "  WHERE is\tthe 7  ?\n", "list the digits."};
+  std::set<std::string> questions = {"What is AT row 3 column 2?", "  WHERE is\tthe red 7  ?\n",
+                                     "list the digits in row 4."};
   for (const Item& item : committed()) questions.insert(item.question);
   ASSERT_GT(questions.size(), 20u);
   const scenes::Vocabulary& words = assistant_->vocabulary();
@@ -67,7 +68,8 @@ TEST_F(ScenesGguf, EveryWordIsItsTokenAndReadsRight) {
   const scenes::Vocabulary& words = assistant_->vocabulary();
   EXPECT_EQ(chat_->tokens("red", true), (std::vector<llama_token>{words.begin(), words.id("red")}));
   for (int id = 0; id < words.size(); ++id) {
-    if (words.word(id).front() == '<') {  // <unk> and control tokens are read as such, and never shown
+    // <unk> and control tokens are read as such, and never shown.
+    if (words.word(id).front() == '<' && words.word(id).rfind("<sys", 0) != 0) {
       EXPECT_EQ(chat_->tokens(words.word(id), false), std::vector<llama_token>{id});
       EXPECT_EQ(chat_->text({id}), "");
       continue;
@@ -75,17 +77,17 @@ TEST_F(ScenesGguf, EveryWordIsItsTokenAndReadsRight) {
     EXPECT_EQ(chat_->tokens(words.word(id), false), std::vector<llama_token>{id}) << words.word(id);
     EXPECT_EQ(chat_->text({id}), words.word(id));
   }
-  for (const std::string answer : {"0 7 3 4 6", "top left", "red"})
+  for (const std::string answer : {"0 7 3 4 6", "row 5 column 6", "white 8", "12"})
     EXPECT_EQ(chat_->text(chat_->tokens(answer, false)), answer);
   EXPECT_EQ(chat_->tokens("what animal is there", false),
             (std::vector<llama_token>{words.id("what"), words.id("<unk>"), words.id("is"), words.id("there")}));
   EXPECT_TRUE(llama_vocab_is_eog(chat_->vocabulary(), words.end()));
 }
 
-// llama.cpp hands over patches 1 to 143 and then the class token, see ClassToken. Should this fail after llama.cpp was
+// llama.cpp hands over patches 1 to 575 and then the class token, see ClassToken. Should this fail after llama.cpp was
 // updated, its defect may be mended: then ClassToken::first is to be the default.
 TEST_F(ScenesGguf, VisualTokensAreThePatchesFromTheSecondOn) {
-  for (const char* name : {"scene_00.png", "scene_31.png", "scene_59.png"}) {
+  for (const char* name : {"scene_00.png", "scene_11.png"}) {
     const std::string picture = folder + "/pictures/" + name;
     const scenes::Matrix expected = assistant_->look(common::load_picture(picture));
     const std::vector<float> values = chat_->look(picture);
@@ -97,26 +99,24 @@ TEST_F(ScenesGguf, VisualTokensAreThePatchesFromTheSecondOn) {
   }
 }
 
-// All 300 answers agreed when this was written, in F32 and in F16.
+// Of every picture one question.
 TEST_F(ScenesGguf, AnswersAreTheReferenceAssistants) {
-  std::string last;
-  scenes::Matrix visual;
-  std::size_t asked = 0;
-  for (const Item& item : committed()) {
-    if (item.picture != last) visual = assistant_->look(common::load_picture(last = item.picture));
+  const std::vector<Item> items = committed();
+  ASSERT_EQ(items.size(), 60u);
+  for (std::size_t i = 0; i < 12; ++i) {
+    const Item& item = items[5 * i + i % 5];
+    const scenes::Matrix visual = assistant_->look(common::load_picture(item.picture));
     EXPECT_EQ(chat_->answer(item.picture, item.question),
               assistant_->answer(assistant_->prompt(visual, item.question)).text)
         << item.picture << ": " << item.question;
-    ++asked;
   }
-  EXPECT_EQ(asked, 300u);
 }
 
 TEST_F(ScenesGguf, MtmdCliAnswersAsItIs) {
   NEEDS_MTMD_CLI();
   const std::vector<Item> items = committed();
-  for (std::size_t i = 0; i < 10; ++i) {
-    const Item& item = items[i * items.size() / 10 + i % 5];  // ten pictures, every kind of question twice
+  for (std::size_t i = 0; i < 5; ++i) {
+    const Item& item = items[5 * i + i];  // five pictures, every kind of question
     const CommandResult result = run_mtmd_cli({"-m", model(), "--mmproj", mmproj(), "--image", item.picture, "-p",
                                                item.question, "-n", "16", "--temp", "0", "-t", "1"});
     ASSERT_EQ(result.status, 0);

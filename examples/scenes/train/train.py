@@ -1,709 +1,523 @@
 #!/usr/bin/env python3
-"""Trains the scenes model: a small LLaVA (CLIP-style ViT, projector, LLaMA) that answers questions
-about pictures of coloured digits.
+"""Trains the scenes model: a small LLaVA (CLIP-style ViT, projector, LLaMA) that answers questions about pictures of
+coloured digits, with 576 visual tokens behind a system prompt of 35.
 
-  train.py vit       the ViT alone, with labels for every patch
-  train.py decoder   projector and decoder on the answers (--vit-lr: the ViT goes on learning too)
-  train.py evaluate  accuracy of the exported weights on pictures drawn with unseen (t10k) digits
-  train.py export    the checkpoint as model.safetensors (also done at every checkpoint)
-  train.py parity    reference values of the exported weights, to compare another program with
+  train.py MNIST_FOLDER OUT_FOLDER [--seconds 320] [--batch 256] [--seed 1]
 
-Pictures, questions and labels come from the program draw_scenes. Needs PyTorch >= 1.13 and numpy.
-A stage goes on from its checkpoint in --work; without one it starts from the weights in --model
-(or from nothing with --fresh). The learning rate follows the clock: --minutes is the stage's length.
+Draws its pictures itself, on the GPU where there is one, by the rules of ../scene.hpp. First the ViT learns to say of each
+patch which digit and which colour it shows, then all learn from the answers to six questions a picture; pictures of up to 3
+digits, later 6 and 12. Learning rate and difficulty follow the clock. Writes config.json's companion model.safetensors:
+matrices in blocks of 32 whole numbers of 8 bits with a scale in half precision, all else in half precision.
+
+--small trains a model of toy size, to see whether the script runs. Needs PyTorch 1.13 or newer, and numpy.
 """
 import argparse
+import contextlib
+import gzip
 import json
 import math
 import os
-import shutil
-import subprocess
+import struct
 import sys
 import time
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process is fastest for matrices this small
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KINDS = ["colour", "digit", "place", "count", "list"]
-
-# ------------------------------------------------------------------------------------- the model
-SIDE, PATCH, GRID = 96, 8, 12            # pixels, pixels, patches
-PATCHES = GRID * GRID                    # 144
-WIDTH, HEADS, HEAD = 128, 4, 32          # both the ViT and the decoder
-VIT_LAYERS, VIT_MLP = 6, 384
-LAYERS, MLP, VOCAB = 8, 352, 53
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIDE, PATCH, GRID = 192, 8, 24           # pixels, pixels, patches
+PATCHES = GRID * GRID                    # 576
+CELL, CELLS = 32, 6                      # pixels; cells in a row, and rows
+MAX_DIGITS = 12
 EPS, THETA = 1e-5, 10000.0
-BEFORE = [1, 4, 6]                       # <s> user :
-PREFIX = len(BEFORE) + PATCHES           # 147 tokens stand before the question
-VIT = "vision_tower.vision_model."
-LM = "language_model.model."
-PROJECTOR = "multi_modal_projector."
+TURN = 22                                # tokens of a question and its answer, at most
+KINDS = ["at", "where", "count", "row", "right of"]
+COLOURS = [[230, 40, 40], [40, 200, 60], [60, 90, 240], [240, 220, 40], [200, 60, 220], [40, 210, 220], [245, 245, 245],
+           [250, 140, 30]]
 
-# Linear heads that teach the ViT; they are no part of the exported model.
-PATCH_HEADS = {"digit": 11, "colour": 9, "quadrant": 4, "rank": 6, "count": 6, "centre": 1, "offset": 2}
-CLASS_HEADS = {"digits": 10, "colours": 8, "count": 6}
-
-
-def initial_weights(seed):
-    """Every weight by its name in the safetensors file (the ViT's training heads begin with "head.")."""
-    random = torch.Generator().manual_seed(seed)
-    normal = lambda std, *shape: torch.randn(*shape, generator=random) * std
-    p = {}
-
-    def linear(name, out, inp, std=None, bias=True):
-        p[name + ".weight"] = normal(std or 0.6 / math.sqrt(inp), out, inp)
-        if bias:
-            p[name + ".bias"] = torch.zeros(out)
-
-    def norm(name, bias=True):
-        p[name + ".weight"] = torch.ones(WIDTH)
-        if bias:
-            p[name + ".bias"] = torch.zeros(WIDTH)
-
-    p[VIT + "embeddings.class_embedding"] = normal(0.5, WIDTH)
-    p[VIT + "embeddings.patch_embedding.weight"] = normal(1 / math.sqrt(3 * PATCH * PATCH), WIDTH, 3, PATCH, PATCH)
-    p[VIT + "embeddings.position_embedding.weight"] = normal(0.3, PATCHES + 1, WIDTH)
-    norm(VIT + "pre_layrnorm")
-    for i in range(VIT_LAYERS):
-        layer = f"{VIT}encoder.layers.{i}."
-        for name in "qkv":
-            linear(f"{layer}self_attn.{name}_proj", WIDTH, WIDTH)
-        linear(layer + "self_attn.out_proj", WIDTH, WIDTH, 0.6 / math.sqrt(WIDTH * 2 * VIT_LAYERS))
-        norm(layer + "layer_norm1")
-        norm(layer + "layer_norm2")
-        linear(layer + "mlp.fc1", VIT_MLP, WIDTH)
-        linear(layer + "mlp.fc2", WIDTH, VIT_MLP, 0.6 / math.sqrt(VIT_MLP * 2 * VIT_LAYERS))
-    norm(VIT + "post_layernorm")
-    linear(PROJECTOR + "linear_1", WIDTH, WIDTH, 0.1 / math.sqrt(WIDTH))  # a trained ViT's features are about 7
-    linear(PROJECTOR + "linear_2", WIDTH, WIDTH)
-    p[LM + "embed_tokens.weight"] = normal(0.5, VOCAB, WIDTH)
-    for i in range(LAYERS):
-        layer = f"{LM}layers.{i}."
-        norm(layer + "input_layernorm", False)
-        norm(layer + "post_attention_layernorm", False)
-        for name in "qkv":
-            linear(f"{layer}self_attn.{name}_proj", WIDTH, WIDTH, bias=False)
-        linear(layer + "self_attn.o_proj", WIDTH, WIDTH, 0.6 / math.sqrt(WIDTH * 2 * LAYERS), False)
-        linear(layer + "mlp.gate_proj", MLP, WIDTH, bias=False)
-        linear(layer + "mlp.up_proj", MLP, WIDTH, bias=False)
-        linear(layer + "mlp.down_proj", WIDTH, MLP, 0.6 / math.sqrt(MLP * 2 * LAYERS), False)
-    norm(LM + "norm", False)
-    linear("language_model.lm_head", VOCAB, WIDTH, 0.02, False)
-    for name, size in PATCH_HEADS.items():
-        linear("head.patch." + name, size, WIDTH, 0.02)
-    for name, size in CLASS_HEADS.items():
-        linear("head.class." + name, size, WIDTH, 0.02)
-    return p
+WORDS = open(os.path.join(HERE, "..", "model", "vocab.txt")).read().split("\n")[:-1]
+ID = {word: i for i, word in enumerate(WORDS)}
+NUMBER, COLOUR = ID["0"], ID["red"]      # of "0" to "12", and of the eight colours
+BEFORE = [ID["<s>"]] + [ID[f"<sys{i}>"] for i in range(33)] + [ID["user"]]
+PREFIX = len(BEFORE) + PATCHES           # tokens that stand before the question
 
 
-def matmul(x, weight, bias=None):
-    """x @ weight.T + bias in x's type; the weights stay in float32."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+class Size:
+    width, heads, vit_layers, layers, mlp, vit_mlp = 256, 8, 6, 12, 704, 768
 
 
-def heads(x):  # [B, S, 128] -> [B * 4, S, 32], contiguous: batched products are 10 x faster so
-    return x.view(x.shape[0], x.shape[1], HEADS, HEAD).transpose(1, 2).contiguous().view(-1, x.shape[1], HEAD)
+def say(*words):
+    print(f"{time.time() - say.start:6.1f}", *words, flush=True)
 
 
-def unheads(x):  # [B * 4, S, 32] -> [B, S, 128]
-    return x.view(-1, HEADS, x.shape[1], HEAD).transpose(1, 2).reshape(-1, x.shape[1], WIDTH)
+say.start = time.time()
+
+
+# --------------------------------------------------------------------------------------- the data
+def read_idx(folder, name):
+    path = os.path.join(folder, name)
+    if os.path.exists(path + ".gz"):
+        data = np.frombuffer(gzip.open(path + ".gz").read(), np.uint8)
+    else:
+        data = np.fromfile(path, np.uint8)
+    return data[16:].reshape(-1, 28, 28) if "images" in name else data[8:]
+
+
+class DigitBox:
+    """MNIST images sorted by their digit."""
+
+    def __init__(self, folder, part):
+        images, labels = read_idx(folder, part + "-images-idx3-ubyte"), read_idx(folder, part + "-labels-idx1-ubyte")
+        self.images = torch.from_numpy(images.copy()).to(DEVICE).float() / 255
+        of_digit = [np.nonzero(labels == digit)[0] for digit in range(10)]
+        longest = max(map(len, of_digit))
+        self.count = torch.tensor([len(indices) for indices in of_digit], device=DEVICE)
+        self.index = torch.from_numpy(np.stack([np.resize(indices, longest) for indices in of_digit])).to(DEVICE)
+
+    def draw(self, digits):
+        chosen = (torch.rand(digits.shape, device=DEVICE) * self.count[digits]).long()
+        return self.images[self.index[digits, chosen]]
+
+
+class Scenes:
+    """`batch` pictures [b, 3, 192, 192] in [-1, 1], what each cell and patch holds, and where the digits are."""
+
+    def __init__(self, box, batch, max_digits):
+        random = lambda *shape: torch.rand(*shape, device=DEVICE)
+        digits = torch.randint(1, max_digits + 1, (batch, 1), device=DEVICE)
+        self.real = torch.arange(MAX_DIGITS, device=DEVICE)[None] < digits          # [b, 12]
+        self.cell = random(batch, CELLS * CELLS).argsort(1)[:, :MAX_DIGITS]
+        name = random(batch, 80).argsort(1)[:, :MAX_DIGITS]                          # no two alike
+        digit, colour = name // 8, name % 8
+
+        # Each digit's 28 x 28 pixels, moved by 0 to 4 pixels within its cell of 32 x 32.
+        glyphs = box.draw(digit)
+        down, right = (torch.randint(0, 5, (batch, MAX_DIGITS), device=DEVICE) for _ in range(2))
+        at = torch.arange(CELL, device=DEVICE)
+        y, x = at - down[..., None], at - right[..., None]
+        b, d = torch.arange(batch, device=DEVICE)[:, None, None, None], torch.arange(MAX_DIGITS, device=DEVICE)[:, None, None]
+        inside = ((y >= 0) & (y < 28))[..., :, None] & ((x >= 0) & (x < 28))[..., None, :] & self.real[..., None, None]
+        ink = glyphs[b, d, y.clamp(0, 27)[..., :, None], x.clamp(0, 27)[..., None, :]] * inside
+        alpha = torch.zeros(batch, CELLS * CELLS, CELL, CELL, device=DEVICE)
+        alpha.scatter_(1, self.cell[..., None, None].expand(-1, -1, CELL, CELL), ink)
+        alpha = alpha.view(batch, CELLS, CELLS, CELL, CELL).permute(0, 1, 3, 2, 4).reshape(batch, 1, SIDE, SIDE)
+
+        empty = torch.full((batch, CELLS * CELLS), -1, device=DEVICE)
+        self.digit = empty.scatter(1, self.cell, torch.where(self.real, digit, -1))   # [b, 36], -1: none
+        self.colour = empty.scatter(1, self.cell, torch.where(self.real, colour, -1))
+
+        rgb = (torch.tensor(COLOURS, device=DEVICE) / 255)[self.colour.clamp(0)].view(batch, CELLS, CELLS, 3)
+        rgb = rgb.permute(0, 3, 1, 2).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+        background = 0.12 * random(batch, 3, SIDE, SIDE) + 0.25 * F.interpolate(random(batch, 3, 7, 7), SIDE, mode="bilinear")
+        self.pixels = (background * (1 - alpha) + rgb * alpha).clamp(0, 1) * 2 - 1
+
+        has_ink = F.avg_pool2d(alpha, PATCH)[:, 0].reshape(batch, PATCHES) > 0.06
+        of_patch = lambda cells: cells.view(batch, CELLS, CELLS).repeat_interleave(CELL // PATCH, 1).repeat_interleave(
+            CELL // PATCH, 2).reshape(batch, PATCHES)
+        self.patch_digit = torch.where(has_ink, of_patch(self.digit), 10)
+        self.patch_colour = torch.where(has_ink, of_patch(self.colour), 8)
+
+
+def ask(kind, scenes):
+    """One question of a kind about each scene: tokens [b, 22], question's length, answers' lengths with </s> [b]."""
+    batch = scenes.digit.shape[0]
+    rows = torch.arange(batch, device=DEVICE)
+    word = lambda text: torch.full((batch,), ID[text], device=DEVICE)
+    chance = lambda share: torch.rand(batch, device=DEVICE) < share
+    grid = lambda cells: cells.view(batch, CELLS, CELLS)
+    one = scenes.cell[rows, (torch.rand(batch, device=DEVICE) * scenes.real.sum(1)).long()]  # a digit's cell
+    digit, colour, row, column = scenes.digit[rows, one], scenes.colour[rows, one], one // CELLS, one % CELLS
+    answer = torch.zeros(batch, 8, dtype=torch.long, device=DEVICE)
+
+    def name_or_nothing(there, colour, digit):
+        answer[:, 0] = torch.where(there, COLOUR + colour.clamp(0), ID["nothing"])
+        answer[:, 1] = torch.where(there, NUMBER + digit.clamp(0), ID["</s>"])
+        answer[:, 2] = torch.where(there, ID["</s>"], 0)
+        return torch.where(there, 3, 2)
+
+    if kind == "at":
+        cell = torch.where(chance(0.75), one, torch.randint(0, CELLS * CELLS, (batch,), device=DEVICE))
+        question = [word("what"), word("is"), word("at"), word("row"), NUMBER + 1 + cell // CELLS, word("column"),
+                    NUMBER + 1 + cell % CELLS, word("?")]
+        length = name_or_nothing(scenes.digit[rows, cell] >= 0, scenes.colour[rows, cell], scenes.digit[rows, cell])
+    elif kind == "where":
+        question = [word("where"), word("is"), word("the"), COLOUR + colour, NUMBER + digit, word("?")]
+        for i, tokens in enumerate([word("row"), NUMBER + 1 + row, word("column"), NUMBER + 1 + column, word("</s>")]):
+            answer[:, i] = tokens
+        length = torch.full((batch,), 5, device=DEVICE)
+    elif kind == "count":
+        colour = torch.where(chance(0.7), colour, torch.randint(0, 8, (batch,), device=DEVICE))
+        question = [word("how"), word("many"), COLOUR + colour, word("digits"), word("are"), word("there"), word("?")]
+        answer[:, 0] = NUMBER + (scenes.colour == colour[:, None]).sum(1)
+        answer[:, 1] = ID["</s>"]
+        length = torch.full((batch,), 2, device=DEVICE)
+    elif kind == "row":
+        row = torch.where(chance(0.85), row, torch.randint(0, CELLS, (batch,), device=DEVICE))
+        question = [word("list"), word("the"), word("digits"), word("in"), word("row"), NUMBER + 1 + row, word(".")]
+        digits = grid(scenes.digit)[rows, row]
+        there = digits >= 0
+        count = there.sum(1)
+        answer.scatter_(1, torch.where(there, there.cumsum(1) - 1, 7), NUMBER + digits.clamp(0))
+        answer[:, 7] = 0
+        answer[rows, count] = ID["</s>"]
+        answer[:, 0] = torch.where(count == 0, ID["none"], answer[:, 0])
+        answer[:, 1] = torch.where(count == 0, ID["</s>"], answer[:, 1])
+        length = torch.where(count == 0, 2, count + 1)
+    else:
+        question = [word("what"), word("is"), word("right"), word("of"), word("the"), COLOUR + colour, NUMBER + digit, word("?")]
+        digits = grid(scenes.digit)[rows, row]
+        behind = (torch.arange(CELLS, device=DEVICE)[None] > column[:, None]) & (digits >= 0)
+        first = behind.float().argmax(1)
+        length = name_or_nothing(behind.any(1), grid(scenes.colour)[rows, row][rows, first], digits[rows, first])
+
+    question = torch.stack(question + [word("assistant"), word(":")], 1)
+    tokens = torch.zeros(batch, TURN, dtype=torch.long, device=DEVICE)
+    tokens[:, :question.shape[1]] = question
+    tokens[:, question.shape[1]:question.shape[1] + 8] = answer
+    return tokens, question.shape[1], length
+
+
+def due(question, length):
+    """Where an answer's token is to be predicted, [b, 21]."""
+    at = torch.arange(TURN - 1, device=DEVICE)[None]
+    return (at >= question - 1) & (at < question - 1 + length[:, None])
+
+
+# -------------------------------------------------------------------------------------- the model
+def linear(inputs, outputs, bias, deviation):
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=deviation)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def attend(q, k, v, mask=None):
-    """q already carries 1 / sqrt(32)."""
-    scores = torch.bmm(q, k.transpose(1, 2)) if mask is None else torch.baddbmm(mask, q, k.transpose(1, 2))
-    return torch.bmm(F.softmax(scores, -1), v)
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    return (scores if mask is None else scores.masked_fill(~mask, -1e9)).softmax(-1) @ v
 
 
-def vision(p, pixels, dtype, whole=False):
-    """pixels: [B, 96, 96, 3] bytes -> features [B, 144, 128] of all layers but the last (float32); whole: also
-    the class token after the last layer and post_layernorm [B, 128], which only the ViT's training uses."""
-    batch = pixels.shape[0]
-    x = pixels.to(torch.float32) / 127.5 - 1
-    x = x.view(batch, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4).reshape(batch, PATCHES, 3 * PATCH * PATCH)
-    x = matmul(x.to(dtype), p[VIT + "embeddings.patch_embedding.weight"].view(WIDTH, -1)).float()
-    x = torch.cat([p[VIT + "embeddings.class_embedding"].expand(batch, 1, WIDTH), x], 1)
-    x = x + p[VIT + "embeddings.position_embedding.weight"]
-    norm = lambda x, name: F.layer_norm(x, (WIDTH,), p[name + ".weight"], p[name + ".bias"], EPS)
-    x = norm(x, VIT + "pre_layrnorm")
-    features = None
-    for i in range(VIT_LAYERS if whole else VIT_LAYERS - 1):
-        layer = f"{VIT}encoder.layers.{i}."
-        last = i == VIT_LAYERS - 1
-        if last:
-            features = x[:, 1:]
-        y = norm(x, layer + "layer_norm1").to(dtype)
-        project = lambda name, y: matmul(y, p[f"{layer}self_attn.{name}.weight"], p[f"{layer}self_attn.{name}.bias"])
-        if last:  # nothing but the class token is wanted from here
-            x = x[:, :1]
-        q = heads(project("q_proj", y[:, :1] if last else y) * HEAD ** -0.5)
-        y = attend(q, heads(project("k_proj", y)), heads(project("v_proj", y)))
-        x = x + project("out_proj", unheads(y))
-        y = norm(x, layer + "layer_norm2").to(dtype)
-        y = matmul(y, p[layer + "mlp.fc1.weight"], p[layer + "mlp.fc1.bias"])
-        y = y * torch.sigmoid(1.702 * y)  # quick_gelu
-        x = x + matmul(y, p[layer + "mlp.fc2.weight"], p[layer + "mlp.fc2.bias"])
-    return (features, norm(x[:, 0], VIT + "post_layernorm")) if whole else x[:, 1:]
+def heads(x):  # [b, s, d] -> [b, heads, s, 32]
+    return x.view(x.shape[0], x.shape[1], Size.heads, -1).transpose(1, 2)
 
 
-def projector(p, features, dtype):
-    x = matmul(features.to(dtype), p[PROJECTOR + "linear_1.weight"], p[PROJECTOR + "linear_1.bias"])
-    return matmul(F.gelu(x), p[PROJECTOR + "linear_2.weight"], p[PROJECTOR + "linear_2.bias"]).float()
+def unheads(x):
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], Size.width)
 
 
-class RmsNorm(torch.autograd.Function):
-    """By hand, for it takes half the passes over the memory that autograd takes."""
+class VitLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        d, m, n = Size.width, Size.vit_mlp, Size.vit_layers
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(d, EPS), nn.LayerNorm(d, EPS)
+        self.self_attn = nn.ModuleDict({name + "_proj": linear(d, d, True, 0.6 / math.sqrt(d)) for name in "qkv"})
+        self.self_attn["out_proj"] = linear(d, d, True, 0.6 / math.sqrt(d * 2 * n))
+        self.mlp = nn.ModuleDict({"fc1": linear(d, m, True, 0.6 / math.sqrt(d)),
+                                  "fc2": linear(m, d, True, 0.6 / math.sqrt(m * 2 * n))})
 
-    @staticmethod
-    def forward(context, x, weight, dtype):
-        scale = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).pow_(2).div_(WIDTH).add_(EPS))
-        x = x * scale
-        context.save_for_backward(x, scale, weight)
-        return (x * weight).to(dtype)
-
-    @staticmethod
-    def backward(context, grad):
-        x, scale, weight = context.saved_tensors
-        grad = grad.float()
-        along = grad * x
-        mean = (along @ weight).div_(-WIDTH)[..., None]
-        return (grad * weight).addcmul_(x, mean).mul_(scale), along.sum((0, 1)), None
+    def forward(self, x):
+        y, a = self.layer_norm1(x), self.self_attn
+        x = x + a["out_proj"](unheads(attend(heads(a["q_proj"](y)), heads(a["k_proj"](y)), heads(a["v_proj"](y)))))
+        y = self.mlp["fc1"](self.layer_norm2(x))
+        return x + self.mlp["fc2"](y * torch.sigmoid(1.702 * y))  # quick_gelu
 
 
-def rotary(positions):
-    """cos and sin [..., S, 128] of positions [..., S], the same for every head; rotate-half layout."""
-    angle = positions.float()[..., None] * THETA ** (-torch.arange(0, HEAD, 2).float() / HEAD)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([cos, cos] * HEADS, -1), torch.cat([-sin, sin] * HEADS, -1)
+class Vit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        d = Size.width
+        self.patch_embedding = linear(3 * PATCH * PATCH, d, False, 1 / math.sqrt(3 * PATCH * PATCH))
+        self.class_embedding = nn.Parameter(torch.randn(d) * 0.5)
+        self.position_embedding = nn.Parameter(torch.randn(PATCHES + 1, d) * 0.3)
+        self.pre_layrnorm = nn.LayerNorm(d, EPS)  # sic
+        self.layers = nn.ModuleList(VitLayer() for _ in range(Size.vit_layers))
+
+    def forward(self, pixels):
+        batch = pixels.shape[0]
+        x = pixels.view(batch, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, PATCHES, -1)
+        x = torch.cat([self.class_embedding.expand(batch, 1, -1), self.patch_embedding(x)], 1) + self.position_embedding
+        x = self.pre_layrnorm(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, 1:]
 
 
-def decoder(p, visual, tokens, positions, own, dtype):
-    """Logits [B, L, 53] of question and answer tokens behind a picture.
+class RmsNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(Size.width))
 
-    visual [B, 144, 128]; tokens, positions [B, L]: the turns of the picture, one behind the other;
-    own [B, L, L]: true where a token may see a token of its own turn. Every token sees the whole prefix
-    (three tokens and the picture), so each turn is computed as if it were the picture's only one."""
-    batch, length = tokens.shape
-    embed = p[LM + "embed_tokens.weight"]
-    x = torch.cat([embed[BEFORE].expand(batch, -1, -1), visual, F.embedding(tokens, embed)], 1)
-    cos, sin = rotary(torch.cat([torch.arange(PREFIX).expand(batch, -1), positions], 1))
-    cos, sin = cos.to(dtype), sin.to(dtype)
-    forbid = lambda allowed: torch.zeros(allowed.shape).masked_fill_(~allowed, -1e9).to(dtype)
-    causal = forbid(torch.ones(PREFIX, PREFIX, dtype=torch.bool).tril())
-    see = torch.cat([torch.ones(batch, length, PREFIX, dtype=torch.bool), own], 2)
-    see = forbid(see)[:, None].expand(-1, HEADS, -1, -1).reshape(batch * HEADS, length, PREFIX + length)
-
-    def norm(x, name):
-        return RmsNorm.apply(x, p[name], dtype)
-
-    def rope(x, cos, sin):
-        turned = x.view(*x.shape[:2], HEADS, 2, HEAD // 2).flip(3).view_as(x)
-        return heads(x * cos + turned * sin)
-
-    for i in range(LAYERS):
-        layer = f"{LM}layers.{i}."
-        last = i == LAYERS - 1  # the prefix is wanted no further than its last keys and values
-        y = norm(x, layer + "input_layernorm.weight")
-        project = lambda name, y: matmul(y, p[f"{layer}self_attn.{name}.weight"])
-        start = PREFIX if last else 0
-        x = x[:, start:]
-        q = rope(project("q_proj", y[:, start:]) * HEAD ** -0.5, cos[:, start:], sin[:, start:])
-        k, v = rope(project("k_proj", y), cos, sin), heads(project("v_proj", y))
-        y = attend(q[:, PREFIX - start:], k, v, see)
-        if not last:
-            y = torch.cat([attend(q[:, :PREFIX], k[:, :PREFIX], v[:, :PREFIX], causal), y], 1)
-        x = x + project("o_proj", unheads(y))
-        y = norm(x, layer + "post_attention_layernorm.weight")
-        gate, up = matmul(y, p[layer + "mlp.gate_proj.weight"]), matmul(y, p[layer + "mlp.up_proj.weight"])
-        y = gate * torch.sigmoid(gate) * up  # F.silu is 3 x slower on bfloat16
-        x = x + matmul(y, p[layer + "mlp.down_proj.weight"])
-    return matmul(norm(x, LM + "norm.weight"), p["language_model.lm_head.weight"]).float()
+    def forward(self, x):
+        if hasattr(F, "rms_norm"):
+            return F.rms_norm(x, (Size.width,), self.weight.to(x.dtype), EPS)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * self.weight
 
 
-# -------------------------------------------------------------------------------------- the data
-class Scenes:
-    """Endless pictures with questions from draw_scenes."""
+class DecoderLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        d, m, n = Size.width, Size.mlp, Size.layers
+        self.input_layernorm, self.post_attention_layernorm = RmsNorm(), RmsNorm()
+        self.self_attn = nn.ModuleDict({name + "_proj": linear(d, d, False, 0.6 / math.sqrt(d)) for name in "qkv"})
+        self.self_attn["o_proj"] = linear(d, d, False, 0.6 / math.sqrt(d * 2 * n))
+        self.mlp = nn.ModuleDict({"gate_proj": linear(d, m, False, 0.6 / math.sqrt(d)),
+                                  "up_proj": linear(d, m, False, 0.6 / math.sqrt(d)),
+                                  "down_proj": linear(m, d, False, 0.6 / math.sqrt(m * 2 * n))})
 
-    def __init__(self, args, part, seed, low, high, turns):
-        vocabulary = os.path.join(args.model, "vocab.txt")
-        command = [args.draw_scenes, args.mnist, part, vocabulary, seed, low, high, turns]
-        self.turns = turns
-        self.bytes = SIDE * SIDE * 4 + 24 + turns * 36
-        self.process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, bufsize=1 << 20)
+    def qkv(self, x, rotary):
+        y = self.input_layernorm(x)
 
-    def next(self, count):
-        data = self.process.stdout.read(count * self.bytes)
-        if len(data) != count * self.bytes:
-            sys.exit("draw_scenes gave no more pictures")
-        parts = np.split(np.frombuffer(data, np.uint8).reshape(count, -1), np.cumsum([SIDE * SIDE * 3, SIDE * SIDE, 24]), 1)
-        return (torch.from_numpy(parts[0].reshape(count, SIDE, SIDE, 3).copy()), parts[1].reshape(count, SIDE, SIDE),
-                parts[2].reshape(count, 6, 4).astype(np.int64), parts[3].reshape(count, self.turns, 36))
+        def rotated(z):  # rotate-half layout
+            half = z.shape[-1] // 2
+            return (z * rotary[0] + torch.cat([-z[..., half:], z[..., :half]], -1) * rotary[1]).to(x.dtype)
 
-    def close(self):
-        self.process.kill()
-        self.process.wait()
+        a = self.self_attn
+        return rotated(heads(a["q_proj"](y))), rotated(heads(a["k_proj"](y))), heads(a["v_proj"](y))
 
-
-def patch_labels(owner, digits):
-    """What each patch [B, 144] shows. A patch belongs to the digit with most ink in it, if that is 5 of its
-    64 pixels or more, and the patch with a digit's centre always belongs to that digit."""
-    batch = owner.shape[0]
-    tiles = owner.reshape(batch, GRID, PATCH, GRID, PATCH).transpose(0, 1, 3, 2, 4).reshape(batch, PATCHES, -1)
-    ink = np.stack([(tiles == i + 1).sum(-1) for i in range(6)], -1)  # [B, 144, 6]
-    who = np.where(ink.max(-1) >= 5, ink.argmax(-1), -1)
-    real = digits[..., 0] < 255
-    b, d = np.nonzero(real)
-    x, y = digits[b, d, 2], digits[b, d, 3]
-    centre = np.zeros((batch, PATCHES), bool)
-    centre[b, y // PATCH * GRID + x // PATCH] = True
-    who[b, y // PATCH * GRID + x // PATCH] = d
-    own = who >= 0
-    of = lambda values: np.take_along_axis(values, np.maximum(who, 0), 1)
-    rank = (digits[:, None, :, 2] < digits[:, :, None, 2]).sum(-1)  # digits further left
-    quadrant = (digits[..., 3] >= SIDE // 2) * 2 + (digits[..., 2] >= SIDE // 2)
-    at = np.arange(PATCHES)
-    offset = np.stack([of(digits[..., 2]) - (at % GRID * PATCH + 4), of(digits[..., 3]) - (at // GRID * PATCH + 4)], -1)
-    count = np.repeat(real.sum(1)[:, None] - 1, PATCHES, 1)
-    labels = {"digit": np.where(own, of(digits[..., 0]), 10), "colour": np.where(own, of(digits[..., 1]), 8),
-              "quadrant": of(quadrant), "rank": of(rank), "count": count, "centre": centre, "own": own,
-              "offset": (offset / 8).astype(np.float32)}
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in labels.items()}
+    def forward(self, x, rotary, mask):
+        x = x + self.self_attn["o_proj"](unheads(attend(*self.qkv(x, rotary), mask)))
+        y, mlp = self.post_attention_layernorm(x), self.mlp
+        return x + mlp["down_proj"](F.silu(mlp["gate_proj"](y)) * mlp["up_proj"](y))
 
 
-def pack_turns(turns):
-    """turns [B, T, 36] -> the picture's different turns, one behind the other, as decoder() wants them.
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        d = Size.width
+        self.vit = Vit()
+        self.digit_head, self.colour_head = linear(d, 11, True, 0.02), linear(d, 9, True, 0.02)  # teach the ViT; not exported
+        self.linear_1, self.linear_2 = linear(d, d, True, 0.3 / math.sqrt(d)), linear(d, d, True, 1 / math.sqrt(d))
+        self.embed_tokens = nn.Embedding(len(WORDS), d)
+        nn.init.normal_(self.embed_tokens.weight, std=0.5)
+        self.layers = nn.ModuleList(DecoderLayer() for _ in range(Size.layers))
+        self.norm, self.lm_head = RmsNorm(), linear(d, len(WORDS), False, 0.02)
 
-    target [B, L]: the token to say next where an answer is due, else -100; turn [B, L]: which turn, else -1."""
-    batch, count, _ = turns.shape
-    same = (turns[:, :, None] == turns[:, None]).all(-1)  # [B, T, T]
-    fresh = ~(same & np.tri(count, k=-1, dtype=bool)).any(-1)
-    question, answer = turns[..., 1].astype(np.int64), turns[..., 2].astype(np.int64)
-    inputs = np.where(fresh, question + answer - 1, 0)  # </s> is said, never read
-    start = np.cumsum(inputs, 1) - inputs
-    length = int(inputs.sum(1).max())
-    b, t, i = np.nonzero(np.arange(32) < inputs[..., None])
-    at = start[b, t] + i
-    tokens, positions = np.full((batch, length), 3, np.int64), np.full((batch, length), PREFIX, np.int64)
-    target, turn = np.full((batch, length), -100, np.int64), np.full((batch, length), -1, np.int64)
-    tokens[b, at] = turns[b, t, 4 + i]
-    positions[b, at] = PREFIX + i
-    turn[b, at] = t
-    due = i >= question[b, t] - 1
-    target[b[due], at[due]] = turns[b[due], t[due], 5 + i[due]]
-    own = (turn[:, :, None] == turn[:, None]) & np.tri(length, dtype=bool)
-    return [torch.from_numpy(a) for a in (tokens, positions, own, target, turn)]
+    def project(self, features):
+        return self.linear_2(F.gelu(self.linear_1(features)))
 
+    def rotary(self, positions):
+        size = Size.width // Size.heads
+        angle = positions.float()[..., None] * THETA ** (-torch.arange(0, size, 2, device=DEVICE).float() / size)
+        angle = torch.cat([angle, angle], -1)[:, None]
+        return angle.cos(), angle.sin()
 
-# ------------------------------------------------------------------------------------ the losses
-def patch_loss(p, features, image, owner, digits):
-    """The ViT's own loss: from its features [B, 144, 128] and its class token [B, 128]."""
-    labels = patch_labels(owner, digits)
-    head = lambda x, where, name: matmul(x, p[f"head.{where}.{name}.weight"], p[f"head.{where}.{name}.bias"])
-    own, centre = labels["own"].float(), labels["centre"].float()
-    # The patch at a digit's centre counts most: there the decoder will find all about the digit.
-    everywhere = 0.2 + 0.8 * own + 3 * centre
-    inside = own + 3 * centre
-    said, loss = {}, 0
-    for name, weight, scale in (("digit", everywhere, 1), ("colour", everywhere, 0.3), ("quadrant", inside, 0.3),
-                                ("rank", inside, 0.5), ("count", torch.ones_like(own), 0.5)):
-        said[name] = head(features, "patch", name)
-        nll = F.cross_entropy(said[name].flatten(0, 1), labels[name].flatten(), reduction="none").view_as(own)
-        loss = loss + scale * (nll * weight).sum() / weight.sum()
-    flag = head(features, "patch", "centre")[..., 0]
-    loss = loss + 0.5 * F.binary_cross_entropy_with_logits(flag, centre, weight=1 + 5 * centre)
-    miss = F.smooth_l1_loss(head(features, "patch", "offset"), labels["offset"], reduction="none").mean(-1)
-    loss = loss + 0.5 * (miss * own).sum() / own.sum()
-    # The class token: which digits and colours there are, and how many.
-    real = digits[..., 0] < 255
-    b, d = np.nonzero(real)
-    for name, column, classes in (("digits", 0, 10), ("colours", 1, 8)):
-        present = torch.zeros(len(digits), classes)
-        present[b, digits[b, d, column]] = 1
-        loss = loss + 0.3 * F.binary_cross_entropy_with_logits(head(image, "class", name), present)
-    loss = loss + 0.1 * F.cross_entropy(head(image, "class", "count"), torch.from_numpy(real.sum(1) - 1))
-    with torch.no_grad():
-        at = labels["centre"]
-        right = {n: (said[n].argmax(-1) == labels[n])[at] for n in ("digit", "colour", "quadrant", "rank")}
-        right["count"] = said["count"].mean(1).argmax(-1) == labels["count"][:, 0]
-        right["centre"] = ((flag > 0) == at).all(1)  # every patch of the picture right
-        present = torch.zeros(len(digits), 10)
-        present[b, digits[b, d, 0]] = 1
-        right["class"] = (head(image, "class", "digits") > 0) == (present > 0)
-    return loss, right
+    def decode(self, visual, tokens, positions, mask):
+        """Logits of what follows each of tokens [b, t], which stand behind the system prompt and the picture."""
+        before = self.embed_tokens(torch.tensor(BEFORE, device=DEVICE)).expand(visual.shape[0], -1, -1)
+        x = torch.cat([before.to(visual.dtype), visual, self.embed_tokens(tokens).to(visual.dtype)], 1)
+        if DEVICE == "cuda":
+            x = x.bfloat16()
+        rotary = self.rotary(positions)
+        for layer in self.layers:
+            x = layer(x, rotary, mask)
+        return self.lm_head(self.norm(x[:, PREFIX:])).float()
 
 
-def answer_loss(p, features, turns, dtype, weights=None):
-    """Also how often the whole answer is right: if every token is the most likely one behind the right ones
-    before it, then the model, answering word by word, says just this answer."""
-    tokens, positions, own, target, turn = pack_turns(turns)
-    logits = decoder(p, projector(p, features, dtype), tokens, positions, own, dtype)
-    due = target >= 0
-    b = due.nonzero()[:, 0]
-    logits, target, turn = logits[due], target[due], turn[due]
-    kind = torch.from_numpy(turns[..., 0].astype(np.int64))[b, turn]
-    nll = F.cross_entropy(logits, target, reduction="none")
-    weight = torch.tensor(weights or [1.0] * 5)[kind]
-    wrong = torch.zeros(turns.shape[:2]).index_put_((b, turn), (logits.argmax(-1) != target).float(), accumulate=True)
-    asked = torch.zeros(turns.shape[:2]).index_put_((b, turn), torch.ones(len(b)), accumulate=True) > 0
-    kinds = torch.from_numpy(turns[..., 0].astype(np.int64))
-    right = {name: (wrong == 0)[asked & (kinds == i)] for i, name in enumerate(KINDS)}
-    return (nll * weight).sum() / weight.sum(), right
-
-
-# ------------------------------------------------------------------------------------- optimiser
+# ----------------------------------------------------------------------------------- the training
 class Optimiser:
-    """Muon (momentum, made orthogonal by Newton-Schulz steps) for the matrices inside the layers, AdamW for the rest.
+    """Muon for the matrices inside layers, AdamW for all else."""
 
-    vit_scale: the ViT's learning rates are this much of the others'."""
-
-    def __init__(self, p, muon, lr, muon_lr, vit_scale=1.0):
-        inside = lambda n, w: muon and w.dim() == 2 and ".layers." in n
-        self.p, self.lr, self.muon_lr, self.step_count = p, lr, muon_lr, 0
-        self.scale = {n: vit_scale if n.startswith(VIT) else 1.0 for n in p}
-        self.groups = {}  # Muon handles all matrices of one shape in one batched product
-        for n, w in p.items():
-            if inside(n, w):
-                self.groups.setdefault(tuple(w.shape), []).append(n)
-        self.adam = [n for n, w in p.items() if not inside(n, w)]
-        self.state = {n: [torch.zeros_like(w), torch.zeros_like(w)] if n in self.adam else [torch.zeros_like(w)]
-                      for n, w in p.items()}
+    def __init__(self, model):
+        inside = [p for name, p in model.named_parameters() if "layers." in name and p.dim() == 2]
+        rest = [p for p in model.parameters() if all(p is not q for q in inside)]
+        self.parameters = list(model.parameters())
+        self.adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01,
+                                      **({"fused": True} if DEVICE == "cuda" else {}))
+        self.groups, self.momentum = {}, {}
+        for p in inside:
+            self.groups.setdefault(tuple(p.shape), []).append(p)
 
     @torch.no_grad()
-    def step(self, factor):
-        self.step_count += 1
-        for n in self.adam:
-            w, (m, v) = self.p[n], self.state[n]
-            m.mul_(0.9).add_(w.grad, alpha=0.1)
-            v.mul_(0.98).addcmul_(w.grad, w.grad, value=0.02)
-            lr = self.lr * factor * self.scale[n]
-            if w.dim() > 1:
-                w.mul_(1 - 0.01 * lr)
-            up = (v / (1 - 0.98 ** self.step_count)).sqrt_().add_(1e-8)
-            w.addcdiv_(m, up, value=-lr / (1 - 0.9 ** self.step_count))
-        for shape, names in self.groups.items():
-            g = torch.stack([self.p[n].grad for n in names])
-            m = torch.stack([self.state[n][0] for n in names])
-            m.mul_(0.95).add_(g)
-            for n, value in zip(names, m):
-                self.state[n][0].copy_(value)
-            x = g.add_(m, alpha=0.95)  # Nesterov
+    def step(self, rate):
+        for group in self.adam.param_groups:
+            group["lr"] = 1e-3 * rate
+        self.adam.step()
+        for shape, group in self.groups.items():
+            group = [p for p in group if p.grad is not None]
+            if not group:
+                continue
+            grad = torch.stack([p.grad for p in group])
+            momentum = self.momentum.setdefault((shape, len(group)), torch.zeros_like(grad))
+            momentum.mul_(0.95).add_(grad)
+            x = grad + 0.95 * momentum
             tall = shape[0] > shape[1]
             x = x.transpose(1, 2) if tall else x
-            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16().contiguous()
-            for _ in range(5):
-                a = torch.bmm(x, x.transpose(1, 2))
-                x = 3.4445 * x + torch.bmm(-4.7750 * a + 2.0315 * torch.bmm(a, a), x)
+            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+            for _ in range(5):  # Newton-Schulz: towards the nearest orthogonal matrix
+                a = x @ x.transpose(1, 2)
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
             x = (x.transpose(1, 2) if tall else x).float() * max(1, shape[0] / shape[1]) ** 0.5
-            for n, update in zip(names, x):
-                lr = self.muon_lr * factor * self.scale[n]
-                self.p[n].mul_(1 - 0.02 * lr).add_(update, alpha=-lr)
+            for p, update in zip(group, x):
+                p.mul_(1 - 0.02 * 0.01 * rate).add_(update, alpha=-0.01 * rate)
+        for p in self.parameters:
+            p.grad = None
 
 
-# ---------------------------------------------------------------------------------------- files
-def write_atomically(path, write):
-    write(path + ".part")
-    os.replace(path + ".part", path)
+def patch_loss(model, features, scenes):
+    weight = torch.where(scenes.patch_digit < 10, 1.0, 0.15)
+
+    def loss(head, labels):
+        nll = F.cross_entropy(head(features).flatten(0, 1).float(), labels.flatten(), reduction="none").view_as(weight)
+        return (nll * weight).sum() / weight.sum()
+
+    return loss(model.digit_head, scenes.patch_digit) + 0.5 * loss(model.colour_head, scenes.patch_colour)
 
 
-def save_safetensors(path, p):
-    """8 bytes length of the header, the header (JSON), the values (F16), all little-endian."""
-    header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
-    for name in sorted(n for n in p if not n.startswith("head.")):
-        data = p[name].detach().numpy().astype("<f2")
-        header[name] = {"dtype": "F16", "shape": list(data.shape), "data_offsets": [at, at + data.nbytes]}
-        parts.append(data.tobytes())
-        at += data.nbytes
+def turns_mask(turns):
+    """Every turn sees the prefix and itself, as if it were the picture's only one; and the positions of all tokens."""
+    length = PREFIX + turns * TURN
+    mask = torch.zeros(length, length, dtype=torch.bool, device=DEVICE)
+    mask[:PREFIX, :PREFIX] = torch.ones(PREFIX, PREFIX, dtype=torch.bool, device=DEVICE).tril()
+    mask[PREFIX:, :PREFIX] = True
+    for turn in range(turns):
+        at = slice(PREFIX + turn * TURN, PREFIX + (turn + 1) * TURN)
+        mask[at, at] = torch.ones(TURN, TURN, dtype=torch.bool, device=DEVICE).tril()
+    positions = torch.cat([torch.arange(PREFIX, device=DEVICE), PREFIX + torch.arange(TURN, device=DEVICE).repeat(turns)])
+    return mask[None, None], positions[None]
+
+
+def train(model, box, args):
+    amp = (lambda: torch.autocast(DEVICE, torch.bfloat16)) if DEVICE == "cuda" else contextlib.nullcontext
+    optimiser, levels, level = Optimiser(model), [3, 6, 12], 0
+    mask, positions = turns_mask(6)
+    right, step, start, last = [0.0] * 5, 0, time.time(), time.time()
+    while time.time() - start < args.seconds and step < args.steps:
+        progress = (time.time() - start) / args.seconds
+        joint = progress > 0.18 or step >= args.steps // 2  # the first part is the ViT's alone
+        rate = min(1, (step + 1) / 60) * (1 - max(0, progress - 0.3) / 0.7)
+        most = levels[level] if joint else MAX_DIGITS
+        with amp():
+            scenes = Scenes(box, args.batch, most)
+            features = model.vit(scenes.pixels)
+            loss = patch_loss(model, features, scenes)
+            if joint:
+                turns = [ask(kind, scenes) for kind in KINDS + [KINDS[np.random.randint(5)]]]
+                tokens = torch.cat([turn[0] for turn in turns], 1)
+                logits = model.decode(model.project(features), tokens, positions, mask).view(args.batch, 6, TURN, -1)
+                nll, count = 0, 0
+                for i, (words, question, length) in enumerate(turns):
+                    wanted, said, asked = words[:, 1:], logits[:, i, :-1], due(question, length)
+                    error = F.cross_entropy(said.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+                    nll, count = nll + (error * asked).sum(), count + asked.sum()
+                    if i < 5 and step % 10 == 0:
+                        whole = ((said.argmax(-1) == wanted) | ~asked).all(1).float().mean()
+                        right[i] = 0.8 * right[i] + 0.2 * float(whole)
+                loss = 0.3 * loss + nll / count
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step(max(rate, 0.02))
+        step += 1
+        if joint and level < 2 and (min(right) > (0.85, 0.8)[level] or progress > (0.4, 0.55)[level]):
+            level += 1
+            say("digits up to", levels[level], [round(r, 3) for r in right])
+        if time.time() - last > 8 or step == args.steps:
+            last = time.time()
+            say(f"step {step} loss {float(loss):.3f} max digits {most} acc", [round(r, 3) for r in right])
+    say("trained", step, "steps")
+
+
+@torch.no_grad()
+def evaluate(model, box, pictures):
+    """Whole answers right, by kind, without pruning; ../evaluate.cpp does the rest."""
+    amp = (lambda: torch.autocast(DEVICE, torch.bfloat16)) if DEVICE == "cuda" else contextlib.nullcontext
+    mask, positions = turns_mask(1)
+    batch, right, asked = min(pictures, 256), [0.0] * 5, 0
+    for _ in range(max(1, pictures // batch)):
+        with amp():
+            scenes = Scenes(box, batch, MAX_DIGITS)
+            visual = model.project(model.vit(scenes.pixels))
+            for i, kind in enumerate(KINDS):
+                tokens, question, length = ask(kind, scenes)
+                said = model.decode(visual, tokens, positions, mask).argmax(-1)
+                right[i] += float(((said[:, :-1] == tokens[:, 1:]) | ~due(question, length)).all(1).sum())
+        asked += batch
+    say("unseen digits, whole answers right:", {k: round(100 * r / asked, 1) for k, r in zip(KINDS, right)})
+
+
+# ------------------------------------------------------------------------------------- the export
+def exported(model):
+    """Weights by their Hugging Face names, each with whether it is stored in blocks."""
+    tower, language = "vision_tower.vision_model.", "language_model.model."
+    weights = {}
+    for name, p in model.named_parameters():
+        p = p.detach().float().cpu()
+        matrix = "layers." in name and p.dim() == 2 or name in ("linear_1.weight", "linear_2.weight")
+        if name.startswith("vit.layers."):
+            name = tower + "encoder." + name[4:]
+        elif name == "vit.patch_embedding.weight":
+            name, p = tower + "embeddings.patch_embedding.weight", p.view(Size.width, 3, PATCH, PATCH)
+        elif name == "vit.position_embedding":
+            name = tower + "embeddings.position_embedding.weight"
+        elif name == "vit.class_embedding":
+            name = tower + "embeddings.class_embedding"
+        elif name.startswith("vit."):
+            name = tower + name[4:]
+        elif name.startswith("linear_"):
+            name = "multi_modal_projector." + name
+        elif name == "lm_head.weight":
+            name = "language_model.lm_head.weight"
+        elif name.startswith(("digit_head", "colour_head")):
+            continue
+        else:
+            name = language + name
+        weights[name] = (p, matrix)
+    # CLIP has a norm behind the last layer, for the class token alone; the features do not pass it.
+    weights[tower + "post_layernorm.weight"] = (torch.ones(Size.width), False)
+    weights[tower + "post_layernorm.bias"] = (torch.zeros(Size.width), False)
+    return weights
+
+
+def write_safetensors(path, weights):
+    header, parts, end = {}, [], 0
+
+    def add(name, dtype, tensor):
+        nonlocal end
+        data = tensor.contiguous().numpy().tobytes()
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + len(data)]}
+        parts.append(data)
+        end += len(data)
+
+    for name, (weight, in_blocks) in weights.items():
+        if not in_blocks:
+            add(name, "F16", weight.half())
+            continue
+        blocks = weight.view(weight.shape[0], -1, 32)
+        scale = (blocks.abs().amax(-1) / 127).half()
+        add(name + "_scale", "F16", scale)
+        whole = (blocks / scale.float().clamp(min=1e-12)[..., None]).round().clamp(-127, 127)
+        add(name, "I8", whole.to(torch.int8).view_as(weight))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-
-    def write(path):
-        with open(path, "wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text + b"".join(parts))
-
-    write_atomically(path, write)
-
-
-def load_safetensors(path):
-    with open(path, "rb") as file:
-        data = file.read()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header, p = json.loads(data[8:start]), {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = (start + o for o in entry["data_offsets"])
-            p[name] = torch.from_numpy(np.frombuffer(data[begin:end], "<f2").astype(np.float32).reshape(entry["shape"]))
-    return p
-
-
-def save_config(folder):
-    text = {"model_type": "llama", "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": MLP,
-            "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD,
-            "hidden_act": "silu", "rms_norm_eps": EPS, "rope_theta": THETA, "max_position_embeddings": 1024,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "attention_bias": False, "tie_word_embeddings": False}
-    eyes = {"model_type": "clip_vision_model", "hidden_size": WIDTH, "intermediate_size": VIT_MLP,
-            "num_hidden_layers": VIT_LAYERS, "num_attention_heads": HEADS, "num_channels": 3, "image_size": SIDE,
-            "patch_size": PATCH, "hidden_act": "quick_gelu", "layer_norm_eps": EPS}
-    config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": text,
-              "vision_config": eyes, "projector_hidden_act": "gelu", "vision_feature_layer": -2,
-              "vision_feature_select_strategy": "default", "image_seq_length": PATCHES, "torch_dtype": "float16",
-              "tie_word_embeddings": False}
-    pictures = {"image_processor_type": "CLIPImageProcessor", "do_resize": False, "do_center_crop": False,
-                "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}}
-    for name, content in (("config.json", config), ("preprocessor_config.json", pictures)):
-        def write(path):
-            with open(path, "w") as out:
-                out.write(json.dumps(content, indent=2) + "\n")
-        write_atomically(os.path.join(folder, name), write)
-
-
-# ---------------------------------------------------------------------------------------- stages
-def evaluate(args, p, stage, pictures, dtype, seed=2):
-    """What was right on pictures of 2 to 6 digits that were never trained on. "vit": the digit at a digit's centre."""
-    scenes, all_right, chunk = Scenes(args, "t10k", seed, 2, 6, 10), {}, 32
-    with torch.no_grad():
-        for _ in range(-(-pictures // chunk)):
-            pixels, owner, digits, turns = scenes.next(chunk)
-            features, image = vision(p, pixels, dtype, whole=True)
-            right = answer_loss(p, features, turns, dtype)[1] if stage != "vit" else {}
-            if stage != "evaluate":  # the exported model has no training heads
-                seen = patch_loss(p, features, image, owner, digits)[1]
-                right.update(seen if stage == "vit" else {"vit": seen["digit"]})
-            for name, value in right.items():
-                all_right.setdefault(name, []).append(value.flatten().float())
-    scenes.close()
-    return {name: torch.cat(values) for name, values in all_right.items()}
-
-
-def show(right):
-    return " ".join(f"{name} {100 * float(value):.1f}" for name, value in right.items())
-
-
-def start_weights(args):
-    p = initial_weights(args.seed)
-    path = os.path.join(args.model, "model.safetensors")
-    if not args.fresh and os.path.exists(path):
-        p.update(load_safetensors(path))
-    return p
-
-
-def train(rank, args):
-    torch.set_num_threads(1)
-    if args.processes > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{args.port}", rank=rank,
-                                             world_size=args.processes)
-    dtype = torch.float32 if args.float32 else torch.bfloat16
-    checkpoint = os.path.join(args.work, args.stage + ".pt")
-    saved = torch.load(checkpoint) if os.path.exists(checkpoint) and not args.fresh else None
-    if saved:
-        p = saved["p"]
-    else:
-        p = start_weights(args)
-        vit = os.path.join(args.work, "vit.pt")  # the training heads are only there
-        if args.stage == "decoder" and os.path.exists(vit):
-            p.update({n: w for n, w in torch.load(vit)["p"].items() if n.startswith((VIT, "head."))})
-    vit_learns = args.stage == "vit" or args.vit_lr > 0
-    parts = ((VIT, "head.") if vit_learns else ()) + (("language_model.", PROJECTOR) if args.stage == "decoder" else ())
-    learn = {name: w.requires_grad_() for name, w in p.items() if name.startswith(parts)}
-    optimiser = Optimiser(learn, not args.adam, args.lr, args.muon_lr, args.vit_lr if args.stage == "decoder" else 1.0)
-    step, seconds, level, smooth = 0, 0.0, 0, {}
-    if saved:
-        step, seconds, level = saved["step"], saved["seconds"], saved["level"]
-        optimiser.step_count = saved["steps_of_optimiser"]
-        for name in learn:
-            if name in saved["state"]:
-                optimiser.state[name] = saved["state"][name]
-
-    def say(text):
-        if rank == 0:
-            line = f"{time.strftime('%H:%M:%S', time.gmtime())} {args.stage} {step} {text}"
-            print(line, flush=True)
-            with open(args.log, "a") as log:
-                log.write(line + "\n")
-
-    def save():
-        if rank == 0:
-            state = {"p": {n: w.detach() for n, w in p.items()}, "state": optimiser.state, "step": step, "level": level,
-                     "seconds": seconds, "steps_of_optimiser": optimiser.step_count}
-            write_atomically(checkpoint, lambda path: torch.save(state, path))
-            if not args.no_export:
-                save_safetensors(os.path.join(args.model, "model.safetensors"), p)
-
-    # Curriculum of the decoder: with six digits from the start it would learn nothing but to count.
-    levels = [(1, 6)] if args.stage == "vit" else [(1, 2), (1, 4), (1, 6)]
-    level = min(level, len(levels) - 1)
-    turns = 0 if args.stage == "vit" else args.turns
-    extra = args.vit_pictures if args.stage == "decoder" and vit_learns else 0
-    stream = lambda: Scenes(args, "train", args.seed * 1000003 + step * 1009 + level * 101 + rank, *levels[level], turns)
-    scenes = stream()
-    say(f"{'goes on' if saved else 'starts'}: {sum(w.numel() for w in learn.values())} weights learn, "
-        f"{args.processes} x {args.batch} pictures a step")
-    last_save = last_say = time.time()
-    said_step, said_seconds, level_start = step, seconds, seconds
-    while True:
-        begin = time.time()
-        pixels, owner, digits, turn_bytes = scenes.next(args.batch + extra)
-        with torch.set_grad_enabled(vit_learns):
-            features, image = vision(p, pixels, dtype, whole=True)
-            loss, right = patch_loss(p, features, image, owner, digits)
-        if args.stage == "decoder":
-            seen = features[:args.batch] if args.end_to_end else features[:args.batch].detach()
-            answers, answered = answer_loss(p, seen, turn_bytes[:args.batch], dtype, args.kind_weights)
-            loss = args.patch_loss * loss + answers
-            right = {**answered, "vit": right["digit"]}
-        loss.backward()
-        right = {name: float(value.float().mean()) for name, value in right.items()}
-        # One flat vector for all gradients and for what the processes must agree on.
-        shared = [float(answers if args.stage == "decoder" else loss), seconds] + list(right.values())
-        flat = torch.cat([w.grad.flatten() for w in learn.values()] + [torch.tensor(shared)])
-        if args.processes > 1:
-            torch.distributed.all_reduce(flat)
-            flat /= args.processes
-        loss_mean, clock, *values = flat[-len(shared):].tolist()
-        norm = float(flat[:-len(shared)].norm())
-        flat *= min(1.0, 1.0 / (norm + 1e-6))
-        at = 0
-        for w in learn.values():
-            w.grad = flat[at:at + w.numel()].view_as(w)
-            at += w.numel()
-        for name, value in zip(["loss"] + list(right), [loss_mean] + values):
-            smooth[name] = value if name not in smooth or math.isnan(smooth[name]) else 0.97 * smooth[name] + 0.03 * value
-        progress = clock / (60 * args.minutes)
-        if progress >= 1:
-            break
-        factor = min(1.0, (step + 1) / args.warmup) * (1 - progress if args.decay == "linear" else
-                                                       0.5 + 0.5 * math.cos(math.pi * progress))
-        optimiser.step(max(factor, 0.01))
-        for w in learn.values():
-            w.grad = None
-        step += 1
-        seconds += time.time() - begin
-        if level + 1 < len(levels):
-            easy = min(smooth[k] for k in KINDS) > (0.9, 0.8)[level]
-            if easy or progress > (0.15, 0.3)[level]:
-                level += 1
-                scenes.close()
-                scenes = stream()
-                say(f"curriculum: {levels[level][0]} to {levels[level][1]} digits from now on ({show({k: smooth[k] for k in right})})")
-        if rank == 0 and step % 50 == 0:
-            rate = (seconds - said_seconds) / (step - said_step)
-            said_step, said_seconds = step, seconds
-            say(f"loss {smooth['loss']:.4f} {show({k: smooth[k] for k in right})} | {rate:.3f} s/step, "
-                f"{args.minutes - seconds / 60:.1f} min left")
-        if step % args.evaluate_every == 0:  # every process its own pictures
-            before = time.time()
-            with torch.no_grad():
-                right = evaluate(args, p, args.stage, args.eval_pictures // args.processes, dtype, seed=2 + rank)
-            values = torch.stack([value.mean() for value in right.values()])
-            if args.processes > 1:
-                torch.distributed.all_reduce(values)
-            say("held out, 2-6 digits: " + show(dict(zip(right, (values / args.processes).tolist()))))
-            seconds += time.time() - before
-        if time.time() - last_save > 100:
-            last_save = time.time()
-            save()
-    save()
-    say("done")
-
-
-def parity(args):
-    """Reference values for one picture, in float32 from the exported F16 weights."""
-    folder = os.path.join(args.work, "parity")
-    os.makedirs(folder, exist_ok=True)
-    weights = os.path.join(folder, "model.safetensors")  # a copy, for training goes on exporting
-    shutil.copyfile(os.path.join(args.model, "model.safetensors"), weights)
-    p = load_safetensors(weights)
-    scenes = Scenes(args, "t10k", 7, 4, 4, 5)
-    pixels, _, _, turns = scenes.next(1)
-    scenes.close()
-    question, answer = int(turns[0, 0, 1]), int(turns[0, 0, 2])
-    tokens = torch.from_numpy(turns[0, :1, 4:4 + question].astype(np.int64))
-    with torch.no_grad():
-        features = vision(p, pixels, torch.float32)
-        visual = projector(p, features, torch.float32)
-        own = torch.ones(1, question, question, dtype=torch.bool).tril()
-        logits = decoder(p, visual, tokens, PREFIX + torch.arange(question)[None], own, torch.float32)[0, -1]
-    ids = np.array(BEFORE + [-1] * PATCHES + tokens[0].tolist(), "<i4")
-    files = {"pixels.u8": pixels.numpy(), "features.f32": features[0].numpy(), "visual.f32": visual[0].numpy(),
-             "prompt.i32": ids, "logits.f32": logits.numpy()}
-    for name, data in files.items():
-        write_atomically(os.path.join(folder, name), lambda path: data.tofile(path))
-    with open(os.path.join(args.model, "vocab.txt")) as file:
-        words = file.read().split("\n")
-    text = " ".join(words[t] for t in tokens[0].tolist())
-    truth = " ".join(words[t] for t in turns[0, 0, 4 + question:4 + question + answer].tolist())
-    with open(os.path.join(folder, "README.md"), "w") as out:
-        out.write(f"""Reference values of model.safetensors (the copy beside this file), computed by PyTorch in float32. Raw little-endian files.
-
-- pixels.u8     [96, 96, 3]  the picture, RGB bytes
-- features.f32  [144, 128]   the ViT's features (layer -2, without the class token)
-- visual.f32    [144, 128]   the same behind the projector: the visual tokens
-- prompt.i32    [{len(ids)}]        token ids; -1 stands for a visual token
-- logits.f32    [53]         at the prompt's last token; the largest is {int(logits.argmax())} ({words[int(logits.argmax())]})
-
-Question: {text}
-Right answer: {truth}
-""")
-    print(text, "->", words[int(logits.argmax())], "| right:", truth)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
 def main():
-    examples = os.path.dirname(HERE)
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument("stage", choices=["vit", "decoder", "evaluate", "export", "parity"])
-    a.add_argument("--mnist", default="mnist", help="folder of the four MNIST files (default: %(default)s)")
-    a.add_argument("--draw-scenes", default="draw_scenes", help="the program draw_scenes (default: found in PATH)")
-    a.add_argument("--model", default=os.path.join(examples, "model"), help="folder of vocab.txt and the exported model")
-    a.add_argument("--work", default="work", help="folder of the checkpoints (default: %(default)s)")
-    a.add_argument("--log", default=None, help="log file (default: train.log in --work)")
-    a.add_argument("--processes", type=int, default=2, help="processes that share every step (default: %(default)s)")
-    a.add_argument("--port", type=int, default=29541, help="port the processes meet at (default: %(default)s)")
-    a.add_argument("--minutes", type=float, default=30, help="length of the stage; the learning rate ends at 0 (default: %(default)s)")
-    a.add_argument("--batch", type=int, default=32, help="pictures a step and process (default: %(default)s)")
-    a.add_argument("--turns", type=int, default=15, help="questions drawn for a picture; equal ones are asked once (default: %(default)s)")
-    a.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate (default: %(default)s)")
-    a.add_argument("--muon-lr", type=float, default=0.01, help="Muon's learning rate (default: %(default)s)")
-    a.add_argument("--adam", action="store_true", help="AdamW for everything")
-    a.add_argument("--vit-lr", type=float, default=0, help="decoder stage: the ViT's part of the learning rate (default: 0, frozen)")
-    a.add_argument("--vit-pictures", type=int, default=0, help="decoder stage with --vit-lr: further pictures a step for the ViT alone, which\n"
-                   "is cheap and needs many (default: %(default)s)")
-    a.add_argument("--patch-loss", type=float, default=1.0, help="decoder stage: weight of the ViT's own loss (default: %(default)s)")
-    a.add_argument("--end-to-end", action="store_true", help="decoder stage: the answers teach the ViT too, not only its own loss")
-    a.add_argument("--kind-weights", type=float, nargs=5, default=[1, 1, 1, 1, 1], metavar="W", help="loss weight of " + ", ".join(KINDS))
-    a.add_argument("--decay", choices=["linear", "cosine"], default="linear")
-    a.add_argument("--warmup", type=int, default=100, help="steps of warm-up (default: %(default)s)")
-    a.add_argument("--evaluate-every", type=int, default=300, help="steps (default: %(default)s)")
-    a.add_argument("--eval-pictures", type=int, default=256, help="pictures of an evaluation (default: %(default)s)")
+    a.add_argument("mnist", help="folder of MNIST's four IDX files, as get_mnist.sh makes it")
+    a.add_argument("out", help="folder for model.safetensors")
+    a.add_argument("--seconds", type=float, default=320)
+    a.add_argument("--steps", type=int, default=sys.maxsize, help="at most; half of them are the ViT's alone")
+    a.add_argument("--batch", type=int, default=256, help="pictures a step")
+    a.add_argument("--pictures", type=int, default=1024, help="to evaluate on")
     a.add_argument("--seed", type=int, default=1)
-    a.add_argument("--fresh", action="store_true", help="ignore checkpoint and exported weights")
-    a.add_argument("--no-export", action="store_true", help="do not overwrite model.safetensors")
-    a.add_argument("--float32", action="store_true", help="compute in float32 rather than bfloat16")
+    a.add_argument("--small", action="store_true", help="a toy size: width 64, 2 and 4 layers")
     args = a.parse_args()
-    os.makedirs(args.work, exist_ok=True)
-    args.log = args.log or os.path.join(args.work, "train.log")
-    torch.set_num_threads(1)
-    if args.stage in ("vit", "decoder"):
-        save_config(args.model)
-        if args.processes == 1:
-            train(0, args)
-        else:
-            torch.multiprocessing.spawn(train, (args,), args.processes)
-    elif args.stage == "export":
-        paths = [os.path.join(args.work, s + ".pt") for s in ("decoder", "vit")]
-        found = [path for path in paths if os.path.exists(path)]
-        save_config(args.model)
-        save_safetensors(os.path.join(args.model, "model.safetensors"), torch.load(found[0])["p"] if found else start_weights(args))
-    elif args.stage == "parity":
-        parity(args)
-    else:
-        p = load_safetensors(os.path.join(args.model, "model.safetensors"))
-        dtype = torch.float32 if args.float32 else torch.bfloat16
-        for name, right in evaluate(args, p, args.stage, args.eval_pictures, dtype, args.seed).items():
-            print(f"{name:6} {100 * float(right.mean()):5.1f} % of {len(right)} answers exactly right")
+    if args.small:
+        Size.width, Size.heads, Size.vit_layers, Size.layers, Size.mlp, Size.vit_mlp = 64, 2, 2, 4, 160, 128
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    model = Model().to(DEVICE)
+    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights on {DEVICE}")
+    train(model, DigitBox(args.mnist, "train"), args)
+    evaluate(model.eval(), DigitBox(args.mnist, "t10k"), args.pictures)
+    write_safetensors(os.path.join(args.out, "model.safetensors"), exported(model))
 
 
 if __name__ == "__main__":
