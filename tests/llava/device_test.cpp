@@ -9,6 +9,10 @@
 #include "engine.hpp"
 #include "prompts.hpp"
 
+// llama.cpp keeps what it knows of a server for good.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() { return "leak:libggml-rpc\nleak:ggml_backend_rpc_\n"; }
+
 namespace {
 
 using fastv::Config;
