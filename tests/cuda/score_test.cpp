@@ -134,7 +134,7 @@ TEST(CudaScore, BlocksAtAnyAddress) {
   std::vector<float> query(dim), keys(tokens * dim), apart(5 * (block * dim + 1));
   for (float& value : query) value = static_cast<float>(rng.real(-1, 1));
   for (float& value : keys) value = static_cast<float>(rng.real(-1, 1));
-  const float* blocks[tokens / block];
+  std::vector<const float*> blocks(tokens / block);
   for (std::size_t b = 0; b < tokens / block; ++b) {
     blocks[b] = apart.data() + b * (block * dim + 1);
     std::copy_n(keys.data() + b * block * dim, block * dim, apart.data() + b * (block * dim + 1));
@@ -145,17 +145,18 @@ TEST(CudaScore, BlocksAtAnyAddress) {
   cuda::Limits limits;
   limits.tokens = tokens;
   limits.heads = 1;
-  emulation::Queue queue(rng);
+  machine::Queue queue(rng);
   const auto scores_of = [&](const cuda::Heads<float>& key) {
-    emulation::Pruner pruner;
+    machine::Pruner pruner;
     EXPECT_TRUE(pruner.reserve(limits));
     EXPECT_TRUE(pruner.plan(Span<const cuda::Request>(&request, 1), 32, queue));
     EXPECT_TRUE(pruner.prune(0, cuda::query_key(cuda::heads(query.data(), TokenMajor{1, 1, dim}), key, 0.5f), queue));
     return std::vector<float>(pruner.kept(0).scores, pruner.kept(0).scores + 30);
   };
-  EXPECT_EQ(scores_of(cuda::heads(static_cast<const float* const*>(blocks), TokenMajor{block, 1, dim}, tokens / block)),
+  EXPECT_EQ(scores_of(cuda::heads(static_cast<const float* const*>(blocks.data()), TokenMajor{block, 1, dim},
+                                  tokens / block)),
             scores_of(cuda::heads(keys.data(), TokenMajor{tokens, 1, dim})));
-  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
+  EXPECT_EQ(machine::faults(), std::set<std::string>{});
 }
 TEST(CudaScore, ShapesOfHeads) {
   std::uint64_t seed = 100;
