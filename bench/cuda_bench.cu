@@ -29,6 +29,10 @@
 #include <string>
 #include <vector>
 
+#include "../examples/cuda/require.hpp"
+
+const char* const cuda_program::name = "cuda_bench";
+
 namespace {
 
 using fastv::half;
@@ -39,19 +43,8 @@ constexpr double ratio = 0.5;
 
 // ---- the runtime --------------------------------------------------------------------------------
 
-[[noreturn]] void stop(const std::string& sentence) {
-  std::fprintf(stderr, "cuda_bench: %s\n", sentence.c_str());
-  std::exit(1);
-}
-void require(cudaError_t error) {
-  if (error != cudaSuccess) stop(std::string("the CUDA runtime says ") + cudaGetErrorString(error));
-}
-void require(cublasStatus_t status) {
-  if (status != CUBLAS_STATUS_SUCCESS) stop(std::string("cuBLAS says ") + cublasGetStatusString(status));
-}
-void require(const fastv::Status& status) {
-  if (!status) stop(status.message().c_str());
-}
+using cuda_program::require;
+using cuda_program::stop;
 
 // An array in device memory.
 template <class T>

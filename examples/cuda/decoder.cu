@@ -14,24 +14,16 @@
 #include <functional>
 
 #include "decoder.hpp"
+#include "require.hpp"
+
+const char* const cuda_program::name = "decoder";
 
 namespace {
 
 using fastv::half;
 
-[[noreturn]] void stop(const std::string& sentence) {
-  std::fprintf(stderr, "decoder: %s\n", sentence.c_str());
-  std::exit(1);
-}
-void require(cudaError_t error) {
-  if (error != cudaSuccess) stop(std::string("the CUDA runtime says ") + cudaGetErrorString(error));
-}
-void require(cublasStatus_t status) {
-  if (status != CUBLAS_STATUS_SUCCESS) stop(std::string("cuBLAS says ") + cublasGetStatusString(status));
-}
-void require(const fastv::Status& status) {
-  if (!status) stop(status.message().c_str());
-}
+using cuda_program::require;
+using cuda_program::stop;
 
 // One stream of one GPU.
 class Machine {

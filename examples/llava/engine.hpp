@@ -137,7 +137,7 @@ class Engine {
   EngineOptions options_;
   std::vector<Sequence> sequences_;
   std::size_t first_row_ = 0;  // of the last call's logits, in its batch
-  mutable Devices devices_;
+  Devices devices_;
   std::unique_ptr<Head> head_;
   std::unique_ptr<Tail> tail_;
 };

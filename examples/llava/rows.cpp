@@ -1,7 +1,6 @@
 #include "rows.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 namespace llava {
@@ -14,8 +13,11 @@ ggml_backend_t Devices::of(const ggml_tensor* tensor) {
   return queue.get();
 }
 
+namespace {
+constexpr std::size_t tensors = 64;  // a DeviceGraph has at most
+}
+
 DeviceGraph::DeviceGraph(ggml_backend_t queue) : queue_(queue) {
-  constexpr std::size_t tensors = 64;
   context_.reset(
       ggml_init({tensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(tensors, false), nullptr, true}));
   memory_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(queue)));
@@ -31,7 +33,7 @@ ggml_tensor* DeviceGraph::borrow(const ggml_tensor* tensor) {
 }
 
 bool DeviceGraph::compute(ggml_tensor* result, const std::function<void()>& fill) {
-  ggml_cgraph* graph = ggml_new_graph_custom(context(), 64, false);
+  ggml_cgraph* graph = ggml_new_graph_custom(context(), tensors, false);
   ggml_build_forward_expand(graph, result);
   for (int i = 0; i < ggml_graph_n_nodes(graph); ++i)
     if (!ggml_backend_supports_op(queue_, ggml_graph_node(graph, i))) return false;
@@ -77,8 +79,7 @@ void Rows::append(const ggml_tensor* rows) {
     *this = std::move(larger);
   }
   // The same rows, whatever dimensions they have been counted in.
-  ggml_tensor from{}, to = part(count_, more);
-  from = to;
+  ggml_tensor to = part(count_, more), from = to;
   from.buffer = root(rows)->buffer;
   from.data = rows->data;
   from.extra = root(rows)->extra;

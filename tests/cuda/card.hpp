@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../oracle.hpp"
+#include "counted.hpp"
 #include "fastv/cuda.cuh"
 
 namespace card {
@@ -43,7 +44,7 @@ class Recording {
 };
 
 // A stream; the host waits for every kernel, so that tests may look at what it has done.
-class Queue {
+class Queue : public CountedQueue {
  public:
   explicit Queue(oracle::Rng&) {}
 
@@ -74,15 +75,6 @@ class Queue {
     return memory;
   }
   static void release(void* memory) { fastv::cuda::Stream::release(memory); }
-
-  static std::size_t& launches() {
-    static std::size_t count = 0;
-    return count;
-  }
-  static std::size_t& allocations() {
-    static std::size_t count = 0;
-    return count;
-  }
 
  private:
   static cudaStream_t stream() {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../oracle.hpp"
+#include "counted.hpp"
 #include "fastv/cuda_pruner.hpp"
 
 namespace emulation {
@@ -266,7 +267,7 @@ struct Recording {
 };
 
 // A stream of the tests' GPU: each launch runs at once, its blocks in a random order.
-class Queue {
+class Queue : public CountedQueue {
  public:
   explicit Queue(oracle::Rng& rng) : rng_(&rng) {}
 
@@ -298,15 +299,6 @@ class Queue {
     return {memory, {}};
   }
   static void release(void* memory) { std::free(memory); }
-
-  static std::size_t& launches() {
-    static std::size_t count = 0;
-    return count;
-  }
-  static std::size_t& allocations() {
-    static std::size_t count = 0;
-    return count;
-  }
 
  private:
   template <class Kernel>
