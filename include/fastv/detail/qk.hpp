@@ -46,12 +46,32 @@ struct PointerTile : PlainTile<K, PointerTile<K>> {
   const K* keys[streams];
   const K* key(std::size_t n) const noexcept { return keys[n]; }
 };
+// Where memory is asked for from several places at once, a line of each in turn: rows of 2^line_bits lines, `apart` bytes
+// from one to the next. One place after the other, lines arrive a third slower.
+template <class K>
+struct Places {
+  const K* first[streams] = {};  // 2^bits of them
+  std::ptrdiff_t apart = 0;
+  std::size_t bits = 0, line_bits = 0;
+
+  const unsigned char* line(std::size_t number, std::ptrdiff_t offset) const noexcept {
+    const std::size_t here = number >> bits, row = here >> line_bits;
+    return reinterpret_cast<const unsigned char*>(first[number % (std::size_t{1} << bits)] + offset) +
+           static_cast<std::ptrdiff_t>(row) * apart +
+           static_cast<std::ptrdiff_t>(64 * (here % (std::size_t{1} << line_bits)));
+  }
+};
 // Neighbours in chunks of 16 bytes: chunk 0 of each, then chunk 1 of each, `apart` elements on.
 template <class K>
 struct ChunkTile {
-  static constexpr std::size_t chunk = InChunks<K>::chunk;
+  static constexpr std::size_t chunk = InChunks<K>::chunk, step_elements = 2 * width;
   const K* first;
   std::ptrdiff_t apart;
+  // What is asked for meanwhile, a share of it in each step: lines from number `line` on, `offset` elements on.
+  const Places<K>* asked = nullptr;
+  std::ptrdiff_t offset = 0;
+  std::size_t line = 0, steps = 0;  // steps: along a key
+
   InChunks<K> at(std::size_t n, std::size_t i) const noexcept {
     return {first + n * chunk + static_cast<std::ptrdiff_t>(i / chunk) * apart, apart};
   }
@@ -60,7 +80,13 @@ struct ChunkTile {
       std::memcpy(to + done, at(n, i + done).k, (count - done < chunk ? count - done : chunk) * sizeof(K));
   }
   template <std::size_t Keys>
-  FASTV_INLINE void ask_ahead(std::size_t, std::size_t, std::ptrdiff_t) const noexcept {}  // ChunkSource does it
+  FASTV_INLINE void ask_ahead(std::size_t begin, std::size_t i, std::ptrdiff_t) const noexcept {
+    if (asked == nullptr) return;
+    constexpr std::size_t lines = Keys * step_elements * sizeof(K) / 64;
+    const std::size_t from = line + (begin / Keys * steps + i / step_elements) * lines;
+    FASTV_UNROLL
+    for (std::size_t l = 0; l < lines; ++l) prefetch(asked->line(from + l, offset));
+  }
 };
 
 // out[h * streams + n] = q_h . k_n for Keys keys of a tile from key `begin` on. q: [Heads, padded(dim)] from arrange();
@@ -114,7 +140,7 @@ inline Words products_of(const float* q, const Tile& tile, std::ptrdiff_t ahead,
 // ---- where tiles come from ----------------------------------------------------------------------
 // A source makes the tile of 8 tokens `apart` tokens apart, `token` tokens behind the first of its stretch. adjacent: it
 // wants them side by side. steady: a tile further on lies at a constant distance, so that it can be prefetched.
-// tiles_together(): of one head, where neighbours of several tiles lie together; with adjacent and tokens_outer() alone.
+// tiles_together(most): how many tiles of one head are read ahead of the next head's; with adjacent and tokens_outer() alone.
 
 // A cache in one piece.
 template <class K>
@@ -169,54 +195,80 @@ struct PageSource {
 };
 
 // A cache whose vectors are split into chunks of 16 bytes, which lie side by side for the tokens of a block. copy:
-// [8, dim], for tiles that are not in one block.
+// [8, dim], for tiles that are not in one block. Of up to 8 tiles one head's are read together; meanwhile the next head's,
+// or the first head's of the next tiles, are asked for.
 template <class K>
 struct ChunkSource {
   using Element = K;
   static constexpr bool adjacent = true, steady = false;
-  static constexpr std::size_t chunk = InChunks<K>::chunk;
+  static constexpr std::size_t chunk = InChunks<K>::chunk, tile_lines = streams * 16 / 64;  // lines of a tile's row
   const Heads<K>& keys;
   std::size_t first;
   K* copy;
   struct Row : PagedTokens<K> {
     bool neighbours = false;  // its tokens lie side by side in one block
-    bool leads = false;       // it is the first of the tiles that lie together
   };
   Row rows[streams] = {};
+  std::size_t together_bits = 0;   // binary logarithm of the tiles read together
+  Places<K> same = {}, next = {};  // where they lie, and those behind them, in head 0
+
   bool tokens_outer() const noexcept { return true; }
-  std::size_t tiles_together() const noexcept {
-    const std::size_t tiles = keys.pages.block_tokens / streams;
-    return tiles < 1 ? 1 : tiles < streams ? tiles : streams;
+  std::size_t tiles_together(std::size_t most) noexcept {
+    together_bits = logarithm(most < streams ? most : streams);
+    return std::size_t{1} << together_bits;
   }
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
   ChunkTile<K> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
-    Row& found = rows[token / streams % streams];
-    const std::size_t stretch = tiles_together() * streams;
-    if (found.find(keys, first, token, apart)) {          // the same for all heads
-      const std::size_t block = keys.pages.block_tokens;  // 0: in one piece
-      const std::size_t place = block == 0 ? 0 : (first + token) % block % stretch;
-      found.leads = place == 0;
+    const std::size_t number = token / streams % (std::size_t{1} << together_bits);
+    Row& found = rows[number];
+    if (found.find(keys, first, token, apart)) {  // the same for all heads
       found.neighbours = true;
       for (std::size_t n = 1; n < streams; ++n)
         found.neighbours = found.neighbours && found.at[n] == found.at[0] + n * chunk;
+      if (number == 0) {
+        place(first + token, same);
+        place(first + token + (streams << together_bits), next);
+      }
     }
     const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(head) * keys.head_stride;
-    // With the first of the tiles that lie together, all of them of the next head are asked for, line by line: in the
-    // order in which tiles read them, every other pair of lines first, memory is a third slower.
-    if (found.leads && head + 1 < keys.heads)
-      for (std::size_t c = 0; c * chunk < keys.dim; ++c) {
-        const K* chunks =
-            found.at[0] + offset + keys.head_stride + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride;
-        const auto* from = reinterpret_cast<const unsigned char*>(chunks);
-        prefetch(from, from + stretch * chunk * sizeof(K));
-      }
-    if (found.neighbours) return {found.at[0] + offset, keys.pages.chunk_stride};
-    for (std::size_t c = 0; c * chunk < keys.dim; ++c)
-      for (std::size_t n = 0; n < streams; ++n)
-        std::memcpy(copy + (c * streams + n) * chunk,
-                    found.at[n] + offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride, 16);
-    return {copy, static_cast<std::ptrdiff_t>(streams * chunk)};
+    if (!found.neighbours) {
+      for (std::size_t c = 0; c * chunk < keys.dim; ++c)
+        for (std::size_t n = 0; n < streams; ++n)
+          std::memcpy(copy + (c * streams + n) * chunk,
+                      found.at[n] + offset + static_cast<std::ptrdiff_t>(c) * keys.pages.chunk_stride, 16);
+      return {copy, static_cast<std::ptrdiff_t>(streams * chunk)};
+    }
+    ChunkTile<K> tile{found.at[0] + offset, keys.pages.chunk_stride};
+    const bool last = head + 1 == keys.heads;
+    tile.asked = last ? &next : &same;
+    tile.offset = last ? 0 : offset + keys.head_stride;
+    tile.line = number * tile_lines * (keys.dim / chunk);
+    tile.steps = keys.dim / ChunkTile<K>::step_elements;
+    return tile;
+  }
+
+ private:
+  static std::size_t logarithm(std::size_t number) noexcept {  // rounded down; 0 for 0
+    std::size_t bits = 0;
+    while (number >> (bits + 1) != 0) ++bits;
+    return bits;
+  }
+  // The tiles from `token` on, in head 0: a place for each block that they lie in, or several in each where those are few.
+  void place(std::size_t token, Places<K>& places) const noexcept {
+    const std::size_t chunks = keys.dim / chunk, in_block = logarithm(keys.pages.block_tokens / streams);
+    const std::size_t tiles = in_block < together_bits ? in_block : together_bits;  // of a block, their logarithm
+    const std::size_t blocks = together_bits - tiles;
+    std::size_t parts = blocks < 2 ? 2 - blocks : 0;  // of a block's chunks, their logarithm
+    while (chunks % (std::size_t{1} << parts) != 0) --parts;
+    places.bits = blocks + parts;
+    places.line_bits = tiles + logarithm(tile_lines);
+    places.apart = keys.pages.chunk_stride * static_cast<std::ptrdiff_t>(sizeof(K));
+    for (std::size_t p = 0; p < std::size_t{1} << places.bits; ++p) {
+      const std::size_t at = token + ((p >> parts) * streams << tiles), part = p % (std::size_t{1} << parts);
+      places.first[p] = token_at(keys, at < keys.tokens ? at : keys.tokens - 1) +
+                        static_cast<std::ptrdiff_t>((chunks >> parts) * part) * keys.pages.chunk_stride;
+    }
   }
 };
 
@@ -229,7 +281,7 @@ struct FloatSource {
   std::size_t first;
   float* copy;
   bool tokens_outer() const noexcept { return true; }
-  std::size_t tiles_together() const noexcept { return 1; }
+  std::size_t tiles_together(std::size_t) const noexcept { return 1; }
   std::ptrdiff_t token_step() const noexcept { return 0; }
   std::ptrdiff_t head_step() const noexcept { return 0; }
   EvenTile<float> tile(std::size_t head, std::size_t token, std::size_t apart) noexcept {
@@ -332,6 +384,8 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
       whole_tile(integral_constant<std::size_t, 2>(), q, tile, ahead, products);
   };
   std::size_t waiting = 0;  // rows held
+  std::size_t tiles_together = 1;
+  if constexpr (Source::adjacent) tiles_together = source.tiles_together(rows_held);
   const auto hand_over = [&](std::size_t end, std::size_t head) {
     deliver(end - waiting, waiting, head);
     waiting = 0;
@@ -339,8 +393,7 @@ bool tiled_products(Source source, std::size_t kv_heads, std::size_t dim, std::s
   for (std::size_t o = 0, together = 1; o < outer; o += together) {
     together = 1;
     if constexpr (Source::adjacent) {  // of tiles that lie together, those of one head come first
-      const std::size_t tiles = source.tiles_together() < rows_held ? source.tiles_together() : rows_held;
-      if (tokens_outer && o < part) together = part - o < tiles ? part - o : tiles;
+      if (tokens_outer && o < part) together = part - o < tiles_together ? part - o : tiles_together;
     }
     for (std::size_t i = 0; i < inner; ++i) {
       const std::size_t row = tokens_outer ? o : i;
