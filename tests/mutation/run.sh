@@ -31,6 +31,9 @@ case "$part" in
   */*) numbers=$(seq "${part%/*}" "${part#*/}" "$count") ;;
   *) numbers=$part ;;
 esac
+for number in $numbers; do
+  [ -f "$work/$number.record" ] || { echo "tests/mutation/run.sh: there is no fault '$number': say 1 to $count, a part like 1/3, find, or nothing" >&2; exit 2; }
+done
 
 # In place: replaces the old text if it is found exactly once in all of PATH. Prints the file.
 cat >$work/replace.sh <<'SCRIPT'
