@@ -20,6 +20,7 @@ struct Piece {
   bool causal = true;                // false: the picture's tokens see each other (Gemma 3)
   bool continues = false;            // the picture of the last piece that was one goes on (tiles of one picture)
   std::vector<llama_pos> positions;  // [axes, count], an axis after the other; M-RoPE has 4
+  std::string picture;               // what its rows are kept under in an album
 };
 
 // A prompt, or a later turn of a conversation.

@@ -116,8 +116,13 @@ void talk(Engine& engine, const Vision& vision, const fastv::Config* config, con
 // Sweeps, and says which setting to use.
 void measure(const Options& options) {
   const std::vector<Question> questions = read_questions(options.sweep.questions);
-  const Sweep swept =
-      with_progress("Sweeping (%)", [&](const Progress& progress) { return sweep(options, questions, progress); });
+  std::string task;
+  std::optional<common::Progress> bar;
+  const Sweep swept = sweep(options, questions, [&](const char* what, double share) {
+    if (task != what) bar.emplace(task = what, 100);
+    bar->reach(share);
+  });
+  bar.reset();
   std::fputs(table(swept).c_str(), stdout);
   for (const std::string& path : write_sweep(options.sweep.stem, swept)) std::printf("wrote %s\n", path.c_str());
   const bool known = swept.measured[0].accuracy >= 0;

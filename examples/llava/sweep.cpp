@@ -178,30 +178,41 @@ std::vector<Question> read_questions(const std::string& path) {
 
 namespace {
 
-Prompt prompt_of(const Question& question, const Engine& engine, const Vision& vision, const Options& options) {
-  Chat chat(engine.halves().head(), options.chat_template, options.jinja);
-  Prompt prompt = vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true);
-  if (prompt.tokens() + options.generate > engine.context())
-    throw std::invalid_argument(question.picture + " and its question are " + std::to_string(prompt.tokens()) +
-                                " tokens, and -n asks for " + std::to_string(options.generate) +
-                                " more, but the context holds " + std::to_string(engine.context()) + ": raise -c");
-  return prompt;
+// The prompts of all questions, without the rows of their pictures, which are in the album. The vision encoder goes when it
+// has seen them all.
+std::vector<Prompt> look(const Halves& halves, const Options& options, const std::vector<Question>& questions,
+                         Album& album, const Progress& progress) {
+  const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
+  const std::size_t context = options.engine.context != 0
+                                  ? options.engine.context
+                                  : static_cast<std::size_t>(llama_model_n_ctx_train(halves.head()));
+  std::vector<Prompt> prompts;
+  for (const Question& question : questions) {
+    Chat chat(halves.head(), options.chat_template, options.jinja);
+    prompts.push_back(
+        vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true, {}, &album));
+    if (const std::size_t tokens = prompts.back().tokens(); tokens + options.generate > context)
+      throw std::invalid_argument(question.picture + " and its question are " + std::to_string(tokens) +
+                                  " tokens, and -n asks for " + std::to_string(options.generate) +
+                                  " more, but the context holds " + std::to_string(context) + ": raise -c");
+    if (progress) progress(static_cast<double>(prompts.size()) / static_cast<double>(questions.size()));
+  }
+  return prompts;
 }
 
 // By the head of the highest K, which has all layers but the last; a few questions will do.
-std::vector<double> attention_by_layer(const Options& options, const std::vector<Question>& questions) {
+std::vector<double> attention_by_layer(const Options& options, const std::vector<Prompt>& prompts, const Album& album) {
   LoadOptions load = options.load;
   load.filtering_layer = layers_of(ModelFile(options.model)).filtering_layers.back();
   const Halves halves(options.model, load);
   EngineOptions with_every_layer = options.engine;
   with_every_layer.every_layer = true;
   Engine engine(halves, with_every_layer);
-  const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
   std::vector<double> mean;
-  const std::size_t count = std::min<std::size_t>(questions.size(), 8);
+  const std::size_t count = std::min<std::size_t>(prompts.size(), 8);
   for (std::size_t q = 0; q < count; ++q) {
     engine.forget(0);
-    const Reading reading = engine.read(0, prompt_of(questions[q], engine, vision, options));
+    const Reading reading = engine.read(0, album.complete(prompts[q]));
     mean.resize(reading.attention.size());
     for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += reading.attention[i] / static_cast<double>(count);
   }
@@ -210,7 +221,7 @@ std::vector<double> attention_by_layer(const Options& options, const std::vector
 
 }  // namespace
 
-Sweep sweep(const Options& options, const std::vector<Question>& questions, const Progress& progress) {
+Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress) {
   std::vector<std::optional<std::uint32_t>> ks;
   for (const std::uint32_t k : options.sweep.filtering_layers) ks.emplace_back(k);
   if (ks.empty()) {  // the smallest, and those a quarter and half of the way up
@@ -232,15 +243,20 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
   Sweep result;
   Sums unpruned;
   std::vector<Setting> all;
+  Album album;
+  std::vector<Prompt> prompts;  // of the questions
   std::size_t done = 0;
   const std::size_t total = ks.size() * questions.size();
   for (const auto& k : ks) {
     LoadOptions load = options.load;
     load.filtering_layer = k;
     const Halves halves(options.model, load);
+    if (prompts.empty())
+      prompts = look(halves, options, questions, album, [&](double share) {
+        if (progress) progress("Looking at the pictures (%)", share);
+      });
     Runner runner(halves, options);
     Engine& engine = runner.engine();
-    const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
     const std::size_t first = all.size();
     for (const double ratio : options.sweep.filtering_ratios)
       for (const std::string& rule : options.sweep.rules) {
@@ -253,9 +269,10 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
       }
     const bool last = k == ks.back();
     // So that the first question's unpruned run is not the one that meets cold caches.
-    runner.finish(engine.read(0, prompt_of(questions.front(), engine, vision, options)), nullptr);
-    for (const Question& question : questions) {
-      const Prompt prompt = prompt_of(question, engine, vision, options);
+    runner.finish(engine.read(0, album.complete(prompts.front())), nullptr);
+    for (std::size_t q = 0; q < questions.size(); ++q) {
+      const Question& question = questions[q];
+      const Prompt prompt = album.complete(prompts[q]);
       engine.forget(0);
       const Reading reading = engine.read(0, prompt);
       const Whole whole = runner.whole(reading);
@@ -317,10 +334,11 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         if (question.answer.empty()) continue;
         setting.sums.right += words(text) == words(question.answer) ? 1 : 0;
       }
-      if (progress) progress(static_cast<double>(++done) / static_cast<double>(total));
+      ++done;
+      if (progress) progress("Sweeping (%)", static_cast<double>(done) / static_cast<double>(total));
     }
   }
-  result.attention = attention_by_layer(options, questions);
+  result.attention = attention_by_layer(options, prompts, album);
   Measured whole = mean_of(unpruned, fastv::Config{}, "all tokens");
   whole.config.filtering_ratio = 0;
   result.measured.push_back(whole);

@@ -33,8 +33,11 @@ struct Sweep {
       attention;  // on the picture, by layer, mean over questions; NaN where a layer sees a window alone
 };
 
-// progress: share of all runs.
-Sweep sweep(const Options& options, const std::vector<Question>& questions, const Progress& progress = {});
+// Called with what is being done, and the share of it that is done.
+using TaskProgress = std::function<void(const char* task, double share)>;
+
+// The vision encoder looks at every picture once, for all K; see Album for where that is kept.
+Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress = {});
 
 // The cheapest setting by FLOPs that keeps to the limits; null: none does.
 const Measured* cheapest(const Sweep& sweep, double max_kl, double max_drop);
