@@ -31,14 +31,14 @@ std::string table(const Sweep& sweep) {
   const bool known = sweep.measured[0].accuracy >= 0;
   char line[256];
   std::string text;
-  std::snprintf(line, sizeof(line), "%3s %5s %-10s %9s %9s %9s %7s %8s %s%7s %7s %9s %9s\n", "K", "R", "rule",
+  std::snprintf(line, sizeof(line), "%3s %5s %-12s %9s %9s %9s %7s %8s %s%7s %7s %9s %9s\n", "K", "R", "rule",
                 "KL first", "KL mean", "KL 99%", "tokens", "answers", known ? "  right " : "", "FLOPs", "time",
                 "prefill", "KV MiB");
   text += line;
   for (std::size_t i = 0; i < sweep.measured.size(); ++i) {
     const Measured& m = sweep.measured[i];
     const std::string k = i == 0 ? "-" : std::to_string(m.config.filtering_layer);
-    std::snprintf(line, sizeof(line), "%3s %4.0f%% %-10s %9.4f %9.4f %9.4f %7s %8s %s%7s %7s %6.1f ms %9.2f\n",
+    std::snprintf(line, sizeof(line), "%3s %4.0f%% %-12s %9.4f %9.4f %9.4f %7s %8s %s%7s %7s %6.1f ms %9.2f\n",
                   k.c_str(), 100 * m.config.filtering_ratio, m.rule.c_str(), m.kl_first, m.kl_mean, m.kl_99,
                   percent(m.same_tokens).c_str(), percent(m.same_answers).c_str(),
                   known ? common::format("%6.1f%% ", 100 * m.accuracy).c_str() : "", percent(m.flops).c_str(),
@@ -147,11 +147,11 @@ std::string weights(const Sweep& sweep) {
     std::stable_sort(order.begin(), order.end(),
                      [&](std::size_t a, std::size_t b) { return found.weights[a] > found.weights[b]; });
     text += "K = " + std::to_string(k) + common::format(", KL first %.4f:", found.divergence);
-    for (std::size_t i = 0; i < std::min<std::size_t>(order.size(), 6); ++i)
+    for (std::size_t i = 0; i < std::min<std::size_t>(order.size(), 3); ++i)
       text += (i == 0 ? " head " : ", head ") + std::to_string(order[i]) +
               common::format(" weighs %.3f", static_cast<double>(found.weights[order[i]])) +
               common::format(" (%.4f without it)", found.without[order[i]]);
-    text += order.size() > 6 ? ", ...\n" : "\n";
+    text += order.size() > 3 ? ", ...\n" : "\n";
   }
   return text;
 }

@@ -27,11 +27,13 @@ int main(int arguments, char** values) {
       const std::string verdict = proof.verdict();
       failed += verdict.empty() ? 0 : 1;
       ++count;
+      std::vector<std::uint32_t> ks = proof.filtering_layers;
+      ks.insert(ks.begin(), 0);
       std::printf("| %s | %s | ", name.c_str(), proof.kinds.c_str());
       if (proof.filtering_layers.empty())
         std::printf("0 | | | | |");
       else
-        std::printf("0, %s | %s | ", llava::ranges(proof.filtering_layers).c_str(),
+        std::printf("%s | %s | ", llava::ranges(ks).c_str(),
                     proof.whole != 0 || proof.whole_in_pieces != 0 ? "DIFFERS"
                     : proof.whole_q8                               ? "equal, Q8_0 too"
                                                                    : "equal");

@@ -91,7 +91,7 @@ void prove_ahead(const std::string& path, Proof& proof) {
 Proof prove(const std::string& architecture) {
   tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
   spec.window = 40;  // shorter than the prompt
-  const std::string& path = prompts::model_file(spec, architecture);
+  const std::string& path = prompts::model_file(spec, architecture + "_proof");
   Proof proof;
   proof.architecture = architecture;
   proof.kinds = tiny_gguf::facts(architecture).kinds;
@@ -122,7 +122,7 @@ Proof prove(const std::string& architecture) {
   // Heads wide enough for a block of Q8_0.
   spec.hidden *= 2;
   try {
-    const llava::Halves wide(prompts::model_file(spec, architecture + "_wide"));
+    const llava::Halves wide(prompts::model_file(spec, architecture + "_wide_proof"));
     proof.whole_q8 =
         compare(wide, prompts::Builder(wide, 8).text(70).picture(8).text(70).prompt, nullptr, context, GGML_TYPE_Q8_0)
             .most();
