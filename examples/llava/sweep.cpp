@@ -209,6 +209,31 @@ std::vector<double> attention_by_layer(const Options& options, const std::vector
   return mean;
 }
 
+// The Ks to try, all of which can be.
+std::vector<std::uint32_t> filtering_layers_of(const Options& options) {
+  const Layers layers = layers_of(ModelFile(options.model));
+  std::vector<std::uint32_t> ks = options.sweep.filtering_layers;
+  for (const std::uint32_t k : ks) static_cast<void>(filtering_layer(layers, k));
+  if (ks.empty() && layers.filtering_layers.empty()) ks.push_back(0);
+  if (ks.empty())  // the smallest, and those a quarter and half of the way up
+    for (const double share : {0.0, 0.25, 0.5}) {
+      const auto wanted = std::max(2u, static_cast<std::uint32_t>(share * static_cast<double>(layers.all.size())));
+      const auto& can = layers.filtering_layers;
+      const auto found = std::lower_bound(can.begin(), can.end(), wanted);
+      const std::uint32_t k = found == can.end() ? can.back() : *found;
+      if (ks.empty() || ks.back() != k) ks.push_back(k);
+    }
+  const std::vector<std::string>& rules = options.sweep.rules;
+  if (std::find(ks.begin(), ks.end(), 0u) != ks.end() && std::all_of(rules.begin(), rules.end(), [](const auto& rule) {
+        return looks_at_attention(rule_of(rule).config);
+      }))
+    throw std::invalid_argument("at K = 0 no layer has run whose attention could rank tokens: add one of " +
+                                rules_ahead() + " to --sweep-score, or leave K = 0 out");
+  if (options.sweep.calibrate != 0 && std::all_of(ks.begin(), ks.end(), [](std::uint32_t k) { return k == 0; }))
+    throw std::invalid_argument("--calibrate weighs the heads of layer K-1, but K = 0 alone is swept: add another");
+  return ks;
+}
+
 }  // namespace
 
 Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress) {
@@ -222,26 +247,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
       if (progress) progress(task, share);
     };
   };
-  std::vector<std::optional<std::uint32_t>> ks;
-  for (const std::uint32_t k : options.sweep.filtering_layers) ks.emplace_back(k);
-  if (ks.empty()) {  // the smallest, and those a quarter and half of the way up
-    const ModelFile file(options.model);
-    const Layers layers = layers_of(file);
-    const auto& can = layers.filtering_layers;
-    if (can.empty()) ks.emplace_back(0);
-    for (const double share : {0.0, 0.25, 0.5}) {
-      if (can.empty()) break;
-      const auto wanted = std::max(2u, static_cast<std::uint32_t>(share * static_cast<double>(layers.all.size())));
-      const auto found = std::lower_bound(can.begin(), can.end(), wanted);
-      const std::uint32_t k = found == can.end() ? can.back() : *found;
-      if (ks.empty() || *ks.back() != k) ks.emplace_back(k);
-    }
-  }
-  if (std::find(ks.begin(), ks.end(), 0u) != ks.end() &&
-      std::all_of(options.sweep.rules.begin(), options.sweep.rules.end(),
-                  [](const std::string& rule) { return looks_at_attention(rule_of(rule).config); }))
-    throw std::invalid_argument("at K = 0 no layer has run whose attention could rank tokens: add one of " +
-                                rules_ahead() + " to --sweep-score, or leave K = 0 out");
+  const std::vector<std::uint32_t> ks = filtering_layers_of(options);
   struct Setting {
     fastv::Config config;
     const Rule* rule;
@@ -254,7 +260,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
   std::vector<Prompt> prompts;  // of the questions
   std::size_t done = 0;
   const std::size_t total = ks.size() * (questions.size() - weighing);
-  for (const auto& k : ks) {
+  for (const std::uint32_t k : ks) {
     LoadOptions load = options.load;
     load.filtering_layer = k;
     const Halves halves(options.model, load);
