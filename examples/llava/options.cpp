@@ -191,7 +191,11 @@ Options read_options(int count, char** arguments) {
          options.sweep.rules = parts(v);
          for (const std::string& rule : options.sweep.rules) static_cast<void>(rule_of(rule));
        }},
-      {"--calibrate", number(options.sweep.calibrate)},
+      {"--calibrate",
+       [&](const std::string& o, const std::string& v) {
+         options.sweep.calibrate = whole_number(o, v);
+         if (options.sweep.calibrate == 0) refuse("--calibrate is 0: weigh the heads by at least one question");
+       }},
       {"--sweep-out", store(options.sweep.stem)},
       {"--max-kl", real(options.sweep.max_kl)},
       {"--max-drop", real(options.sweep.max_drop)},

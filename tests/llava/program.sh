@@ -259,8 +259,11 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "are of K = 2, but --fastv-k is 3" $good --image "$picture" --fastv-config "$out/weighs.cfg" --fastv-k 3
   wrong "--calibrate needs questions" $good --image "$picture" --calibrate 3
   wrong "--calibrate is 12 but" $good --sweep "$out/lists.jsonl" --calibrate 12
+  wrong "--calibrate is 0" $good --sweep "$out/lists.jsonl" --calibrate 0
   wrong "needs a whole number" $good --sweep "$out/lists.jsonl" --calibrate half
   wrong "by how many questions" $good --sweep "$out/lists.jsonl" --sweep-score heads
+  wrong "K = 0 alone is swept" $good --sweep "$out/lists.jsonl" --sweep-k 0 --sweep-score random,heads --calibrate 3
+  wrong "K is 99" $good --sweep "$out/lists.jsonl" --sweep-k 2,99
   wrong "to --sweep-score, or leave K = 0 out" $good --sweep "$out/lists.jsonl" --sweep-k 0 --sweep-score last
   wrong "keep_count is 577" $good --image "$picture" --fastv-keep 577
   wrong "there is no option" $good --image "$picture" --frobnicate
@@ -273,6 +276,7 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "must be a type of" $good --image "$picture" --cache-type-k f17
   wrong "need a prompt" $good --compare
   wrong "no RPC server answers at 127.0.0.1:1" $good --image "$picture" --rpc 127.0.0.1:1
+  TMPDIR=$out/none wrong "set TMPDIR to a folder" $good --sweep "$out/lists.jsonl"
   wrong "cannot open the questions" $good --sweep "$out/none.jsonl"
   wrong "line 1: give" $good --sweep README.md
   wrong "has pictures and prompts of its own" $good --sweep "$out/lists.jsonl" -p hi
