@@ -1,5 +1,6 @@
 // FastV on unmodified libllama: the head runs on the whole prompt, visual tokens are ranked by the attention of its last
 // layer, and the tail, and all of decoding, run on what is kept. Each half has a context, and so a KV length, of its own.
+// At K = 0 there is no head: the whole model runs on what is kept, by a rule that looks at no attention.
 //
 // Shapes: n prompt tokens, m kept tokens, d width, H query heads, G KV heads, c head dimension, v vocabulary.
 #pragma once
@@ -20,6 +21,7 @@ struct Piece {
   bool causal = true;                // false: the picture's tokens see each other (Gemma 3)
   bool continues = false;            // the picture of the last piece that was one goes on (tiles of one picture)
   std::vector<llama_pos> positions;  // [axes, count], an axis after the other; M-RoPE has 4
+  std::string picture;               // what its rows are kept under in an album
 };
 
 // A prompt, or a later turn of a conversation.
@@ -38,8 +40,11 @@ struct EngineOptions {
   std::size_t batch = 2048;       // -b: tokens that go into libllama in one call
   std::size_t micro_batch = 512;  // -ub: tokens that go through the layers at a time
   std::size_t sequences = 1;
-  int threads = 0;           // -t; 0: one a core
-  bool every_layer = false;  // Reading::attention, which costs a look at each layer
+  int threads = 0;                  // -t; 0: one a core
+  bool every_layer = false;         // Reading::attention, which costs a look at each layer
+  bool features = false;            // Reading::features, for Selection::diverse
+  bool by_head = false;             // Reading::by_head
+  std::vector<float> head_weights;  // [H]: of layer K-1's heads in Reading::scores; empty: all alike
   ggml_type key_type = GGML_TYPE_F16, value_type = GGML_TYPE_F16;  // --cache-type-k, --cache-type-v
 };
 
@@ -47,19 +52,36 @@ struct EngineOptions {
 struct Reading {
   Rows rows;                             // [n, d], hidden rows
   std::vector<llama_pos> positions;      // [axes, n]
-  std::vector<Piece> pieces;             // without tokens and rows
+  std::vector<Piece> pieces;             // without tokens and rows, but at K = 0
   std::vector<fastv::TokenSpan> visual;  // sorted
-  std::vector<float> scores;      // [n]: attention that the last token pays in layer K-1, mean over heads; 0 for text
-  std::vector<double> attention;  // what of it goes to visual tokens, by layer below K; empty: not asked for
+  // Attention that the last token pays in layer K-1; nothing at K = 0.
+  std::vector<float> scores;      // [n]: mean over heads, or weighted sum; 0 for text
+  std::vector<float> by_head;     // [H, visual tokens]: what each head pays; empty: not asked for, as below
+  std::vector<float> features;    // [visual tokens, G * c]: keys of layer K-1; at K = 0 [.., d]: the embeddings
+  std::vector<double> attention;  // what of it goes to visual tokens, by layer below K
   llama_pos next_position = 0;
   std::size_t tokens = 0;  // n
   double seconds = 0;
 };
 
+// [n]: scores from Reading::by_head, each head's attention times its weight, [H].
+std::vector<float> weighted_scores(const Reading& reading, const std::vector<float>& weights);
+
 struct Prefill {
   std::vector<fastv::Index> kept;  // prompt positions, ascending
   std::vector<float> scores;       // [n], as of Reading
   double seconds = 0;              // from the prompt to the logits, both halves
+};
+
+// Decoded tokens as the tail reads them: hidden rows [count, d] of the head, or, where there is none, as they are.
+struct Steps {
+  Rows rows;
+  std::vector<llama_token> tokens;
+
+  void append(const Steps& more) {
+    rows.append(more.rows);
+    tokens.insert(tokens.end(), more.tokens.begin(), more.tokens.end());
+  }
 };
 
 class Head;
@@ -68,7 +90,8 @@ class Tail;
 // Whatever throws while a prompt is read, finished or decoded leaves its sequence half done: forget() it.
 class Engine {
  public:
-  // Throws std::runtime_error where libllama makes no context of this size.
+  // Throws std::runtime_error where libllama makes no context of this size, std::invalid_argument where the weights are not
+  // as many as the heads.
   Engine(const Halves& halves, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -98,11 +121,11 @@ class Engine {
     llama_token token;
   };
   void decode(const std::vector<Next>& tokens);
-  // Its two halves, so that rows can go through the tail more than once: the head on one token each, [tokens, d], there until
-  // the next call; and the tail on `count` of some rows, from one on, whose tokens follow each other from a position on.
-  // logits(i) are those behind the i-th.
-  const Rows& advance(const std::vector<Next>& tokens);
-  void conclude(std::size_t sequence, const Rows& rows, std::size_t first, std::size_t count, llama_pos position);
+  // Its two halves, so that steps can go through the tail more than once: the head on one token each, there until the next
+  // call; and the tail on `count` of some steps, from one on, whose tokens follow each other from a position on. logits(i)
+  // are those behind the i-th.
+  const Steps& advance(const std::vector<Next>& tokens);
+  void conclude(std::size_t sequence, const Steps& steps, std::size_t first, std::size_t count, llama_pos position);
 
   const float* logits(std::size_t row) const;  // [v], until the next call
   llama_context* tail() const;                 // for llama_sampler_sample()
@@ -113,8 +136,8 @@ class Engine {
   std::size_t cache_bytes(std::size_t sequence) const;
   std::size_t cache_bytes(const fastv::Plan& plan) const;  // behind the prompt
 
-  // The head forgets the last tokens of a sequence. Recurrent layers cannot, nor windows that have gone on too far: then
-  // nothing changes, and it is false.
+  // The head forgets the last tokens of a sequence, whose tail has been forgotten. Recurrent layers cannot, nor windows that
+  // have gone on too far: then nothing changes, and it is false.
   bool take_back(std::size_t sequence, std::size_t tokens);
   void forget(std::size_t sequence);  // all of it
   void forget_tail(
@@ -130,7 +153,10 @@ class Engine {
   template <class Length>
   std::size_t bytes_of(const Length& length) const;
   void expect_position(llama_pos next) const;
-  void run_tail(const Rows& rows, std::size_t first, const std::vector<std::size_t>& sequences,
+  void expect_together(std::size_t tokens) const;
+  void run_head(Sequence& state, llama_seq_id sequence, const Prompt& prompt, Reading& reading,
+                const Progress& progress);
+  void run_tail(const Steps& steps, std::size_t first, const std::vector<std::size_t>& sequences,
                 const std::vector<llama_pos>& positions);
 
   const Halves& halves_;
@@ -138,7 +164,8 @@ class Engine {
   std::vector<Sequence> sequences_;
   std::size_t first_row_ = 0;  // of the last call's logits, in its batch
   Devices devices_;
-  std::unique_ptr<Head> head_;
+  std::unique_ptr<Head> head_;  // null at K = 0
+  Steps steps_;                 // of advance()
   std::unique_ptr<Tail> tail_;
 };
 

@@ -6,6 +6,7 @@
 #include "../common/canvas.hpp"
 #include "../common/progress.hpp"
 #include "chat.hpp"
+#include "prompt.hpp"
 #include "report.hpp"
 #include "sweep.hpp"
 
@@ -116,9 +117,14 @@ void talk(Engine& engine, const Vision& vision, const fastv::Config* config, con
 // Sweeps, and says which setting to use.
 void measure(const Options& options) {
   const std::vector<Question> questions = read_questions(options.sweep.questions);
-  const Sweep swept =
-      with_progress("Sweeping (%)", [&](const Progress& progress) { return sweep(options, questions, progress); });
-  std::fputs(table(swept).c_str(), stdout);
+  std::string task;
+  std::optional<common::Progress> bar;
+  const Sweep swept = sweep(options, questions, [&](const std::string& what, double share) {
+    if (task != what) bar.emplace((task = what), 100);
+    bar->reach(share);
+  });
+  bar.reset();
+  std::fputs((table(swept) + weights(swept)).c_str(), stdout);
   for (const std::string& path : write_sweep(options.sweep.stem, swept)) std::printf("wrote %s\n", path.c_str());
   const bool known = swept.measured[0].accuracy >= 0;
   const Measured* best = cheapest(swept, options.sweep.max_kl, options.sweep.max_drop);
@@ -132,7 +138,7 @@ void measure(const Options& options) {
               options.sweep.max_kl,
               known ? (" and a drop of " + common::format("%g", options.sweep.max_drop)).c_str() : "",
               best->config.filtering_layer, best->config.filtering_ratio, best->rule.c_str(), 100 * best->flops);
-  if (!options.sweep.config.empty()) write_config(options.sweep.config, *best);
+  if (!options.sweep.config.empty()) write_config(options.sweep.config, *best, swept);
 }
 
 void answer(const Options& options) {

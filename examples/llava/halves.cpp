@@ -20,8 +20,9 @@ void listen(ggml_log_level level, const char* text, void*) {
   if (level == GGML_LOG_LEVEL_ERROR && first_error().empty()) first_error() = text;
 }
 
+// file: null for all that is at the path.
 LlamaModel load(File file, llama_model_params params, const Progress& progress, const std::string& path) {
-  params.load_mode = LLAMA_LOAD_MODE_NONE;  // the file is no file that could be mapped
+  if (file) params.load_mode = LLAMA_LOAD_MODE_NONE;  // it is no file that could be mapped
   params.progress_callback_user_data = const_cast<Progress*>(&progress);
   params.progress_callback = [](float share, void* told) {
     const auto& tell = *static_cast<const Progress*>(told);
@@ -29,7 +30,8 @@ LlamaModel load(File file, llama_model_params params, const Progress& progress, 
     return true;
   };
   first_error().clear();
-  LlamaModel model(llama_model_load_from_file_ptr(file.get(), params));
+  LlamaModel model(file ? llama_model_load_from_file_ptr(file.get(), params)
+                        : llama_model_load_from_file(path.c_str(), params));
   if (!model) {
     std::string why = first_error();
     while (!why.empty() && why.back() == '\n') why.pop_back();
@@ -105,20 +107,29 @@ Halves::Halves(const std::string& path, const LoadOptions& options, const Progre
       return load(file_.open(with_both), params, share, path);
     }
   };
-  const double cut = static_cast<double>(k + 1) / static_cast<double>(n + 1);
-  head_ = half(head_of(file_, layers_, k_), gpu > of_tail ? gpu - of_tail + 2 : 0, 0, cut);
   // Heads that predict further tokens are counted by libllama as layers behind the last.
   const auto further = static_cast<int>(file_.whole("nextn_predict_layers", 0));
-  tail_ = half(tail_of(file_, layers_, k_), gpu > n - k ? of_tail + further : of_tail, cut, 1);
+  const int gpu_of_tail = gpu > n - k ? of_tail + further : of_tail;
+  if (k == 0) {
+    params.n_gpu_layers = gpu_of_tail;
+    tail_ = load(nullptr, params, progress, path);
+  } else {
+    const double cut = static_cast<double>(k + 1) / static_cast<double>(n + 1);
+    head_ = half(head_of(file_, layers_, k_), gpu > of_tail ? gpu - of_tail + 2 : 0, 0, cut);
+    tail_ = half(tail_of(file_, layers_, k_), gpu_of_tail, cut, 1);
+  }
 
   hidden_ = size(llama_model_n_embd(tail_.get()));
-  input_ = size(llama_model_n_embd_inp(head_.get()));
+  input_ = size(llama_model_n_embd_inp(head()));
   const llama_rope_type rope = llama_model_rope_type(tail_.get());
   axes_ = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
 
   // Of a mixture, what runs for a token.
-  const std::size_t heads = std::size_t{file_.whole_in_layer("attention.head_count", k_ - 1, 1)},
-                    kv_heads = std::size_t{file_.whole_in_layer("attention.head_count_kv", k_ - 1, 1)},
+  const auto attending = std::find_if(layers_.all.begin() + (k == 0 ? 0 : k - 1), layers_.all.end(),
+                                      [](const Layer& layer) { return layer.attends; });
+  const auto below = static_cast<std::uint32_t>(attending - layers_.all.begin());
+  const std::size_t heads = std::size_t{file_.whole_in_layer("attention.head_count", below, 1)},
+                    kv_heads = std::size_t{file_.whole_in_layer("attention.head_count_kv", below, 1)},
                     head_dim = file_.whole("attention.key_length",
                                            static_cast<std::uint32_t>(hidden_ / std::max<std::size_t>(heads, 1))),
                     expert = std::size_t{file_.whole_in_layer("expert_feed_forward_length", k_, 0)} *

@@ -1,5 +1,5 @@
 // A model as libllama runs it in two halves, the layers below K and those from K on, each of them an unmodified llama_model
-// of the same file.
+// of the same file. At K = 0 there is no head, and the tail is the whole model.
 #pragma once
 
 #include <llama.h>
@@ -24,7 +24,7 @@ struct ContextDeleter {
 using LlamaContext = std::unique_ptr<llama_context, ContextDeleter>;
 
 struct LoadOptions {
-  std::optional<std::uint32_t> filtering_layer;  // K; the smallest from 2 on that can be
+  std::optional<std::uint32_t> filtering_layer;  // K; if not given, the smallest from 2 on that can be
   int gpu_layers = -1;                           // -ngl: layers on a GPU, from the last on; negative: all
   std::vector<std::string> servers;              // --rpc: machines that carry layers as a GPU would, HOST:PORT
 };
@@ -40,9 +40,10 @@ class Halves {
   const std::string& path() const { return file_.path(); }
   const std::string& architecture() const { return file_.architecture(); }
 
-  llama_model* head() const { return head_.get(); }
+  bool has_head() const { return head_ != nullptr; }
+  llama_model* head() const { return head_ ? head_.get() : tail_.get(); }  // whichever reads the prompt
   llama_model* tail() const { return tail_.get(); }
-  const llama_vocab* vocabulary() const { return llama_model_get_vocab(head_.get()); }
+  const llama_vocab* vocabulary() const { return llama_model_get_vocab(tail_.get()); }
 
   // Some of its layers keep a state, which cannot go back.
   bool recurrent() const { return llama_model_is_hybrid(tail_.get()) || llama_model_is_recurrent(tail_.get()); }

@@ -46,21 +46,23 @@ constexpr Family families[] = {
     // clang-format on
 };
 
-// Architectures that libllama runs and that cannot be cut, or not yet.
+// Architectures that libllama runs and that cannot be cut, or not yet; ahead of their first layer most can be pruned.
 constexpr struct {
-  const char *name, *reason;
-} refused[] = {
-    {"baichuan", "what its layers are depends on how many there are"},
-    {"chameleon", "llama.cpp's graph of it aborts where a call asks for no logits"},
-    {"deepseek32", "it chooses the keys that a token attends to among all, dropped ones too"},
-    {"cogvlm", "it runs other weights on what it is given as embeddings"},
-    {"gemma3n", "every layer reads embeddings of its own, by the tokens' ids"},
-    {"grok", "llama.cpp runs it without flash attention, whose node the scores are read from"},
-    {"minicpm3", "how much a layer adds depends on how many there are"},
-    {"minimax-01", "how its layers forget depends on how many there are"},
-    {"smallthinker", "behind the layers that see the whole prompt its pattern does not begin anew"},
-    {"step35", "libllama gives the rows between its layers no name of their own"},
-    {"talkie", "every layer reads the embeddings again"},
+  Family family;
+  const char* reason;
+  bool ahead = true;
+} uncut[] = {
+    {{"baichuan"}, "what its layers are depends on how many there are"},
+    {{"chameleon"}, "llama.cpp's graph of it aborts where a call asks for no logits", false},
+    {{"cogvlm"}, "it runs other weights on what it is given as embeddings"},
+    {{"deepseek32"}, "it chooses the keys that a token attends to among all, dropped ones too"},
+    {{"gemma3n", 1, 5}, "every layer reads embeddings of its own, by the tokens' ids"},
+    {{"grok"}, "llama.cpp runs it without flash attention, whose node the scores are read from"},
+    {{"minicpm3"}, "how much a layer adds depends on how many there are"},
+    {{"minimax-01"}, "how its layers forget depends on how many there are"},
+    {{"smallthinker", 1, 4, true}, "behind the layers that see the whole prompt its pattern does not begin anew"},
+    {{"step35"}, "libllama gives the rows between its layers no name of their own"},
+    {{"talkie"}, "every layer reads the embeddings again"},
 };
 
 // deepseek2 has no low-rank queries with so many layers, which no half of another may have then.
@@ -82,9 +84,13 @@ std::runtime_error cannot(const ModelFile& file, const std::string& reason) {
                             " cannot be pruned by FastV here: " + reason);
 }
 
-const Family& family_of(const ModelFile& file) {
-  for (const auto& [name, reason] : refused)
-    if (file.architecture() == name) throw cannot(file, reason);
+const Family& family_of(const ModelFile& file, std::string& why_uncut) {
+  for (const auto& [family, reason, ahead] : uncut) {
+    if (file.architecture() != family.name) continue;
+    if (!ahead) throw cannot(file, reason);
+    why_uncut = reason;
+    return family;
+  }
   for (const Family& family : families)
     if (file.architecture() == family.name) return family;
   throw cannot(file, "it has not been tried; --help names those that have");
@@ -105,19 +111,23 @@ std::string Layers::rows_of(std::uint32_t layer) const {
   return (layer < deepstack ? std::string("deepstack_out") : rows) + "-" + std::to_string(layer);
 }
 
-std::vector<std::string> architectures() {
+std::vector<std::string> architectures(bool alone_ahead) {
   std::vector<std::string> names;
-  for (const Family& family : families) names.emplace_back(family.name);
+  if (!alone_ahead)
+    for (const Family& family : families) names.emplace_back(family.name);
+  else
+    for (const auto& [family, reason, ahead] : uncut)
+      if (ahead) names.emplace_back(family.name);
   return names;
 }
 
 Layers layers_of(const ModelFile& file) {
-  const Family& family = family_of(file);
+  Layers layers;
+  const Family& family = family_of(file, layers.uncut);
   const std::uint32_t n = expected_layers(file);
   if (const char* what = counted(file, n))
-    throw cannot(file, std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
-                           ", which neither half has");
-  Layers layers;
+    layers.uncut = std::string("libllama tells ") + what + " by the number of layers, " + std::to_string(n) +
+                   ", which neither half has";
   layers.all.resize(n);
   // From some position on, attention is scaled by it, and libllama is told others than the true ones.
   if (file.number("attention.temperature_scale").value_or(0) != 0)
@@ -131,11 +141,12 @@ Layers layers_of(const ModelFile& file) {
                                       : file.whole("attention.sliding_window", 0) != 0;
   if (layers.chunked && windows) layers.positions = 8191;
   const std::vector<double> listed = file.numbers("attention.sliding_window_pattern");
-  const std::uint32_t every = file.whole("attention.sliding_window_pattern", family.windows);
+  const std::uint32_t in_family = file.architecture() == "exaone4" && n == 64 ? 4 : family.windows;
+  const std::uint32_t every = file.whole("attention.sliding_window_pattern", in_family);
   const std::uint32_t attending = file.whole("full_attention_interval", family.interval);
   for (std::uint32_t i = 0; i < n; ++i) {
     Layer& layer = layers.all[i];
-    if (windows && (!listed.empty() || family.windows != 0))
+    if (windows && (!listed.empty() || in_family != 0))
       layer.windowed = !listed.empty() ? i < listed.size() && listed[i] != 0
                        : every == 0    ? true
                                        : i % every != (family.full_first ? 0 : every - 1);
@@ -168,10 +179,14 @@ Layers layers_of(const ModelFile& file) {
   if (file.architecture().rfind("glm4", 0) == 0 && (sections.size() < 2 || sections[0] <= 0 || sections[1] <= 0))
     throw cannot(file, "without positions of rows and columns it takes no embeddings: it is no vision-language model");
   if (file.whole("embedding_length_per_layer_input", 0) != 0)
-    throw cannot(file, "every layer reads embeddings of its own, by the tokens' ids");
-  if (layers.filtering_layers.empty())
-    throw cannot(file, "none of its " + std::to_string(n) +
-                           " layers but the last sees the whole prompt, so that it could rank visual tokens");
+    layers.uncut = "every layer reads embeddings of its own, by the tokens' ids";
+  if (layers.uncut.empty() && layers.filtering_layers.empty())
+    layers.uncut = "none of its " + std::to_string(n) +
+                   " layers but the last sees the whole prompt, so that it could rank visual tokens";
+  if (!layers.uncut.empty()) {
+    layers.filtering_layers.clear();
+    layers.uncut = cannot(file, layers.uncut).what() + std::string("; ahead of its first layer it can, by --fastv-k 0");
+  }
   return layers;
 }
 
@@ -188,6 +203,8 @@ std::string ranges(const std::vector<std::uint32_t>& values) {
 
 std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t> asked) {
   const std::vector<std::uint32_t>& can = layers.filtering_layers;
+  if (asked == 0u) return 0;
+  if (!layers.uncut.empty()) throw std::runtime_error(layers.uncut);
   if (!asked) {
     const auto from_2 = std::lower_bound(can.begin(), can.end(), 2u);
     return from_2 == can.end() ? can.back() : *from_2;
@@ -195,7 +212,7 @@ std::uint32_t filtering_layer(const Layers& layers, std::optional<std::uint32_t>
   if (std::binary_search(can.begin(), can.end(), *asked)) return *asked;
   throw std::invalid_argument("the filtering layer K is " + std::to_string(*asked) + ", but this model of " +
                               std::to_string(layers.all.size()) + " layers can be pruned behind K = " + ranges(can) +
-                              " alone");
+                              " alone, or ahead of the first at K = 0");
 }
 
 namespace {

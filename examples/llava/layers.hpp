@@ -14,7 +14,8 @@ struct Layer {
 
 struct Layers {
   std::vector<Layer> all;                       // those that decode; heads that predict further tokens are no layers
-  std::vector<std::uint32_t> filtering_layers;  // the Ks that can be, ascending
+  std::vector<std::uint32_t> filtering_layers;  // the Ks from 1 on that can be, ascending
+  std::string uncut;                            // why there is none; K = 0 can be
   bool chunked = false;                         // windows are chunks of the sequence (Llama 4)
   std::string rows;                             // libllama's name for what a layer hands to the next
   std::uint32_t positions = 0;                  // that a sequence may have; 0: any number
@@ -24,11 +25,11 @@ struct Layers {
   std::string rows_of(std::uint32_t layer) const;
 };
 
-// Throws std::runtime_error, with the reason, where the architecture cannot be cut anywhere or has not been tried.
+// Throws std::runtime_error, with the reason, where the architecture cannot be pruned at all or has not been tried.
 Layers layers_of(const ModelFile& file);
 
-// Architectures that have been held to llama_decode (tests/llava), sorted.
-std::vector<std::string> architectures();
+// Architectures that have been held to llama_decode (tests/llava), sorted; uncut: those that can be pruned at K = 0 alone.
+std::vector<std::string> architectures(bool uncut = false);
 
 // The K of `layers` to use: the one asked for, or the smallest from 2 on. Throws std::invalid_argument, with the list of
 // those that can be, where the one asked for cannot.

@@ -1,5 +1,6 @@
 #include "options.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 
@@ -41,92 +42,80 @@ using Set = std::function<void(const std::string& option, const std::string& val
 
 const char* usage() {
   static const std::string text = [] {
-    std::string names;
-    std::size_t column = 0;
-    for (const std::string& name : architectures()) {
-      if (column + name.size() + 2 > 112)
-        names += ",\n  ", column = 0;
-      else if (!names.empty())
-        names += ", ";
-      names += name;
-      column += name.size() + 2;
-    }
+    const auto lines = [](const std::vector<std::string>& all) {
+      std::string names;
+      std::size_t column = 0;
+      for (const std::string& name : all) {
+        if (column + name.size() + 2 > 112)
+          names += ",\n  ", column = 0;
+        else if (!names.empty())
+          names += ", ";
+        names += name;
+        column += name.size() + 2;
+      }
+      return names;
+    };
     return std::string(
-               "usage: fastv-llava -m LLM.gguf --mmproj MMPROJ.gguf --image FILE [--image FILE ...] -p PROMPT "
-               "[options]\n"
-               "\n"
-               "Answers a prompt about pictures with a GGUF model, and drops most visual tokens behind layer K, as "
-               "FastV\n"
-               "does. Without --image and -p it talks, line by line; /image FILE there shows a picture, /bye ends.\n"
-               "\n"
-               "  -m FILE               language model\n"
-               "  --mmproj FILE         its vision encoder and projector\n"
-               "  --image FILE          a PNG or JPEG picture; several are read in order, at the markers <__media__> "
-               "of the\n"
-               "                        prompt or ahead of it\n"
-               "  --visual-embeddings FILE   visual tokens computed elsewhere, in place of both: a safetensors file "
-               "with one\n"
-               "                        [tokens, width] tensor a picture or frame, read in the order of their names\n"
-               "  -p TEXT               what to ask (\"Describe the picture.\")\n"
-               "  -n N                  tokens to generate at most (128)\n"
-               "  -c N                  context: prompt and answer together; 0: what the model was made for (4096)\n"
-               "  -b N, -ub N           tokens that go into llama.cpp in one call (2048), and through the layers "
-               "(512)\n"
-               "  -t N                  threads (one per core)\n"
-               "  -ngl N                layers on the GPU, from the last on (all)\n"
-               "  --rpc HOST:PORT,...   llama.cpp's RPC servers, which carry layers as a GPU does\n"
-               "  --cache-type-k TYPE, --cache-type-v TYPE   of the KV cache: f32, f16, bf16, q8_0, q4_0, ... (f16)\n"
-               "  --temp X              sampling: 0 takes the likeliest token (0)\n"
-               "  --top-k N, --top-p X, --min-p X, --seed N   of it (40, 0.95, 0.05, 0)\n"
-               "  --chat-template NAME  vicuna, chatml, ..., the text of a Jinja template, or none (the model's own)\n"
-               "  --jinja               render it by llama.cpp's Jinja engine even where libllama recognises it\n"
-               "  -fa MODE              flash attention: on, which is where attention is looked at; auto is the same\n"
-               "\n"
-               "  --fastv-k N           filtering layer K: layers that run on the whole prompt (the smallest from 2 on "
-               "that\n"
-               "                        this model can be pruned behind)\n"
-               "  --fastv-r X           filtering ratio R: share of the visual tokens that is dropped then, 0 to 1 "
-               "(0.5)\n"
-               "  --fastv-keep N        keep exactly N visual tokens, whatever R says\n"
-               "  --fastv-score RULE    last: by the last prompt token's attention (default); window: the same, shared "
-               "out\n"
-               "                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; "
-               "random;\n"
-               "                        uniform: an even grid alone\n"
-               "  --fastv-config FILE   K, R and rule as --sweep wrote them\n"
-               "  --no-fastv            keep every token\n"
-               "\n"
-               "  --compare             run unpruned and pruned, and print both side by side\n"
-               "  --overlay FILE        draw which tokens stayed on the pictures, as PNG or SVG\n"
-               "  --json FILE           write everything that was measured\n"
-               "\n"
-               "  --sweep FILE          measure what pruning costs on your own questions, JSON lines of\n"
-               "                        {\"picture\": FILE, \"question\": TEXT, \"answer\": TEXT if known}: divergence "
-               "from the\n"
-               "                        unpruned model, equal tokens and answers, FLOPs, time, memory, for each of\n"
-               "  --sweep-k N,N,...     (the smallest K, and a quarter and half of the way up)\n"
-               "  --sweep-r X,X,...     (0.5,0.75,0.9)\n"
-               "  --sweep-score RULE,...   (last,window,random)\n"
-               "  --sweep-out STEM      writes STEM.csv, STEM.json, STEM.png and STEM-attention.png (sweep)\n"
-               "  --max-kl X, --max-drop X   recommend the cheapest setting within these: mean divergence in nats, "
-               "accuracy\n"
-               "                        (0.1, 0.02)\n"
-               "  --write-config FILE   write that setting\n"
-               "\n"
-               "Architectures:\n  ") +
-           names + "\n";
+               R"(usage: fastv-llava -m LLM.gguf --mmproj MMPROJ.gguf --image FILE [--image FILE ...] -p PROMPT [options]
+
+Answers a prompt about pictures with a GGUF model, and drops most visual tokens behind layer K, as FastV
+does. Without --image and -p it talks, line by line; /image FILE there shows a picture, /bye ends.
+
+  -m FILE               language model
+  --mmproj FILE         its vision encoder and projector
+  --image FILE          a PNG or JPEG picture; several are read in order, at the markers <__media__> of the
+                        prompt or ahead of it
+  --visual-embeddings FILE   visual tokens computed elsewhere, in place of both: a safetensors file with one
+                        [tokens, width] tensor a picture or frame, read in the order of their names
+  -p TEXT               what to ask ("Describe the picture.")
+  -n N                  tokens to generate at most (128)
+  -c N                  context: prompt and answer together; 0: what the model was made for (4096)
+  -b N, -ub N           tokens that go into llama.cpp in one call (2048), and through the layers (512)
+  -t N                  threads (one per core)
+  -ngl N                layers on the GPU, from the last on (all)
+  --rpc HOST:PORT,...   llama.cpp's RPC servers, which carry layers as a GPU does
+  --cache-type-k TYPE, --cache-type-v TYPE   of the KV cache: f32, f16, bf16, q8_0, q4_0, ... (f16)
+  --temp X              sampling: 0 takes the likeliest token (0)
+  --top-k N, --top-p X, --min-p X, --seed N   of it (40, 0.95, 0.05, 0)
+  --chat-template NAME  vicuna, chatml, ..., the text of a Jinja template, or none (the model's own)
+  --jinja               render it by llama.cpp's Jinja engine even where libllama recognises it
+  -fa MODE              flash attention: on, which is where attention is looked at; auto is the same
+
+  --fastv-k N           filtering layer K: layers that run on the whole prompt (the smallest from 2 on that
+                        this model can be pruned behind); 0: none, by a rule that looks at no attention
+  --fastv-r X           filtering ratio R: share of the visual tokens that is dropped then, 0 to 1 (0.5)
+  --fastv-keep N        keep exactly N visual tokens, whatever R says
+  --fastv-score RULE    last: by the last prompt token's attention (default); window: the same, shared out
+                        over windows of 6 x 6 tokens; grid: half of the count on an even grid; mmr, scope:
+                        by attention, and unlike those kept (IDPruner, SCOPE); heads, heads-window: by
+                        the weights of --calibrate. Without attention: random; uniform: an even grid
+                        alone; max-min: each as unlike those kept as can be (DivPrune); coverage: those
+                        that the others resemble
+  --fastv-config FILE   K, R, rule and weights of heads as --sweep wrote them
+  --no-fastv            keep every token
+
+  --compare             run unpruned and pruned, and print both side by side
+  --overlay FILE        draw which tokens stayed on the pictures, as PNG or SVG
+  --json FILE           write everything that was measured
+
+  --sweep FILE          measure what pruning costs on your own questions, JSON lines of
+                        {"picture": FILE, "question": TEXT, "answer": TEXT if known}: divergence from the
+                        unpruned model, equal tokens and answers, FLOPs, time, memory, for each of
+  --sweep-k N,N,...     (the smallest K, and a quarter and half of the way up)
+  --sweep-r X,X,...     (0.5,0.75,0.9)
+  --sweep-score RULE,...   (last,window,random); at K = 0 those of them that look at no attention
+  --calibrate N         weigh the heads of layer K-1 by the first N questions, at the largest R, and judge by the
+                        others: adds the rule heads; (heads + 1) x N prefills for each K
+  --sweep-out STEM      writes STEM.csv, STEM.json, STEM.png and STEM-attention.png (sweep)
+  --max-kl X, --max-drop X   recommend the cheapest setting within these: mean divergence in nats, accuracy
+                        (0.1, 0.02)
+  --write-config FILE   write that setting
+
+Architectures:
+  )") + lines(architectures()) +
+           "\nAt K = 0 alone:\n  " + lines(architectures(true)) + "\n";
   }();
   return text.c_str();
-}
-
-void set_rule(fastv::Config& config, const std::string& rule) {
-  const auto number = one_of<std::size_t>("--fastv-score", rule,
-                                          {{"last", 0}, {"window", 1}, {"grid", 2}, {"random", 3}, {"uniform", 4}});
-  config.window_rows = config.window_columns = number == 1 ? 6 : 0;
-  config.uniform_share = number == 2 ? 0.5 : 0;
-  config.selection = number == 3   ? fastv::Selection::random
-                     : number == 4 ? fastv::Selection::uniform
-                                   : fastv::Selection::top_k;
 }
 
 Options read_options(int count, char** arguments) {
@@ -183,7 +172,7 @@ Options read_options(int count, char** arguments) {
        }},
       {"--fastv-r", real(fastv.filtering_ratio)},
       {"--fastv-keep", number(fastv.keep_count)},
-      {"--fastv-score", [&](const std::string&, const std::string& v) { set_rule(fastv, v); }},
+      {"--fastv-score", [&](const std::string&, const std::string& v) { options.rule = v; }},
       {"--fastv-config", [&](const std::string&, const std::string& v) { read_config(v, options); }},
       {"--sweep", store(options.sweep.questions)},
       {"--sweep-k",
@@ -200,8 +189,12 @@ Options read_options(int count, char** arguments) {
       {"--sweep-score",
        [&](const std::string&, const std::string& v) {
          options.sweep.rules = parts(v);
-         fastv::Config checked;
-         for (const std::string& rule : options.sweep.rules) set_rule(checked, rule);
+         for (const std::string& rule : options.sweep.rules) static_cast<void>(rule_of(rule));
+       }},
+      {"--calibrate",
+       [&](const std::string& o, const std::string& v) {
+         options.sweep.calibrate = whole_number(o, v);
+         if (options.sweep.calibrate == 0) refuse("--calibrate is 0: weigh the heads by at least one question");
        }},
       {"--sweep-out", store(options.sweep.stem)},
       {"--max-kl", real(options.sweep.max_kl)},
@@ -247,6 +240,11 @@ Options read_options(int count, char** arguments) {
       refuse(
           "--sweep has pictures and prompts of its own: leave -p, --image, --compare, --overlay, --json, --no-fastv "
           "out");
+    const bool weighs = std::any_of(options.sweep.rules.begin(), options.sweep.rules.end(),
+                                    [](const std::string& rule) { return rule_of(rule).weighs_heads; });
+    if (weighs && options.sweep.calibrate == 0)
+      refuse("a rule of --sweep-score weighs heads: say by how many questions, with --calibrate");
+    if (!weighs && options.sweep.calibrate != 0) options.sweep.rules.emplace_back("heads");
     for (const double ratio : options.sweep.filtering_ratios)
       if (!(ratio >= 0 && ratio <= 1)) refuse("--sweep-r must lie between 0 and 1");
   } else if (options.chat()) {
@@ -255,6 +253,26 @@ Options read_options(int count, char** arguments) {
       refuse("--compare, --overlay and --json need a prompt: use -p and --image");
   } else if (options.pictures.empty() && options.embeddings.empty()) {
     refuse("name a picture with --image, or hand over --visual-embeddings");
+  }
+  if (options.sweep.questions.empty() && options.sweep.calibrate != 0)
+    refuse("--calibrate needs questions: name a file of them with --sweep");
+  const Rule& rule = rule_of(options.rule);
+  set_rule(fastv, rule);
+  if (options.sweep.questions.empty() && options.prune) {
+    options.engine.features = fastv.selection == fastv::Selection::diverse;
+    if (options.load.filtering_layer == 0u && looks_at_attention(fastv))
+      refuse("--fastv-k is 0, where no layer has run whose attention could rank tokens: use --fastv-score " +
+             rules_ahead());
+    if (rule.weighs_heads) {
+      if (options.head_weights.empty())
+        refuse("--fastv-score " + options.rule +
+               " needs weights of heads: --sweep with --calibrate and --write-config writes them, --fastv-config reads "
+               "them");
+      if (options.load.filtering_layer != options.calibrated_at)
+        refuse("the weights of heads are of K = " + std::to_string(options.calibrated_at) + ", but --fastv-k is " +
+               std::to_string(*options.load.filtering_layer) + ": calibrate them there too");
+      options.engine.head_weights = options.head_weights;
+    }
   }
   if (options.prompt.empty() && !options.chat() && options.sweep.questions.empty())
     options.prompt = "Describe the picture.";

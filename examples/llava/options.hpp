@@ -4,6 +4,7 @@
 #include <string>
 
 #include "engine.hpp"
+#include "rules.hpp"
 
 namespace llava {
 
@@ -13,6 +14,7 @@ struct SweepOptions {
   std::vector<std::uint32_t> filtering_layers;  // empty: the smallest, and those a quarter and half of the way up
   std::vector<double> filtering_ratios = {0.5, 0.75, 0.9};
   std::vector<std::string> rules = {"last", "window", "random"};
+  std::size_t calibrate = 0;   // the first so many questions weigh the heads, and are not judged by
   std::string stem = "sweep";  // of the files that are written
   double max_kl = 0.1;         // of the setting that is recommended: mean divergence, in nats
   double max_drop = 0.02;      // and of accuracy, where answers are known
@@ -32,8 +34,11 @@ struct Options {
   std::uint32_t seed = 0;
   LoadOptions load;
   EngineOptions engine;
-  fastv::Config fastv;  // its filtering layer is that of `load`, or the smallest that can be
-  bool prune = true;    // false: --no-fastv
+  fastv::Config fastv;              // its filtering layer is that of `load`, or the smallest that can be
+  std::string rule = "last";        // in `fastv` too
+  std::vector<float> head_weights;  // of --fastv-config; used by the rules that weigh heads
+  std::uint32_t calibrated_at = 0;  // the K that they are of
+  bool prune = true;                // false: --no-fastv
   bool compare = false, help = false;
   std::string overlay, json;
   SweepOptions sweep;
@@ -46,8 +51,5 @@ struct Options {
 Options read_options(int count, char** arguments);
 
 const char* usage();
-
-// A rule of --fastv-score, in a config. Throws std::invalid_argument where there is none of the name.
-void set_rule(fastv::Config& config, const std::string& rule);
 
 }  // namespace llava

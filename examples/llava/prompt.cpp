@@ -50,10 +50,10 @@ namespace {
 
 // positions_of(i): t, y, x and the fourth axis of token i; span: positions that the picture takes up.
 template <class PositionsOf>
-void add_picture(Prompt& prompt, const float* rows, std::size_t count, std::size_t width, std::size_t columns,
-                 std::size_t axes, llama_pos span, PositionsOf positions_of) {
+void add_picture(Prompt& prompt, std::vector<float> rows, std::size_t count, std::size_t columns, std::size_t axes,
+                 llama_pos span, PositionsOf positions_of) {
   Piece piece;
-  piece.rows.assign(rows, rows + count * width);
+  piece.rows = std::move(rows);
   piece.count = count;
   piece.columns = columns;
   piece.positions.resize(axes * count);
@@ -91,7 +91,7 @@ Vision::Vision(const std::string& path, const Halves& halves, int threads, bool 
 }
 
 Prompt Vision::prompt(const std::string& dressed, const std::vector<std::string>& pictures, llama_pos first, bool begin,
-                      const Progress& progress) const {
+                      const Progress& progress, Album* album) const {
   std::vector<std::unique_ptr<mtmd_bitmap, MtmdDeleter>> bitmaps;
   std::vector<const mtmd_bitmap*> pointers;
   for (std::size_t i = 0; i < pictures.size(); ++i) {
@@ -111,6 +111,7 @@ Prompt Vision::prompt(const std::string& dressed, const std::vector<std::string>
   prompt.next_position = first;
   const std::size_t n = mtmd_input_chunks_size(chunks.get()), axes = halves_.position_axes();
   std::string last_picture;
+  std::size_t tile = 0;
   for (std::size_t c = 0; c < n; ++c) {
     const mtmd_input_chunk* chunk = mtmd_input_chunks_get(chunks.get(), c);
     if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT) {
@@ -119,8 +120,21 @@ Prompt Vision::prompt(const std::string& dressed, const std::vector<std::string>
       prompt.add_text({tokens, tokens + count}, axes);
       continue;
     }
-    if (mtmd_encode_chunk(context_.get(), chunk) != 0) throw std::runtime_error("libmtmd cannot look at a picture");
+    const char* id = mtmd_input_chunk_get_id(chunk);
+    const std::string picture = id == nullptr ? "" : id;
+    const bool continues = id != nullptr && last_picture == picture;
+    last_picture = picture;
+    tile = continues ? tile + 1 : 0;
     const std::size_t count = mtmd_input_chunk_get_n_tokens(chunk);
+    const std::string kept_as =
+        album == nullptr || picture.empty() ? "" : pictures.at(std::stoul(picture)) + "#" + std::to_string(tile);
+    std::vector<float> rows;
+    if (kept_as.empty() || !album->has(kept_as)) {
+      if (mtmd_encode_chunk(context_.get(), chunk) != 0) throw std::runtime_error("libmtmd cannot look at a picture");
+      const float* made = mtmd_get_output_embd(context_.get());
+      rows.assign(made, made + count * halves_.input());
+      if (!kept_as.empty()) album->keep(kept_as, std::exchange(rows, {}));
+    }
     const mtmd_image_tokens* tokens = mtmd_input_chunk_get_tokens_image(chunk);
     const llama_pos at = prompt.next_position;
     const auto position = [&](std::size_t i) { return mtmd_image_tokens_get_decoder_pos(tokens, at, i); };
@@ -134,17 +148,15 @@ Prompt Vision::prompt(const std::string& dressed, const std::vector<std::string>
       if (columns * columns != count) columns = 0;
     }
     if (columns != 0 && count % columns != 0) columns = 0;
-    add_picture(prompt, mtmd_get_output_embd(context_.get()), count, halves_.input(), columns, axes,
-                mtmd_input_chunk_get_n_pos(chunk), [&](std::size_t i) {
-                  if (axes == 1) return std::array<llama_pos, 4>{at + static_cast<llama_pos>(i), 0, 0, 0};
-                  const mtmd_decoder_pos p = position(i);
-                  return std::array<llama_pos, 4>{static_cast<llama_pos>(p.t), static_cast<llama_pos>(p.y),
-                                                  static_cast<llama_pos>(p.x), static_cast<llama_pos>(p.z)};
-                });
-    const char* picture = mtmd_input_chunk_get_id(chunk);
-    prompt.pieces.back().continues = picture != nullptr && last_picture == picture;
+    add_picture(prompt, std::move(rows), count, columns, axes, mtmd_input_chunk_get_n_pos(chunk), [&](std::size_t i) {
+      if (axes == 1) return std::array<llama_pos, 4>{at + static_cast<llama_pos>(i), 0, 0, 0};
+      const mtmd_decoder_pos p = position(i);
+      return std::array<llama_pos, 4>{static_cast<llama_pos>(p.t), static_cast<llama_pos>(p.y),
+                                      static_cast<llama_pos>(p.x), static_cast<llama_pos>(p.z)};
+    });
+    prompt.pieces.back().picture = kept_as;
+    prompt.pieces.back().continues = continues;
     prompt.pieces.back().causal = !mtmd_decode_use_non_causal(context_.get(), chunk);
-    last_picture = picture == nullptr ? "" : picture;
     if (progress) progress(static_cast<double>(c + 1) / static_cast<double>(n));
   }
   return prompt;
@@ -187,8 +199,8 @@ Prompt prompt_from_embeddings(const Halves& halves, const std::string& dressed,
       throw std::invalid_argument("picture " + std::to_string(i) + " has " + std::to_string(count) +
                                   " tokens, which are no square grid: this model's positions need one");
     const llama_pos from = prompt.next_position;
-    add_picture(prompt, pictures[i].data(), count, halves.input(), columns, axes,
-                static_cast<llama_pos>(axes == 4 ? columns : count), [&](std::size_t token) {
+    add_picture(prompt, pictures[i], count, columns, axes, static_cast<llama_pos>(axes == 4 ? columns : count),
+                [&](std::size_t token) {
                   if (axes == 1) return std::array<llama_pos, 4>{from + static_cast<llama_pos>(token), 0, 0, 0};
                   return std::array<llama_pos, 4>{from, from + static_cast<llama_pos>(token / columns),
                                                   from + static_cast<llama_pos>(token % columns), 0};

@@ -3,7 +3,7 @@
 
 #include <mtmd.h>
 
-#include "engine.hpp"
+#include "album.hpp"
 
 namespace llava {
 
@@ -30,9 +30,10 @@ class Vision {
   std::size_t first_patch() const { return has_class_token_ ? 1 : 0; }
 
   // Words with a marker for each picture -> a prompt from position `first` on, with the pictures looked at. begin: of the
-  // conversation. progress: share of the pieces.
+  // conversation. progress: share of the pieces. album: keeps the rows, which the prompt then lacks; pictures that are in it
+  // are not looked at again.
   Prompt prompt(const std::string& dressed, const std::vector<std::string>& pictures, llama_pos first, bool begin,
-                const Progress& progress = {}) const;
+                const Progress& progress = {}, Album* album = nullptr) const;
 
  private:
   std::string path_;

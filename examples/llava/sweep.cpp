@@ -1,41 +1,22 @@
 #include "sweep.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <fstream>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
 
-#include "../common/line_chart.hpp"
 #include "chat.hpp"
-#include "report.hpp"
+#include "prompt.hpp"
 
 namespace llava {
 
 namespace {
 
 constexpr std::size_t told = 32;  // tokens of the unpruned answer that both are told
-
-std::vector<double> log_softmax(const float* logits, std::size_t count) {
-  const double most = static_cast<double>(*std::max_element(logits, logits + count));
-  double sum = 0;
-  for (std::size_t i = 0; i < count; ++i) sum += std::exp(static_cast<double>(logits[i]) - most);
-  std::vector<double> logs(count);
-  for (std::size_t i = 0; i < count; ++i) logs[i] = static_cast<double>(logits[i]) - most - std::log(sum);
-  return logs;
-}
-
-// KL(p || q) in nats.
-double divergence(const std::vector<double>& p, const float* logits) {
-  const std::vector<double> q = log_softmax(logits, p.size());
-  double sum = 0;
-  for (std::size_t i = 0; i < p.size(); ++i)
-    if (p[i] > -700) sum += std::exp(p[i]) * (p[i] - q[i]);
-  return std::isfinite(sum) ? std::max(sum, 0.0) : std::numeric_limits<double>::infinity();
-}
 
 llama_token likeliest(const float* logits, std::size_t count) {
   return static_cast<llama_token>(std::max_element(logits, logits + count) - logits);
@@ -54,7 +35,7 @@ std::string words(std::string text) {
 struct Whole {
   std::vector<llama_token> tokens;
   std::vector<std::vector<double>> logs;
-  Rows rows;  // [tokens fed, d]
+  Steps steps;  // tokens fed
   std::string text;
   double seconds = 0;
 };
@@ -62,7 +43,7 @@ struct Whole {
 class Runner {
  public:
   Runner(const Halves& halves, const Options& options)
-      : halves_(halves), options_(options), engine_(halves, options.engine) {}
+      : halves_(halves), options_(options), engine_(halves, engine_options(halves, options)) {}
 
   Engine& engine() { return engine_; }
 
@@ -76,9 +57,9 @@ class Runner {
       whole.tokens.push_back(token);
       if (ends(token) || whole.tokens.size() == options_.generate) break;
       whole.text += text_of(halves_.vocabulary(), token);
-      const Rows& rows = engine_.advance({{0, token}});
-      if (whole.tokens.size() < told) whole.rows.append(rows);
-      engine_.conclude(0, rows, 0, 1, engine_.next_position(0) - 1);
+      const Steps& step = engine_.advance({{0, token}});
+      if (whole.tokens.size() < told) whole.steps.append(step);
+      engine_.conclude(0, step, 0, 1, engine_.next_position(0) - 1);
     }
     return whole;
   }
@@ -106,6 +87,15 @@ class Runner {
   bool ends(llama_token token) const { return llama_vocab_is_eog(halves_.vocabulary(), token); }
 
  private:
+  // What the rules look at.
+  static EngineOptions engine_options(const Halves& halves, const Options& options) {
+    EngineOptions engine = options.engine;
+    for (const std::string& rule : options.sweep.rules)
+      engine.features |= rule_of(rule).config.selection == fastv::Selection::diverse;
+    engine.by_head = options.sweep.calibrate != 0 && halves.has_head();
+    return engine;
+  }
+
   const Halves& halves_;
   const Options& options_;
   Engine engine_;
@@ -140,8 +130,6 @@ Measured mean_of(const Sums& s, const fastv::Config& config, const std::string& 
   m.kv_mib = s.kv_bytes / n / (1 << 20);
   return m;
 }
-
-std::string percent(double share) { return common::format("%.1f%%", 100 * share); }
 
 }  // namespace
 
@@ -178,86 +166,142 @@ std::vector<Question> read_questions(const std::string& path) {
 
 namespace {
 
-Prompt prompt_of(const Question& question, const Engine& engine, const Vision& vision, const Options& options) {
-  Chat chat(engine.halves().head(), options.chat_template, options.jinja);
-  Prompt prompt = vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true);
-  if (prompt.tokens() + options.generate > engine.context())
-    throw std::invalid_argument(question.picture + " and its question are " + std::to_string(prompt.tokens()) +
-                                " tokens, and -n asks for " + std::to_string(options.generate) +
-                                " more, but the context holds " + std::to_string(engine.context()) + ": raise -c");
-  return prompt;
+// The prompts of all questions, without the rows of their pictures, which are in the album. The vision encoder goes when it
+// has seen them all.
+std::vector<Prompt> look(const Halves& halves, const Options& options, const std::vector<Question>& questions,
+                         Album& album, const Progress& progress) {
+  const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
+  const std::size_t context = options.engine.context != 0
+                                  ? options.engine.context
+                                  : static_cast<std::size_t>(llama_model_n_ctx_train(halves.head()));
+  std::vector<Prompt> prompts;
+  for (const Question& question : questions) {
+    Chat chat(halves.head(), options.chat_template, options.jinja);
+    prompts.push_back(
+        vision.prompt(chat.asks(with_markers(question.text, 1)), {question.picture}, 0, true, {}, &album));
+    if (const std::size_t tokens = prompts.back().tokens(); tokens + options.generate > context)
+      throw std::invalid_argument(question.picture + " and its question are " + std::to_string(tokens) +
+                                  " tokens, and -n asks for " + std::to_string(options.generate) +
+                                  " more, but the context holds " + std::to_string(context) + ": raise -c");
+    if (progress) progress(static_cast<double>(prompts.size()) / static_cast<double>(questions.size()));
+  }
+  return prompts;
 }
 
 // By the head of the highest K, which has all layers but the last; a few questions will do.
-std::vector<double> attention_by_layer(const Options& options, const std::vector<Question>& questions) {
+std::vector<double> attention_by_layer(const Options& options, const std::vector<Prompt>& prompts, const Album& album) {
   LoadOptions load = options.load;
-  load.filtering_layer = layers_of(ModelFile(options.model)).filtering_layers.back();
+  const Layers layers = layers_of(ModelFile(options.model));
+  if (layers.filtering_layers.empty()) return {};
+  load.filtering_layer = layers.filtering_layers.back();
   const Halves halves(options.model, load);
   EngineOptions with_every_layer = options.engine;
   with_every_layer.every_layer = true;
   Engine engine(halves, with_every_layer);
-  const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
   std::vector<double> mean;
-  const std::size_t count = std::min<std::size_t>(questions.size(), 8);
+  const std::size_t count = std::min<std::size_t>(prompts.size(), 8);
   for (std::size_t q = 0; q < count; ++q) {
     engine.forget(0);
-    const Reading reading = engine.read(0, prompt_of(questions[q], engine, vision, options));
+    const Reading reading = engine.read(0, album.complete(prompts[q]));
     mean.resize(reading.attention.size());
     for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += reading.attention[i] / static_cast<double>(count);
   }
   return mean;
 }
 
-}  // namespace
-
-Sweep sweep(const Options& options, const std::vector<Question>& questions, const Progress& progress) {
-  std::vector<std::optional<std::uint32_t>> ks;
-  for (const std::uint32_t k : options.sweep.filtering_layers) ks.emplace_back(k);
-  if (ks.empty()) {  // the smallest, and those a quarter and half of the way up
-    const ModelFile file(options.model);
-    const Layers layers = layers_of(file);
+// The Ks to try, all of which can be.
+std::vector<std::uint32_t> filtering_layers_of(const Options& options) {
+  const Layers layers = layers_of(ModelFile(options.model));
+  std::vector<std::uint32_t> ks = options.sweep.filtering_layers;
+  for (const std::uint32_t k : ks) static_cast<void>(filtering_layer(layers, k));
+  if (ks.empty() && layers.filtering_layers.empty()) ks.push_back(0);
+  if (ks.empty())  // the smallest, and those a quarter and half of the way up
     for (const double share : {0.0, 0.25, 0.5}) {
       const auto wanted = std::max(2u, static_cast<std::uint32_t>(share * static_cast<double>(layers.all.size())));
       const auto& can = layers.filtering_layers;
       const auto found = std::lower_bound(can.begin(), can.end(), wanted);
       const std::uint32_t k = found == can.end() ? can.back() : *found;
-      if (ks.empty() || *ks.back() != k) ks.emplace_back(k);
+      if (ks.empty() || ks.back() != k) ks.push_back(k);
     }
-  }
+  const std::vector<std::string>& rules = options.sweep.rules;
+  if (std::find(ks.begin(), ks.end(), 0u) != ks.end() && std::all_of(rules.begin(), rules.end(), [](const auto& rule) {
+        return looks_at_attention(rule_of(rule).config);
+      }))
+    throw std::invalid_argument("at K = 0 no layer has run whose attention could rank tokens: add one of " +
+                                rules_ahead() + " to --sweep-score, or leave K = 0 out");
+  if (options.sweep.calibrate != 0 && std::all_of(ks.begin(), ks.end(), [](std::uint32_t k) { return k == 0; }))
+    throw std::invalid_argument("--calibrate weighs the heads of layer K-1, but K = 0 alone is swept: add another");
+  return ks;
+}
+
+}  // namespace
+
+Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress) {
+  const std::size_t weighing = options.sweep.calibrate;  // questions
+  if (weighing >= questions.size())
+    throw std::invalid_argument("--calibrate is " + std::to_string(weighing) + " but " + options.sweep.questions +
+                                " has " + std::to_string(questions.size()) +
+                                " questions, of which some must be left to judge by: use fewer");
+  const auto tell = [&](const std::string& task) {
+    return [&progress, task](double share) {
+      if (progress) progress(task, share);
+    };
+  };
+  const std::vector<std::uint32_t> ks = filtering_layers_of(options);
   struct Setting {
     fastv::Config config;
-    std::string rule;
+    const Rule* rule;
     Sums sums;
   };
   Sweep result;
   Sums unpruned;
   std::vector<Setting> all;
+  Album album;
+  std::vector<Prompt> prompts;  // of the questions
   std::size_t done = 0;
-  const std::size_t total = ks.size() * questions.size();
-  for (const auto& k : ks) {
+  const std::size_t total = ks.size() * (questions.size() - weighing);
+  for (const std::uint32_t k : ks) {
     LoadOptions load = options.load;
     load.filtering_layer = k;
     const Halves halves(options.model, load);
+    if (prompts.empty()) prompts = look(halves, options, questions, album, tell("Looking at the pictures (%)"));
     Runner runner(halves, options);
     Engine& engine = runner.engine();
-    const Vision vision(options.vision, halves, options.engine.threads, options.load.gpu_layers != 0);
     const std::size_t first = all.size();
     for (const double ratio : options.sweep.filtering_ratios)
-      for (const std::string& rule : options.sweep.rules) {
+      for (const std::string& name : options.sweep.rules) {
+        const Rule& rule = rule_of(name);
+        if (!halves.has_head() && looks_at_attention(rule.config)) continue;
         fastv::Config config = options.fastv;
         config.filtering_layer = halves.filtering_layer();
         config.filtering_ratio = ratio;
         config.keep_count = fastv::by_ratio;
         set_rule(config, rule);
-        all.push_back({config, rule, {}});
+        all.push_back({config, &rule, {}});
       }
     const bool last = k == ks.back();
     // So that the first question's unpruned run is not the one that meets cold caches.
-    runner.finish(engine.read(0, prompt_of(questions.front(), engine, vision, options)), nullptr);
-    for (const Question& question : questions) {
-      const Prompt prompt = prompt_of(question, engine, vision, options);
+    runner.finish(engine.read(0, album.complete(prompts.front())), nullptr);
+    std::vector<float> weights;
+    if (weighing != 0 && halves.has_head()) {
+      fastv::Config config = options.fastv;
+      config.filtering_layer = halves.filtering_layer();
+      const std::vector<double>& ratios = options.sweep.filtering_ratios;
+      config.filtering_ratio = *std::max_element(ratios.begin(), ratios.end());
+      config.keep_count = fastv::by_ratio;
+      set_rule(config, rule_of("last"));
+      const Calibration calibration = calibrate(
+          engine, config, weighing, [&](std::size_t q) { return album.complete(prompts[q]); },
+          tell("Weighing the heads of layer " + std::to_string(halves.filtering_layer() - 1) + " (%)"));
+      weights = calibration.weights;
+      result.calibrations[halves.filtering_layer()] = calibration;
+    }
+    for (std::size_t q = weighing; q < questions.size(); ++q) {
+      const Question& question = questions[q];
+      const Prompt prompt = album.complete(prompts[q]);
       engine.forget(0);
-      const Reading reading = engine.read(0, prompt);
+      Reading reading = engine.read(0, prompt);
+      const std::vector<float> alike = reading.scores;
       const Whole whole = runner.whole(reading);
       const fastv::ModelShape shape = halves.cost_shape();
       const double whole_flops = fastv::prefill_flops(shape, engine.plan(prompt, nullptr));
@@ -277,6 +321,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
       std::size_t fed = whole.tokens.size() - 1;  // tokens that the head has seen behind the prompt
       for (std::size_t i = first; i < all.size(); ++i) {
         Setting& setting = all[i];
+        reading.scores = setting.rule->weighs_heads ? weighted_scores(reading, weights) : alike;
         engine.forget_tail(0);
         const double seconds = reading.seconds + runner.finish(reading, &setting.config);
         count(setting.sums, engine.plan(prompt, &setting.config), seconds);
@@ -295,7 +340,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         const llama_token first_token = likeliest(engine.logits(0), runner.vocabulary());
         for (std::size_t t = 1; t < whole.logs.size();) {
           const std::size_t some = std::min(engine.batch(), whole.logs.size() - t);
-          engine.conclude(0, whole.rows, t - 1, some, reading.next_position + static_cast<llama_pos>(t) - 1);
+          engine.conclude(0, whole.steps, t - 1, some, reading.next_position + static_cast<llama_pos>(t) - 1);
           for (std::size_t row = 0; row < some; ++row) compare(t + row, engine.logits(row));
           t += some;
         }
@@ -317,159 +362,17 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
         if (question.answer.empty()) continue;
         setting.sums.right += words(text) == words(question.answer) ? 1 : 0;
       }
-      if (progress) progress(static_cast<double>(++done) / static_cast<double>(total));
+      ++done;
+      tell("Sweeping (%)")(static_cast<double>(done) / static_cast<double>(total));
     }
   }
-  result.attention = attention_by_layer(options, questions);
+  result.attention = attention_by_layer(options, prompts, album);
   Measured whole = mean_of(unpruned, fastv::Config{}, "all tokens");
   whole.config.filtering_ratio = 0;
   result.measured.push_back(whole);
-  for (const Setting& setting : all) result.measured.push_back(mean_of(setting.sums, setting.config, setting.rule));
+  for (const Setting& setting : all)
+    result.measured.push_back(mean_of(setting.sums, setting.config, setting.rule->name));
   return result;
-}
-
-const Measured* cheapest(const Sweep& sweep, double max_kl, double max_drop) {
-  const Measured* best = nullptr;
-  for (std::size_t i = 1; i < sweep.measured.size(); ++i) {
-    const Measured& m = sweep.measured[i];
-    const bool known = m.accuracy >= 0;
-    if (!(m.kl_mean <= max_kl) || (known && sweep.measured[0].accuracy - m.accuracy > max_drop)) continue;
-    if (best == nullptr || m.flops < best->flops || (m.flops == best->flops && m.kl_mean < best->kl_mean)) best = &m;
-  }
-  return best;
-}
-
-std::string table(const Sweep& sweep) {
-  const bool known = sweep.measured[0].accuracy >= 0;
-  char line[256];
-  std::string text;
-  std::snprintf(line, sizeof(line), "%3s %5s %-10s %9s %9s %9s %7s %8s %s%7s %7s %9s %9s\n", "K", "R", "rule",
-                "KL first", "KL mean", "KL 99%", "tokens", "answers", known ? "  right " : "", "FLOPs", "time",
-                "prefill", "KV MiB");
-  text += line;
-  for (std::size_t i = 0; i < sweep.measured.size(); ++i) {
-    const Measured& m = sweep.measured[i];
-    const std::string k = i == 0 ? "-" : std::to_string(m.config.filtering_layer);
-    std::snprintf(line, sizeof(line), "%3s %4.0f%% %-10s %9.4f %9.4f %9.4f %7s %8s %s%7s %7s %6.1f ms %9.2f\n",
-                  k.c_str(), 100 * m.config.filtering_ratio, m.rule.c_str(), m.kl_first, m.kl_mean, m.kl_99,
-                  percent(m.same_tokens).c_str(), percent(m.same_answers).c_str(),
-                  known ? common::format("%6.1f%% ", 100 * m.accuracy).c_str() : "", percent(m.flops).c_str(),
-                  percent(m.time).c_str(), m.prefill_ms, m.kv_mib);
-    text += line;
-  }
-  return text;
-}
-
-std::vector<std::string> write_sweep(const std::string& stem, const Sweep& sweep) {
-  std::vector<std::string> written;
-  const auto open = [&](const std::string& ending) {
-    written.push_back(stem + ending);
-    std::ofstream out(written.back());
-    if (!out) throw std::runtime_error("cannot write " + written.back());
-    return out;
-  };
-  std::ofstream csv = open(".csv");
-  csv << "k,r,rule,kl_first,kl_mean,kl_99,same_tokens,same_answers,accuracy,flops,time,prefill_ms,kv_mib\n";
-  nlohmann::json json;
-  for (const Measured& m : sweep.measured) {
-    csv << m.config.filtering_layer << ',' << m.config.filtering_ratio << ',' << m.rule << ',' << m.kl_first << ','
-        << m.kl_mean << ',' << m.kl_99 << ',' << m.same_tokens << ',' << m.same_answers << ','
-        << (m.accuracy < 0 ? "" : std::to_string(m.accuracy)) << ',' << m.flops << ',' << m.time << ',' << m.prefill_ms
-        << ',' << m.kv_mib << '\n';
-    json["settings"].push_back({{"k", m.config.filtering_layer},
-                                {"r", m.config.filtering_ratio},
-                                {"rule", m.rule},
-                                {"kl_first", m.kl_first},
-                                {"kl_mean", m.kl_mean},
-                                {"kl_99", m.kl_99},
-                                {"same_tokens", m.same_tokens},
-                                {"same_answers", m.same_answers},
-                                {"accuracy", m.accuracy < 0 ? nlohmann::json() : nlohmann::json(m.accuracy)},
-                                {"flops", m.flops},
-                                {"time", m.time},
-                                {"prefill_ms", m.prefill_ms},
-                                {"kv_mib", m.kv_mib}});
-  }
-  json["attention_on_the_picture"] = sweep.attention;
-  open(".json") << json.dump(2) << '\n';
-
-  // A panel for each K, over FLOPs above and over time below.
-  common::LineChart chart;
-  chart.title = "What pruning costs";
-  chart.caption = "A line for each rule; its marks are the filtering ratios R.";
-  chart.x = {"share of the unpruned prefill (%)"};
-  std::vector<std::size_t> ks;
-  double least = 1;
-  for (std::size_t i = 1; i < sweep.measured.size(); ++i) {
-    const std::size_t k = sweep.measured[i].config.filtering_layer;
-    if (std::find(ks.begin(), ks.end(), k) == ks.end()) ks.push_back(k);
-    least = std::min(least, sweep.measured[i].same_tokens);
-  }
-  chart.y = {"tokens as unpruned (%)", std::floor(10 * least) * 10, 100, least < 0.6 ? 20.0 : least < 0.9 ? 10.0 : 5.0};
-  if (chart.y.low >= 100) chart.y.low = 90;
-  chart.columns = ks.size();
-  for (const bool by_time : {false, true})
-    for (const std::size_t k : ks) {
-      common::Panel panel{"K = " + std::to_string(k) + (by_time ? ", over time" : ", over FLOPs"), {}, {}};
-      for (std::size_t i = 1; i < sweep.measured.size(); ++i) {
-        const Measured& m = sweep.measured[i];
-        if (m.config.filtering_layer != k) continue;
-        auto series =
-            std::find_if(panel.series.begin(), panel.series.end(), [&](const auto& s) { return s.name == m.rule; });
-        if (series == panel.series.end()) series = panel.series.insert(series, {m.rule, {}, true});
-        series->points.push_back({100 * (by_time ? m.time : m.flops), 100 * m.same_tokens});
-      }
-      chart.panels.push_back(std::move(panel));
-    }
-  written.push_back(stem + ".png");
-  chart.write(written.back());
-
-  if (!sweep.attention.empty()) {
-    common::LineChart by_layer;
-    by_layer.title = "Attention on the picture";
-    by_layer.caption = "What the last prompt token pays, by layer. Prune where it has become low.";
-    by_layer.x = {"layer", 0, static_cast<double>(std::max<std::size_t>(sweep.attention.size(), 2) - 1),
-                  static_cast<double>((sweep.attention.size() + 7) / 8)};
-    by_layer.y = {"of all attention (%)"};
-    common::Series series{"of the last token", {}, true};
-    for (std::size_t i = 0; i < sweep.attention.size(); ++i)
-      if (!std::isnan(sweep.attention[i])) series.points.push_back({static_cast<double>(i), 100 * sweep.attention[i]});
-    by_layer.panels.push_back({"", {series}, {}});
-    written.push_back(stem + "-attention.png");
-    by_layer.write(written.back());
-  }
-  return written;
-}
-
-void write_config(const std::string& path, const Measured& setting) {
-  std::ofstream out(path);
-  out << nlohmann::json{{"fastv-k", setting.config.filtering_layer},
-                        {"fastv-r", setting.config.filtering_ratio},
-                        {"fastv-score", setting.rule}}
-             .dump(2)
-      << '\n';
-  if (!out) throw std::runtime_error("cannot write " + path);
-}
-
-void read_config(const std::string& path, Options& options) {
-  std::ifstream in(path);
-  if (!in) throw std::invalid_argument("cannot open the settings " + path);
-  const auto json = nlohmann::json::parse(in, nullptr, false);
-  const auto wrong = [&](const std::string& what) {
-    return std::invalid_argument(path + ": " + what +
-                                 ": as --sweep writes it, it has fastv-k, fastv-r and fastv-score");
-  };
-  if (!json.is_object()) throw wrong("it is no JSON object");
-  for (const auto& [key, value] : json.items()) {
-    if (key == "fastv-k" && value.is_number_unsigned())
-      options.load.filtering_layer = value.get<std::uint32_t>();
-    else if (key == "fastv-r" && value.is_number())
-      options.fastv.filtering_ratio = value.get<double>();
-    else if (key == "fastv-score" && value.is_string())
-      set_rule(options.fastv, value.get<std::string>());
-    else
-      throw wrong("there is no setting \"" + key + "\" of that kind");
-  }
 }
 
 }  // namespace llava

@@ -2,8 +2,10 @@
 // same prompts.
 #pragma once
 
+#include <map>
+
+#include "calibrate.hpp"
 #include "options.hpp"
-#include "prompt.hpp"
 
 namespace llava {
 
@@ -31,10 +33,15 @@ struct Sweep {
   std::vector<Measured> measured;  // the first is the unpruned run
   std::vector<double>
       attention;  // on the picture, by layer, mean over questions; NaN where a layer sees a window alone
+  std::map<std::size_t, Calibration> calibrations;  // by K
 };
 
-// progress: share of all runs.
-Sweep sweep(const Options& options, const std::vector<Question>& questions, const Progress& progress = {});
+// Called with what is being done, and the share of it that is done.
+using TaskProgress = std::function<void(const std::string& task, double share)>;
+
+// The vision encoder looks at every picture once, for all K; see Album for where that is kept. The questions that weigh heads
+// are not judged by.
+Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress = {});
 
 // The cheapest setting by FLOPs that keeps to the limits; null: none does.
 const Measured* cheapest(const Sweep& sweep, double max_kl, double max_drop);
@@ -43,8 +50,11 @@ std::string table(const Sweep& sweep);
 // STEM.csv, STEM.json, STEM.png (equal tokens over FLOPs and over time), STEM-attention.png. Returns what was written.
 std::vector<std::string> write_sweep(const std::string& stem, const Sweep& sweep);
 
-// A setting as --fastv-config reads it.
-void write_config(const std::string& path, const Measured& setting);
+// What the calibrations found: a line for each K, with the heads that weigh most.
+std::string weights(const Sweep& sweep);
+
+// A setting as --fastv-config reads it, with the weights of its K if there are some.
+void write_config(const std::string& path, const Measured& setting, const Sweep& sweep);
 void read_config(const std::string& path, Options& options);
 
 }  // namespace llava

@@ -110,6 +110,39 @@ INSTANTIATE_TEST_SUITE_P(All, Devices,
                            return name;
                          });
 
+// What comes to the host for it alone: keys, and each head's attention. And K = 0, where all layers lie on the device.
+TEST(Rules, AreAsOnTheHost) {
+  const std::string& file = prompts::model_file(tiny_gguf::tiny_model("llama"), "llama");
+  for (const std::uint32_t k : {2u, 0u}) {
+    llava::LoadOptions on_host, on_device = on_server();
+    on_host.gpu_layers = 0;
+    on_host.filtering_layer = on_device.filtering_layer = k;
+    const Halves here(file, on_host), there(file, on_device);
+    EngineOptions options;
+    options.context = 512;
+    options.threads = 1;
+    options.features = options.by_head = true;
+    Engine host(here, options), device(there, options);
+    const llava::Prompt prompt = Builder(here, 4).text(20).picture(8).text(10).picture(7).text(9).prompt;
+    const llava::Reading reading = host.read(0, prompt), copy = device.read(0, prompt);
+    ASSERT_EQ(reading.features.size(), copy.features.size());
+    ASSERT_EQ(reading.by_head.size(), copy.by_head.size());
+    EXPECT_EQ(reading.by_head.size(), k == 0 ? 0u : 4u * 113);
+    for (std::size_t i = 0; i < reading.features.size(); ++i) ASSERT_NEAR(copy.features[i], reading.features[i], 1e-5);
+    for (std::size_t i = 0; i < reading.by_head.size(); ++i) ASSERT_NEAR(copy.by_head[i], reading.by_head[i], 1e-6);
+    Config config;
+    config.filtering_layer = k;
+    config.selection = fastv::Selection::random;
+    const auto kept = host.select(reading, &config);
+    host.finish(0, reading, kept);
+    device.finish(0, copy, kept);
+    host.decode({{0, 5}});
+    device.decode({{0, 5}});
+    const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(here.vocabulary()));
+    EXPECT_LE(prompts::largest_difference(device.logits(0), {host.logits(0), host.logits(0) + vocabulary}), 1e-4);
+  }
+}
+
 // Rows, on both sides: what is picked, appended beyond the room that was asked for, and written.
 TEST(Rows, OnBothSides) {
   const Halves there(prompts::model_file(tiny_gguf::tiny_model("llama"), "llama"), on_server());

@@ -44,17 +44,24 @@ class Llama {
   void hide_all_but(std::size_t filtering_layer, const std::vector<fastv::Index>& kept, std::size_t tokens) {
     dropped_.assign(tokens, true);
     for (const fastv::Index index : kept) dropped_[index] = false;
-    masked_behind_ = "l_out-" + std::to_string(filtering_layer - 1);
+    masked_ahead_ = filtering_layer == 0;
+    masked_behind_ = masked_ahead_ ? "" : "l_out-" + std::to_string(filtering_layer - 1);
   }
 
-  // Without flash attention: the map of a layer is kept, last_row() gives the row of the last token, the mean over heads,
-  // by the cell of the cache.
-  void watch(std::size_t layer) { watched_ = "kq_soft_max-" + std::to_string(layer); }
+  // The map of a layer is kept, without flash attention, and its keys: last_row() gives the row of the last token, the mean
+  // over heads, by the cell of the cache; head_rows() the same of each head; keys() those of all tokens, [tokens, G * c].
+  void watch(std::size_t layer) {
+    watched_ = "kq_soft_max-" + std::to_string(layer);
+    watched_keys_ = "Kcur-" + std::to_string(layer);
+  }
   const std::vector<double>& last_row() const { return last_row_; }
+  const std::vector<std::vector<float>>& head_rows() const { return head_rows_; }
+  const std::vector<float>& keys() const { return keys_; }
 
   // Logits behind the last token of a prompt, whose pieces go in as llama.cpp's own programs hand them over.
   std::vector<float> prefill(const llava::Prompt& prompt) {
     llama_memory_clear(llama_get_memory(context_.get()), true);
+    keys_.clear();
     return append(prompt);
   }
   // The same behind what is there.
@@ -89,8 +96,10 @@ class Llama {
     batch.seq_id = ids.data();
     batch.logits = wanted.data();
     masks_.clear();
+    new_keys_.clear();
     if (const int status = llama_decode(context_.get(), batch))
       throw std::runtime_error("llama_decode returns " + std::to_string(status));
+    keys_.insert(keys_.end(), new_keys_.begin(), new_keys_.end());
     const float* logits = llama_get_logits_ith(context_.get(), -1);
     return {logits, logits + width_};
   }
@@ -104,29 +113,52 @@ class Llama {
       const auto cells = static_cast<std::size_t>(node->ne[0]), rows = static_cast<std::size_t>(node->ne[1]),
                  heads = static_cast<std::size_t>(node->ne[2]);
       last_row_.assign(cells, 0);
-      for (std::size_t h = 0; h < heads; ++h)
+      head_rows_.clear();
+      for (std::size_t h = 0; h < heads; ++h) {
+        const auto row = map.begin() + static_cast<std::ptrdiff_t>((h * rows + rows - 1) * cells);
+        head_rows_.emplace_back(row, row + static_cast<std::ptrdiff_t>(cells));
         for (std::size_t cell = 0; cell < cells; ++cell)
           last_row_[cell] +=
               static_cast<double>(map[(h * rows + rows - 1) * cells + cell]) / static_cast<double>(heads);
+      }
       return true;
     }
-    if (node->op == GGML_OP_FLASH_ATTN_EXT && std::find(masks_.begin(), masks_.end(), node->src[3]) == masks_.end())
-      masks_.push_back(node->src[3]);
+    // Several nodes have the name: the last is what goes into the cache.
+    if (!watched_keys_.empty() && node->name == watched_keys_ && ggml_is_contiguous(node)) {
+      if (ask) return true;
+      new_keys_.resize(static_cast<std::size_t>(ggml_nelements(node)));
+      ggml_backend_tensor_get(node, new_keys_.data(), 0, ggml_nbytes(node));
+      return true;
+    }
+    ggml_tensor* mask = node->op == GGML_OP_FLASH_ATTN_EXT ? node->src[3]
+                        : node->op == GGML_OP_SOFT_MAX     ? node->src[1]
+                                                           : nullptr;
+    if (mask != nullptr && std::find(masks_.begin(), masks_.end(), mask) == masks_.end()) {
+      masks_.push_back(mask);
+      if (masked_ahead_) hide_in(mask);
+    }
     const bool here = !masked_behind_.empty() && node->name == masked_behind_;
     if (ask || !here) return ask ? here : true;
-    // A mask, F16 [keys, rows], serves all layers of its kind, with windows or without: rewritten between layers K-1 and
+    // A mask, [keys, rows], serves all layers of its kind, with windows or without: rewritten between layers K-1 and
     // K, it holds from K on.
-    for (ggml_tensor* mask : masks_) {
-      std::vector<ggml_fp16_t> values(ggml_nbytes(mask) / sizeof(ggml_fp16_t));
-      ggml_backend_tensor_get(mask, values.data(), 0, ggml_nbytes(mask));
-      const auto keys = static_cast<std::size_t>(mask->ne[0]);
-      const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
-      for (std::size_t row = 0; row * keys < values.size(); ++row)
-        for (std::size_t key = 0; key < dropped_.size() && key < keys; ++key)
-          if (dropped_[key]) values[row * keys + key] = hidden;
-      ggml_backend_tensor_set(mask, values.data(), 0, ggml_nbytes(mask));
-    }
+    for (ggml_tensor* each : masks_) hide_in(each);
     return true;
+  }
+  void hide_in(ggml_tensor* mask) const {
+    if (mask->type == GGML_TYPE_F32)  // without flash attention
+      hide<float>(mask, -INFINITY);
+    else
+      hide<ggml_fp16_t>(mask, ggml_fp32_to_fp16(-INFINITY));
+  }
+  template <class T>
+  void hide(ggml_tensor* mask, T hidden) const {
+    std::vector<T> values(ggml_nbytes(mask) / sizeof(T));
+    ggml_backend_tensor_get(mask, values.data(), 0, ggml_nbytes(mask));
+    const auto keys = static_cast<std::size_t>(mask->ne[0]);
+    for (std::size_t row = 0; row * keys < values.size(); ++row)
+      for (std::size_t key = 0; key < dropped_.size() && key < keys; ++key)
+        if (dropped_[key]) values[row * keys + key] = hidden;
+    ggml_backend_tensor_set(mask, values.data(), 0, ggml_nbytes(mask));
   }
 
   llava::LlamaModel model_;
@@ -134,8 +166,11 @@ class Llama {
   std::size_t width_ = 0;
   llama_pos next_position_ = 0;
   std::vector<bool> dropped_;
-  std::string masked_behind_, watched_;
+  bool masked_ahead_ = false;
+  std::string masked_behind_, watched_, watched_keys_;
   std::vector<double> last_row_;
+  std::vector<std::vector<float>> head_rows_;
+  std::vector<float> keys_, new_keys_;
   std::vector<ggml_tensor*> masks_;
 };
 

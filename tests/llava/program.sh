@@ -74,6 +74,17 @@ run = json.load(open('$out/run.json'))['runs'][1]
 assert len(run['kept']) == 331 and sorted(set(run['kept'])) == run['kept'], run['kept']
 assert run['tokens_in_layer'] == [619, 619] + [331] * 10, run['tokens_in_layer']
 assert open('$out/overlay.png', 'rb').read(8) == b'\\x89PNG\\r\\n\\x1a\\n'"
+# Ahead of the first layer: the whole model runs on what is kept.
+for rule in random uniform max-min coverage; do
+  answer=$(ask --image "$picture" -p "$question" --fastv-k 0 --fastv-r 0.25 --fastv-score $rule --json "$out/ahead.json" 2>/dev/null | xargs)
+  [ -n "$answer" ] || fail "at K = 0, by $rule, nothing is answered"
+  python3 -c "
+import json
+run = json.load(open('$out/ahead.json'))['runs'][0]
+assert len(run['kept']) == 475 and run['tokens_in_layer'] == [475] * 12, run['tokens_in_layer']"
+done
+answer=$(ask --image "$picture" -p "$question" --fastv-k 0 --no-fastv 2>/dev/null | xargs)
+[ "$answer" = "$expected" ] || fail "at K = 0, unpruned, it answers '$answer', not '$expected'"
 # Two pictures, and a marker that says where the first goes.
 ask --image "$picture" --image examples/scenes/pictures/scene_00.png -p "$question" --json "$out/two.json" >/dev/null 2>&1
 python3 -c "
@@ -147,6 +158,37 @@ print(round(12 * float(row['accuracy'])))")
 [ "$right" = "$counted" ] || fail "one by one, $right of 12 lists are right, but the sweep counts $counted"
 [ "$right" -gt 0 ] && [ "$right" -lt 12 ] || fail "$right of 12 lists are right, which tells nothing"
 
+# Weights of heads, from half of them: in the table, in the settings, and used by the program. The wrong number of them, or
+# another K, is refused.
+"$program" -m "$out/scenes.gguf" --mmproj "$out/mmproj-scenes.gguf" --sweep "$out/lists.jsonl" --sweep-k 0,2 --sweep-r 0.5,0.9 --calibrate 6 \
+  --sweep-score max-min,heads -n 16 -t 1 --max-kl 100 --max-drop 1 --sweep-out "$out/heads" --write-config "$out/heads.cfg" >"$out/heads.txt" 2>/dev/null ||
+  fail "the calibration failed"
+grep -q "The first 6 questions weighed the heads" "$out/heads.txt" || fail "the calibration is not told"
+python3 - "$out" <<'END'
+import csv, json, sys
+out = sys.argv[1]
+rows = list(csv.DictReader(open(f'{out}/heads.csv')))
+assert [(r['k'], r['rule']) for r in rows[1:]] == [('0', 'max-min')] * 2 + [('2', 'max-min'), ('2', 'heads')] * 2, rows
+(found,) = json.load(open(f'{out}/heads.json'))['head_weights']
+heads = len(found['weights'])
+assert found['k'] == 2 and found['questions'] == 6 and abs(sum(found['weights']) - 1) < 1e-5, found
+gains = [max(0, without - found['kl_first']) for without in found['kl_first_without']]
+assert all(abs(w - g / sum(gains)) < 1e-5 for w, g in zip(found['weights'], gains)), found
+config = {'fastv-k': 2, 'fastv-r': 0.5, 'fastv-score': 'heads', 'head-weights': found['weights']}
+for name, change in {'weighs': {}, 'alike': {'head-weights': [1 / heads] * heads}, 'mean': {'fastv-score': 'last'},
+                     'few': {'head-weights': found['weights'][1:]}, 'odd': {'head-weights': [-1] * heads},
+                     'other': {'fastv-k': 3}, 'none': {'head-weights': None}}.items():
+    json.dump({k: v for k, v in (config | change).items() if v is not None}, open(f'{out}/{name}.cfg', 'w'))
+json.dump({'fastv-score': 'heads', 'head-weights': found['weights']}, open(f'{out}/no_k.cfg', 'w'))
+END
+for name in weighs alike mean; do
+  ask --image "$picture" -p "$question" --fastv-config "$out/$name.cfg" --json "$out/$name.json" >/dev/null 2>&1 || fail "$name.cfg failed"
+done
+python3 -c "
+import json
+weighs, alike, mean = (json.load(open(f'$out/{n}.json'))['runs'][0] for n in ('weighs', 'alike', 'mean'))
+assert alike['kept'] == mean['kept'] and weighs['kept'] != mean['kept']"
+
 # Projectors of today's models, on random weights: --no-fastv answers token for token as llama-mtmd-cli does, and two
 # pictures are pruned.
 make="$build/tests/llava/make_gguf"
@@ -207,8 +249,22 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "neither a PNG nor a JPEG" $good --image README.md
   wrong "the context holds 100" $good --image "$picture" -c 100
   wrong "filtering_ratio is 1.5" $good --image "$picture" --fastv-r 1.5
-  wrong "K is 12, but this model of 12 layers can be pruned behind K = 1-11 alone" $good --image "$picture" --fastv-k 12
-  wrong "K is 0" $good --image "$picture" --fastv-k 0
+  wrong "K is 12, but this model of 12 layers can be pruned behind K = 1-11 alone, or ahead of the first at K = 0" $good --image "$picture" --fastv-k 12
+  wrong "use --fastv-score random, uniform, max-min, coverage" $good --image "$picture" --fastv-k 0
+  wrong "needs weights of heads" $good --image "$picture" --fastv-score heads
+  wrong "needs weights of heads" $good --image "$picture" --fastv-config "$out/none.cfg"
+  wrong "7 head weights were given, but layer 1 has 8 heads" $good --image "$picture" --fastv-config "$out/few.cfg"
+  wrong "a weight of a head is -1" $good --image "$picture" --fastv-config "$out/odd.cfg"
+  wrong "no fastv-k that they are of" $good --image "$picture" --fastv-config "$out/no_k.cfg"
+  wrong "are of K = 2, but --fastv-k is 3" $good --image "$picture" --fastv-config "$out/weighs.cfg" --fastv-k 3
+  wrong "--calibrate needs questions" $good --image "$picture" --calibrate 3
+  wrong "--calibrate is 12 but" $good --sweep "$out/lists.jsonl" --calibrate 12
+  wrong "--calibrate is 0" $good --sweep "$out/lists.jsonl" --calibrate 0
+  wrong "needs a whole number" $good --sweep "$out/lists.jsonl" --calibrate half
+  wrong "by how many questions" $good --sweep "$out/lists.jsonl" --sweep-score heads
+  wrong "K = 0 alone is swept" $good --sweep "$out/lists.jsonl" --sweep-k 0 --sweep-score random,heads --calibrate 3
+  wrong "K is 99" $good --sweep "$out/lists.jsonl" --sweep-k 2,99
+  wrong "to --sweep-score, or leave K = 0 out" $good --sweep "$out/lists.jsonl" --sweep-k 0 --sweep-score last
   wrong "keep_count is 577" $good --image "$picture" --fastv-keep 577
   wrong "there is no option" $good --image "$picture" --frobnicate
   wrong "a value is missing" $good --image
@@ -220,6 +276,7 @@ head -c 100000 "$out/scenes.gguf" >"$out/short.gguf"
   wrong "must be a type of" $good --image "$picture" --cache-type-k f17
   wrong "need a prompt" $good --compare
   wrong "no RPC server answers at 127.0.0.1:1" $good --image "$picture" --rpc 127.0.0.1:1
+  TMPDIR=$out/none wrong "set TMPDIR to a folder" $good --sweep "$out/lists.jsonl"
   wrong "cannot open the questions" $good --sweep "$out/none.jsonl"
   wrong "line 1: give" $good --sweep README.md
   wrong "has pictures and prompts of its own" $good --sweep "$out/lists.jsonl" -p hi

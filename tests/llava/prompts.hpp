@@ -94,4 +94,23 @@ inline const std::string& model_file(const tiny_gguf::LanguageModel& spec, const
   return entry->second;
 }
 
+// Options and a model that many tests use.
+inline llava::EngineOptions one_thread(std::size_t context = 512) {
+  llava::EngineOptions options;
+  options.context = context;
+  options.threads = 1;
+  return options;
+}
+
+inline tiny_gguf::LanguageModel llama_of(ggml_type type = GGML_TYPE_F32) {
+  tiny_gguf::LanguageModel spec;
+  spec.type = type;
+  spec.layers = 5;
+  spec.hidden = spec.ffn = 256;  // whole blocks of Q4_K
+  spec.heads = 8;
+  spec.kv_heads = 2;
+  return spec;
+}
+inline const std::string& llama_file() { return model_file(llama_of(), "llama_256"); }
+
 }  // namespace prompts

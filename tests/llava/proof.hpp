@@ -1,5 +1,5 @@
 // One architecture held to llama_decode: with every token kept the logits are the same, bit for bit; pruned they are those
-// of the whole model whose masks hide the dropped keys from layer K on.
+// of the whole model whose masks hide the dropped keys from layer K on. The same at K = 0, from the first layer on.
 #pragma once
 
 #include <optional>
@@ -20,12 +20,16 @@ struct Proof {
   // The same, pruned, as a share of the largest logit; nothing for recurrent layers, whose state cannot be masked.
   std::optional<double> pruned_prefill, pruned_decoding, pruned_in_pieces;
   std::size_t same_tokens = 0;  // of the 16 that llama_decode finds likeliest, pruned
+  // At K = 0: the largest difference of a logit with every token kept; pruned as a share of the largest logit, of all but
+  // recurrent models.
+  double ahead = 0;
+  std::optional<double> ahead_prefill, ahead_decoding;
 
   // What is wrong with it; empty: nothing.
   std::string verdict() const;
 };
 
-// Throws what the engine throws.
+// Of an architecture that can be pruned at K = 0 alone, what is said of other K is empty. Throws what the engine throws.
 Proof prove(const std::string& architecture);
 
 }  // namespace proof

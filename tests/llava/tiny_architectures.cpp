@@ -264,9 +264,10 @@ const std::vector<Architecture>& table() {
       {"maincoder", "f", "d", "", "@ends", "@llama_norms"},
       {"mistral4", "f", "d|e", "@late_moe @latent", "@ends",
        "n:attn_norm/d @latent_queries @latent_keys n:ffn_norm/d @mixture e?@balance"},
+      // It attends to so many keys as no prompt of the tests has, so that a masked one takes no other's place.
       {"deepseek32", "f", "d|e",
        "@late_moe @latent expert_gating_func=2 attention.indexer.head_count=4 attention.indexer.key_length=64 "
-       "attention.indexer.top_k=32",
+       "attention.indexer.top_k=512",
        "@ends",
        "n:attn_norm/d @latent_queries @latent_keys l:indexer.k_norm/64 w:indexer.proj/d,4 w:indexer.attn_k/d,64 "
        "w:indexer.attn_q_b/32,256 n:ffn_norm/d @mixture e?@balance"},
