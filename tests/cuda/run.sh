@@ -33,8 +33,9 @@ export flags
 rm -f "$WORK"/*.o "$WORK"/*.log
 # Longest first. memory.cpp is the host's alone.
 # shellcheck disable=SC2016
-printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/batch_test.cpp tests/cuda/select_test.cpp \
-  tests/cuda/replay_test.cpp examples/cuda/decoder.cu tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
+printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/diverse_test.cpp \
+  tests/cuda/batch_test.cpp tests/cuda/select_test.cpp tests/cuda/replay_test.cpp examples/cuda/decoder.cu \
+  tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
   xargs -P "$(nproc)" -n 1 sh -c '
     name=$(basename "$0") language=cu
     [ "$name" != memory.cpp ] || language=c++
@@ -45,7 +46,7 @@ link() {  # PROGRAM OBJECT... -- by nvcc, which knows where cuBLAS is
   for object in "$@"; do set -- "$@" "$WORK/$object.o"; shift; done
   "$NVCC" -arch="$arch" "$@" -lcublas -o "$WORK/$program"
 }
-link device_test device_test memory score_test batch_test select_test replay_test
+link device_test device_test memory score_test diverse_test batch_test select_test replay_test
 link decoder decoder
 link cuda_bench cuda_bench
 if [ $compile_only = true ]; then
@@ -74,10 +75,11 @@ elif timeout 60 compute-sanitizer "$WORK/decoder" tiny 2>&1 | grep -q "Device no
   echo "not run: compute-sanitizer does not support this GPU here" >>"$WORK/summary.txt"
 else
   set -- compute-sanitizer --error-exitcode 9 --tool
-  run "memcheck, the tests" memcheck "$@" memcheck "$WORK/device_test" --apart CudaReplay CudaGather
+  run "memcheck, the tests" memcheck "$@" memcheck "$WORK/device_test" --apart CudaReplay CudaGather \
+    CudaDiverse.StagesFollow
   run "memcheck, examples/cuda" memcheck_tiny "$@" memcheck "$WORK/decoder" tiny
   run "racecheck, the tests" racecheck "$@" racecheck "$WORK/device_test" CudaReplay CudaSelect.TwoStages \
-    CudaScore.ListedAndPriorRows
+    CudaScore.ListedAndPriorRows CudaDiverse.StagesFollow CudaDiverse.KeysOf
 fi
 run "examples/cuda, LLaVA-1.5-7B's shape" 7b "$WORK/decoder" 7b
 run "cuda_bench" bench "$WORK/cuda_bench"
