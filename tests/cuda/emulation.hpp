@@ -300,6 +300,9 @@ class Queue : public CountedQueue {
     return {memory, {}};
   }
   static void release(void* memory) { std::free(memory); }
+  static void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 
  private:
   template <class Kernel>

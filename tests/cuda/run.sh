@@ -35,7 +35,7 @@ rm -f "$WORK"/*.o "$WORK"/*.log
 # shellcheck disable=SC2016
 printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/diverse_test.cpp \
   tests/cuda/batch_test.cpp tests/cuda/select_test.cpp tests/cuda/replay_test.cpp examples/cuda/decoder.cu \
-  tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
+  bench/cuda_prefill_bench.cu tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
   xargs -P "$(nproc)" -n 1 sh -c '
     name=$(basename "$0") language=cu
     [ "$name" != memory.cpp ] || language=c++
@@ -49,8 +49,9 @@ link() {  # PROGRAM OBJECT... -- by nvcc, which knows where cuBLAS is
 link device_test device_test memory score_test diverse_test batch_test select_test replay_test
 link decoder decoder
 link cuda_bench cuda_bench
+link cuda_prefill_bench cuda_prefill_bench
 if [ $compile_only = true ]; then
-  step "device_test, decoder and cuda_bench are built; nothing ran"
+  step "device_test, decoder and both benchmarks are built; nothing ran"
   exit 0
 fi
 
@@ -82,12 +83,13 @@ else
     CudaScore.ListedAndPriorRows CudaDiverse.StagesFollow CudaDiverse.KeysOf
 fi
 run "examples/cuda, LLaVA-1.5-7B's shape" 7b "$WORK/decoder" 7b
+run "what pruning saves of a prefill" prefill "$WORK/cuda_prefill_bench"
 run "cuda_bench" bench "$WORK/cuda_bench"
 
 step "summary"
 cat "$WORK/bench.txt"
 echo
-sed -n '1p; /^sequences/,$p' "$WORK/7b.txt"
+cat "$WORK/prefill.txt"
 echo
 cat "$WORK/summary.txt"
 if grep -q ^FAIL "$WORK/summary.txt"; then
