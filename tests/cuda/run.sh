@@ -35,7 +35,7 @@ rm -f "$WORK"/*.o "$WORK"/*.log
 # shellcheck disable=SC2016
 printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/diverse_test.cpp \
   tests/cuda/batch_test.cpp tests/cuda/select_test.cpp tests/cuda/replay_test.cpp examples/cuda/decoder.cu \
-  bench/cuda_prefill_bench.cu tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
+  bench/cuda_prefill_bench.cu tests/cuda/golden_check.cpp tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
   xargs -P "$(nproc)" -n 1 sh -c '
     name=$(basename "$0") language=cu
     [ "$name" != memory.cpp ] || language=c++
@@ -47,11 +47,12 @@ link() {  # PROGRAM OBJECT... -- by nvcc, which knows where cuBLAS is
   "$NVCC" -arch="$arch" "$@" -lcublas -o "$WORK/$program"
 }
 link device_test device_test memory score_test diverse_test batch_test select_test replay_test
+link golden_check golden_check
 link decoder decoder
 link cuda_bench cuda_bench
 link cuda_prefill_bench cuda_prefill_bench
 if [ $compile_only = true ]; then
-  step "device_test, decoder and both benchmarks are built; nothing ran"
+  step "device_test, golden_check, decoder and both benchmarks are built; nothing ran"
   exit 0
 fi
 
@@ -67,6 +68,7 @@ run() {  # WHAT LOG COMMAND... -- its last line is what the summary says
   printf '%-6s %-52s %s\n' "$verdict" "$what" "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-100)" >>"$WORK/summary.txt"
 }
 run "the tests that the host runs over an emulation" device "$WORK/device_test"
+run "the tensors of the authors' code" golden "$WORK/golden_check" tests/golden/*.safetensors
 run "examples/cuda, small: pruned against masked" tiny "$WORK/decoder" tiny
 
 # Small cases, since either tool makes them many times slower. It refuses some virtual machines' GPUs.
