@@ -188,19 +188,19 @@ struct Features {
     return projected != 0 && projected < all ? projected : all;
   }
 };
-// Evidence of any kind and features beside it, for batches of which some rule is Selection::diverse. with_features() makes
-// it.
+// Evidence of any kind and features beside it, for batches of which some rule is Selection::diverse. with_features() makes it.
 template <class Evidence, class T>
 struct WithFeatures {
   Evidence evidence;     // what the tokens are scored by
   Features<T> features;  // what they are compared by
 };
-// with_features(qk, qk.key), or of Features.
+// with_features(qk, Features<half>{...})
 template <class Evidence, class T>
 FASTV_INLINE constexpr WithFeatures<Evidence, T> with_features(const Evidence& evidence,
                                                                const Features<T>& features) noexcept {
   return {evidence, features};
 }
+// with_features(qk, qk.key): by keys as they are.
 template <class Evidence, class T>
 FASTV_INLINE constexpr WithFeatures<Evidence, T> with_features(const Evidence& evidence,
                                                                const Heads<T>& vectors) noexcept {

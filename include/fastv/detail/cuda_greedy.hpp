@@ -234,7 +234,6 @@ class Chooser {
         lower(e, 1.0f - cosine, 1e-6f);
       }
     });
-    if (covers) block_.sync();
   }
   // Differences that rounding alone may make are none.
   FASTV_KERNEL void lower(std::uint32_t e, float left, float rounding) {
@@ -322,7 +321,7 @@ class Chooser {
         });
         gains_of(candidate);
       }
-    block_.sync();
+    block_.sync();  // what all have read is written from here on
   }
   // The warps' best are computed anew at once, until the best of all is one of them.
   FASTV_KERNEL std::uint32_t most_covering(std::uint32_t first, std::uint32_t end) {
