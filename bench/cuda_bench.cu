@@ -12,9 +12,6 @@
 //
 //   nvcc -std=c++17 -O3 -arch=native -Iinclude bench/cuda_bench.cu -lcublas -o cuda_bench
 //   ./cuda_bench [rounds]        exit status: 0; 1 where a result is wrong; 2 on bad use; 77 without a GPU
-#include <cublas_v2.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -29,7 +26,7 @@
 #include <string>
 #include <vector>
 
-#include "../examples/cuda/require.hpp"
+#include "../examples/common/cuda_program.hpp"
 
 const char* const cuda_program::name = "cuda_bench";
 
@@ -43,6 +40,9 @@ constexpr double ratio = 0.5;
 
 // ---- the runtime --------------------------------------------------------------------------------
 
+using cuda_program::download;
+using cuda_program::Graph;
+using cuda_program::random_halves;
 using cuda_program::require;
 using cuda_program::stop;
 
@@ -79,13 +79,6 @@ class Device {
   std::size_t size_ = 0;
 };
 
-template <class T>
-std::vector<T> download(const T* data, std::size_t size) {
-  std::vector<T> host(size);
-  require(cudaMemcpy(host.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost));
-  return host;
-}
-
 // ---- shapes and data ----------------------------------------------------------------------------
 
 struct Shape {
@@ -103,26 +96,6 @@ constexpr Shape shapes[] = {
     {"LLaVA-1.5-7B, 64 x about 631", 64, 576, 32, 32, 4096, 11008, 32, false, 0},
     {"the same, pages of 16", 64, 576, 32, 32, 4096, 11008, 32, true, 0},
 };
-
-// Half precision, uniform in [-sqrt(3), sqrt(3)], so that variance is 1; repeats after a prime, which no stride divides.
-std::vector<half> random_halves(std::size_t count, std::uint32_t seed) {
-  static const std::vector<half> all = [] {
-    std::vector<half> values(4194301);
-    std::uint32_t state = 1;
-    for (half& value : values) {
-      state = state * 1664525u + 1013904223u;
-      value.bits = __half_as_ushort(__float2half((static_cast<float>(state >> 8) / 8388608.0f - 1.0f) * 1.7320508f));
-    }
-    return values;
-  }();
-  std::vector<half> values(count);
-  for (std::size_t i = 0; i < count;) {
-    const std::size_t from = i == 0 ? seed * 7919u % all.size() : 0, run = (std::min)(count - i, all.size() - from);
-    std::memcpy(values.data() + i, all.data() + from, run * sizeof(half));
-    i += run;
-  }
-  return values;
-}
 
 // A batch of a shape, on the host. Keys and hidden states are packed; the last query row of each sequence is at hand.
 struct Batch {
@@ -347,58 +320,26 @@ class SortingSelect {
 // The products of one decoder layer with weights [out, in] on `rows` tokens: q, k, v, o, gate, up, down.
 class LayerProducts {
  public:
-  LayerProducts(const Shape& s, std::size_t most_rows, cudaStream_t stream)
+  LayerProducts(const Shape& s, std::size_t most_rows, const cuda_program::Machine& machine)
       : shape_(s),
+        machine_(machine),
         weights_(random_halves(2 * s.hidden * (s.heads + s.kv_heads) * dim + 3 * s.hidden * s.intermediate, 4)),
         in_(random_halves(most_rows * s.intermediate, 5)),
-        out_(most_rows * s.intermediate) {
-    require(cublasCreate(&cublas_));
-    require(cublasSetStream(cublas_, stream));
-  }
-  LayerProducts(const LayerProducts&) = delete;
-  ~LayerProducts() { cublasDestroy(cublas_); }
+        out_(most_rows * s.intermediate) {}
 
   void run(std::size_t rows) const {
     const std::size_t d = shape_.hidden, q = shape_.heads * dim, kv = shape_.kv_heads * dim, m = shape_.intermediate;
     const half* weights = weights_.data();
     for (const auto& [in, out] : {std::pair{d, q}, {d, kv}, {d, kv}, {q, d}, {d, m}, {d, m}, {m, d}}) {
-      multiply(rows, in, out, weights);
+      machine_.multiply(in_.data(), weights, out_.data(), rows, in, out);
       weights += in * out;
     }
   }
 
  private:
-  void multiply(std::size_t rows, std::size_t in, std::size_t out, const half* weights) const {
-    const float one = 1, zero = 0;
-    const auto n = [](std::size_t value) { return static_cast<int>(value); };
-    require(cublasGemmEx(cublas_, CUBLAS_OP_T, CUBLAS_OP_N, n(out), n(rows), n(in), &one, weights, CUDA_R_16F, n(in),
-                         in_.data(), CUDA_R_16F, n(in), &zero, out_.data(), CUDA_R_16F, n(out), CUBLAS_COMPUTE_32F,
-                         CUBLAS_GEMM_DEFAULT));
-  }
   Shape shape_;
+  const cuda_program::Machine& machine_;
   Device<half> weights_, in_, out_;
-  cublasHandle_t cublas_ = nullptr;
-};
-
-// A piece of work as a CUDA graph.
-class Graph {
- public:
-  Graph(cudaStream_t stream, const std::function<void()>& work) {
-    cudaGraph_t graph = nullptr;
-    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    work();
-    require(cudaStreamEndCapture(stream, &graph));
-    require(cudaGraphInstantiateWithFlags(&executable_, graph, 0));
-    require(cudaGraphDestroy(graph));
-  }
-  Graph(Graph&& other) noexcept : executable_(std::exchange(other.executable_, nullptr)) {}
-  ~Graph() {
-    if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
-  }
-  void launch(cudaStream_t stream) const { require(cudaGraphLaunch(executable_, stream)); }
-
- private:
-  cudaGraphExec_t executable_ = nullptr;
 };
 
 // ---- measuring ----------------------------------------------------------------------------------
@@ -446,15 +387,63 @@ void print(const char* shape, const char* task, double us, const std::string& ta
   std::fflush(stdout);
 }
 
-bool measure(const Shape& shape, std::size_t rounds, const cudaDeviceProp& gpu, cudaStream_t stream) {
-  const Batch batch(shape);
-  fastv::cuda::Pruner pruner;
+fastv::cuda::Limits limits_of(const Shape& shape, const Batch& batch) {
   fastv::cuda::Limits limits;
   limits.sequences = shape.sequences;
   limits.tokens = batch.rows;
   limits.visual = shape.sequences * shape.visual;
   limits.keys = batch.longest;
   limits.heads = shape.heads;
+  return limits;
+}
+
+// Selection::diverse by the keys, a tenth kept: nearest, coverage and volume. Before, of the first sequence, tokens are
+// compared with the core's, which keeps others only where two values are as near as rounding: a token in fifty at most.
+bool measure_diverse(const Shape& shape, Batch batch, const Copy& copy, std::size_t rounds, cudaStream_t stream) {
+  constexpr fastv::Diversity rules[] = {{fastv::Novelty::nearest, fastv::Blend::sum, 0.5},
+                                        {fastv::Novelty::coverage, fastv::Blend::product, 1},
+                                        {fastv::Novelty::volume, fastv::Blend::product, 2}};
+  const char* const names[] = {"the same, diverse: nearest", "diverse: coverage", "diverse: volume"};
+  fastv::cuda::Limits limits = limits_of(shape, batch);
+  limits.features = shape.kv_heads * dim;
+  limits.competing = shape.visual;
+  fastv::cuda::Pruner pruner;
+  require(pruner.reserve(limits));
+  batch.config.selection = fastv::Selection::diverse;
+  batch.config.filtering_ratio = 0.9;
+  for (std::size_t rule = 0; rule < 3; ++rule) {
+    batch.config.diversity = rules[rule];
+    require(pruner.plan(batch.requests(), shape.layers, stream));
+    const auto qk = evidence(batch, copy);
+    const auto work = [&](std::size_t) { require(pruner.prune(0, fastv::cuda::with_features(qk, qk.key), stream)); };
+    work(0);
+    require(cudaStreamSynchronize(stream));
+    const std::size_t kept = pruner.kept_tokens(0, 0);
+    const auto rows = download(pruner.kept(0).rows, kept);
+    fastv::Pruner<> core(batch.config);
+    const auto keys = fastv::heads(batch.key.data(), fastv::TokenMajor{batch.tokens[0], shape.kv_heads, dim});
+    const auto attention =
+        fastv::query_key(fastv::heads(batch.query.data(), fastv::TokenMajor{1, shape.heads, dim}), keys, qk.scale);
+    const fastv::Kept expected = core.prune(fastv::with_features(attention, keys), {&batch.image, 1});
+    require(expected.status);
+    std::size_t others = expected.size() == kept ? 0 : kept;
+    for (const std::int32_t row : rows)
+      others += std::binary_search(expected.begin(), expected.end(), static_cast<fastv::Index>(row)) ? 0 : 1;
+    if (50 * others > kept) {
+      std::printf("%-32s WRONG: %zu of %zu rows are others than the core's, %s\n", shape.name, others, kept,
+                  names[rule]);
+      return false;
+    }
+    print("", names[rule], medians({work}, rounds, 1, stream)[0], "", 0, 0);
+  }
+  return true;
+}
+
+bool measure(const Shape& shape, std::size_t rounds, const cudaDeviceProp& gpu, const cuda_program::Machine& machine) {
+  const cudaStream_t stream = machine.stream;
+  const Batch batch(shape);
+  fastv::cuda::Pruner pruner;
+  const fastv::cuda::Limits limits = limits_of(shape, batch);
   require(pruner.reserve(limits));
   require(pruner.plan(batch.requests(), shape.layers, stream));
   const std::size_t kept = pruner.kept(0).total, kept_visual = pruner.kept(0).total_visual / shape.sequences;
@@ -541,7 +530,7 @@ bool measure(const Shape& shape, std::size_t rounds, const cudaDeviceProp& gpu, 
       [&](std::size_t i) { limit_graphs[i].launch(stream); },
   };
   const std::vector<double> us = medians(runs, shape.sequences > 1 ? few : rounds, count, stream);
-  const LayerProducts products(shape, batch.rows, stream);
+  const LayerProducts products(shape, batch.rows, machine);
   const std::vector<Run> layer = {[&](std::size_t) { products.run(batch.rows); },
                                   [&](std::size_t) { products.run(kept); }};
   const std::vector<double> layer_us = medians(layer, few, count, stream);
@@ -554,6 +543,7 @@ bool measure(const Shape& shape, std::size_t rounds, const cudaDeviceProp& gpu, 
   print("", "select, by given scores", us[2], "", 0, us[3]);
   print("", "gather", us[4], "", us[5], 0);
   print("", "all in a graph", us[6], shape.target > 0 ? target(shape.target) : "", us[7], 0);
+  if (!measure_diverse(shape, batch, copies[0], few, stream)) return false;
   print("", "a layer's products", layer_us[0], "", 0, 0);
   print("", "the same on what stays", layer_us[1], "", 0, 0);
   const double layers = static_cast<double>(shape.layers);
@@ -571,15 +561,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: cuda_bench [rounds, 5 to 100000; 200 where none are said]\n");
     return 2;
   }
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::fprintf(stderr, "cuda_bench: this machine has no GPU that the CUDA driver knows; nothing was timed\n");
-    return 77;
-  }
-  cudaDeviceProp gpu;
-  require(cudaGetDeviceProperties(&gpu, 0));
-  cudaStream_t stream = nullptr;
-  require(cudaStreamCreate(&stream));
+  const cudaDeviceProp gpu = cuda_program::gpu();
+  const cuda_program::Machine machine;
   int runtime = 0;
   require(cudaRuntimeGetVersion(&runtime));
   std::printf("%s, sm_%d%d, %d multiprocessors, L2 of %d MiB; CUDA %d.%d; medians of %ld times, microseconds\n",
@@ -588,7 +571,6 @@ int main(int argc, char** argv) {
   std::printf("%-32s %-26s %9s %8s %9s %8s %9s %8s\n", "shape", "task", "us", "target", "limit", "of_limit", "rival",
               "vs_rival");
   bool right = true;
-  for (const Shape& shape : shapes) right = measure(shape, static_cast<std::size_t>(rounds), gpu, stream) && right;
-  require(cudaStreamDestroy(stream));
+  for (const Shape& shape : shapes) right = measure(shape, static_cast<std::size_t>(rounds), gpu, machine) && right;
   return right ? 0 : 1;
 }

@@ -542,7 +542,7 @@ std::vector<Wrong> all_wrong() {
       {Errc::bad_index, {"40", "40 rows"}, [&](at::Tensor keys) { return compact(too_far, keys, 1); }(k)},
       {Errc::bad_index, {"1 ", "3"}, kept_tensor(std::vector<Index>{3, 3}, k).status},
       {Errc::not_supported, {"uniform", "NoEvidence"}, on_device(uniform)},
-      {Errc::not_supported, {"selection is diverse", "greedy"}, on_device(diverse)},
+      {Errc::not_supported, {"selection is diverse", "with features"}, on_device(diverse)},
       {Errc::not_supported, {"random", "NoEvidence"}, on_device(random)},
       {Errc::not_supported, {"uniform_share is 0.5"}, on_device(share)},
       {Errc::not_supported, {"2 x 2"}, device::prune(windows, a, grid).status},
@@ -1053,6 +1053,34 @@ TEST(TorchKernels, KeepWhatTheCoreKeeps) {
   // Of many rows some at a time.
   for (std::uint64_t seed = 0; seed < 50 && !testing::Test::HasFatalFailure(); ++seed)
     kernels_keep_what_the_core_keeps<fastv::detail::TorchKernels<HostStreams, 10000>>(seed);
+  EXPECT_EQ(emulation::faults(), std::set<std::string>{});
+}
+
+// Selection::diverse compares tokens by the keys that are handed over.
+TEST(TorchKernels, CompareTokensByTheirKeys) {
+  at::manual_seed(18);
+  const Diversity rules[] = {{Novelty::nearest, Blend::sum, 0},
+                             {Novelty::nearest, Blend::product, 1, 0.5},
+                             {Novelty::coverage, Blend::sum, 0.5},
+                             {Novelty::volume, Blend::product, 2}};
+  for (const Diversity& diversity : rules) {
+    Config config;
+    config.selection = Selection::diverse;
+    config.filtering_ratio = 0.7;
+    config.diversity = diversity;
+    const at::Tensor q = at::randn({4, 1, 8}), k = at::randn({2, 3 + n, 8});
+    const auto ours = fastv::detail::device_prune<OnKernels::Kernels>(
+        config, fastv::detail::device_evidence(q, k, 0.35, 3), one_image);
+    ASSERT_TRUE(ours) << ours.message().c_str();
+    const auto keys = fastv::heads(static_cast<const float*>(k.data_ptr()), HeadMajor{2, 3 + n, 8});
+    auto attention =
+        fastv::query_key(fastv::heads(static_cast<const float*>(q.data_ptr()), HeadMajor{4, 1, 8}), keys, 0.35f);
+    attention.past = 3;
+    Pruner<> core(config);
+    const Kept kept = core.prune(with_features(attention, Features{keys, 3}), one_image);
+    ASSERT_TRUE(kept) << kept.message().c_str();
+    EXPECT_EQ(values_of(*ours), values_of(kept));
+  }
   EXPECT_EQ(emulation::faults(), std::set<std::string>{});
 }
 

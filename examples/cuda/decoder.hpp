@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <fastv/cost.hpp>
+#include <fastv/cuda_views.hpp>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -22,7 +23,8 @@ namespace decoder {
 
 struct Room {
   std::size_t sequences, tokens;  // of a batch: prompts, and all their rows
-  std::size_t longest;            // slots of a sequence, decoded tokens included
+  std::size_t longest;            // slots of a sequence, decoded tokens included; at most Attention::most_slots
+  float norm_eps = 1e-6f;         // of the norms
 };
 
 enum class Mode {
@@ -57,27 +59,25 @@ class Decoder {
                          load(l + "mlp.down_proj", d, m), machine.template allocate<T>(slots * kv),
                          machine.template allocate<T>(slots * kv)});
     }
-    for (T** wide : {&hidden_, &other_, &normed_, &delta_, &other_delta_})
-      *wide = machine.template allocate<T>(room.tokens * d);
-    query_ = machine.template allocate<T>(room.tokens * q);
-    mixed_ = machine.template allocate<T>(room.tokens * q);
-    key_ = machine.template allocate<T>(room.tokens * kv);
-    value_ = machine.template allocate<T>(room.tokens * kv);
-    gate_ = machine.template allocate<T>(room.tokens * m);
-    up_ = machine.template allocate<T>(room.tokens * m);
+    const std::size_t tokens = room.tokens;
+    const std::pair<T**, std::size_t> wide[] = {{&hidden_, d},      {&other_, d}, {&normed_, d}, {&delta_, d},
+                                                {&other_delta_, d}, {&query_, q}, {&mixed_, q},  {&key_, kv},
+                                                {&value_, kv},      {&gate_, m},  {&up_, m}};
+    for (const auto& [list, width] : wide) *list = machine.template allocate<T>(tokens * width);
     logits_ = machine.template allocate<T>(n * shape.vocabulary);
-    mask_ = machine.template allocate<unsigned char>(n * pages_ * block_tokens);
-    for (std::int32_t** list : {&positions_, &slots_}) *list = machine.template allocate<std::int32_t>(room.tokens);
-    for (std::int32_t** list : {&tokens_, &next_positions_, &next_slots_[0], &next_slots_[1]})
-      *list = machine.template allocate<std::int32_t>(n);
-    for (std::int32_t** list : {&cumulative_, &one_each_}) *list = machine.template allocate<std::int32_t>(n + 1);
+    mask_ = machine.template allocate<unsigned char>(slots);
+    const std::pair<std::int32_t**, std::size_t> lists[] = {{&positions_, tokens}, {&tokens_, n},
+                                                            {&next_positions_, n}, {&next_slots_, n},
+                                                            {&cumulative_, n + 1}, {&one_each_, n + 1}};
+    for (const auto& [list, count] : lists) *list = machine.template allocate<std::int32_t>(count);
     // Each group has its own tables over the blocks of its layers' caches, in an order of its own.
-    for (std::size_t group = 0; group < 2; ++group) {
-      std::vector<std::int32_t> blocks(n * pages_);
-      std::iota(blocks.begin(), blocks.end(), 0);
-      for (std::size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[(i * 7919 + group) % i]);
-      tables_[group] = machine.template allocate<std::int32_t>(blocks.size());
-      machine.upload(tables_[group], blocks);
+    std::vector<std::int32_t> blocks(n * pages_);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    for (std::int32_t*& table : tables_) {
+      std::rotate(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(blocks.size() / 3), blocks.end());
+      std::reverse(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(blocks.size() / 2));
+      table = machine.template allocate<std::int32_t>(blocks.size());
+      machine.upload(table, blocks);
     }
     fastv::cuda::Limits limits;
     limits.sequences = n;
@@ -93,7 +93,7 @@ class Decoder {
     const fastv::Status planned = pruner_.plan(requests, shape_.layers, machine_.queue());
     if (!planned) return planned;
     std::vector<std::int32_t> cumulative{0}, positions, next, next_kept, one_each(requests.size() + 1);
-    step_ = {0, 0, {cumulative_, positions_, slots_}};
+    step_ = {0, 0, {cumulative_, positions_, positions_}};  // ahead of the stage slots are positions
     for (std::size_t i = 0; i < requests.size(); ++i) {
       const std::size_t tokens = requests[i].tokens, kept = mode == Mode::pruned ? pruner_.kept_tokens(0, i) : tokens;
       for (std::size_t t = 0; t < tokens; ++t) positions.push_back(static_cast<std::int32_t>(t));
@@ -106,10 +106,8 @@ class Decoder {
     std::iota(one_each.begin(), one_each.end(), 0);
     machine_.upload(cumulative_, cumulative);
     machine_.upload(positions_, positions);
-    machine_.upload(slots_, positions);
     machine_.upload(next_positions_, next);
-    machine_.upload(next_slots_[0], next);
-    machine_.upload(next_slots_[1], next_kept);
+    machine_.upload(next_slots_, next_kept);
     machine_.upload(one_each_, one_each);
     machine_.upload(hidden_, prompt);
     sequences_ = static_cast<Number>(requests.size());
@@ -133,19 +131,12 @@ class Decoder {
   // Queues one step: the tokens that the logits are highest for, or these, and then the logits behind them. May be
   // captured in a graph, and run again for step after step.
   fastv::Status decode(const std::int32_t* forced = nullptr) {
-    run({sequences_, 1, 1}, NextToken<T>{logits_,
-                                         embeddings_,
-                                         forced,
-                                         hidden_,
-                                         tokens_,
-                                         next_positions_,
-                                         {next_slots_[0], next_slots_[1]},
-                                         static_cast<Number>(shape_.vocabulary),
-                                         width()});
+    run({sequences_, 1, 1}, NextToken<T>{logits_, embeddings_, forced, hidden_, tokens_, next_positions_, next_slots_,
+                                         static_cast<Number>(shape_.vocabulary), width()});
     pending_ = false;
-    Step step{sequences_, 1, {one_each_, next_positions_, next_slots_[0]}};
+    Step step{sequences_, 1, {one_each_, next_positions_, next_positions_}};
     for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
-      if (layer == filtering_layer_) step.packed.slots = next_slots_[1];
+      if (layer == filtering_layer_) step.packed.slots = next_slots_;
       run_layer(layer, step);
     }
     finish(step);
@@ -219,7 +210,7 @@ class Decoder {
   }
 
   void norm(const T* weight, Number rows, const std::int32_t* ends = nullptr) {
-    run({rows, 1, 1}, AddNorm<T>{hidden_, pending_ ? delta_ : nullptr, weight, normed_, ends, width(), 1e-6f});
+    run({rows, 1, 1}, AddNorm<T>{hidden_, pending_ ? delta_ : nullptr, weight, normed_, ends, width(), room_.norm_eps});
   }
   void run_layer(std::size_t index, const Step& step) {
     const Layer& w = layers_[index];
@@ -264,7 +255,7 @@ class Decoder {
   std::vector<Layer> layers_;
   T *hidden_, *other_, *normed_, *delta_, *other_delta_, *query_, *mixed_, *key_, *value_, *gate_, *up_, *logits_;
   unsigned char* mask_;
-  std::int32_t *positions_, *slots_, *tokens_, *next_positions_, *next_slots_[2], *cumulative_, *one_each_, *tables_[2];
+  std::int32_t *positions_, *tokens_, *next_positions_, *next_slots_, *cumulative_, *one_each_, *tables_[2];
 };
 
 }  // namespace decoder

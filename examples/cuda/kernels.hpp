@@ -6,47 +6,13 @@
 // tables[s, j / block_tokens].
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <fastv/cuda_views.hpp>
-
-#if defined(__CUDACC__)
-#define DECODER_KERNEL __device__
-#define DECODER_BOTH __host__ __device__
-#else
-#define DECODER_KERNEL
-#define DECODER_BOTH
-#endif
+#include "../common/narrow.hpp"
 
 namespace decoder {
 
 using fastv::half;
 using Number = std::uint32_t;
 inline constexpr Number block_tokens = 16;
-
-// The nearest half, of equals the even one.
-template <class T>
-DECODER_BOTH inline T narrow(float value) {
-  return value;
-}
-template <>
-DECODER_BOTH inline half narrow<half>(float value) {
-  Number bits = 0;
-  memcpy(&bits, &value, sizeof(bits));
-  const Number sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x7f800000u)
-    return {static_cast<std::uint16_t>(sign | (magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u))};
-  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
-  if (magnitude < 0x38800000u) {  // denormal: the float's own addition rounds
-    float positive = 0;
-    memcpy(&positive, &magnitude, sizeof(positive));
-    positive += 0.5f;
-    memcpy(&bits, &positive, sizeof(bits));
-    return {static_cast<std::uint16_t>(sign | (bits - 0x3f000000u))};
-  }
-  return {static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13))};
-}
 
 // Where the rows of a step lie, all of it in device memory.
 struct Packed {
@@ -60,7 +26,7 @@ struct Cache {
   const std::int32_t* tables;  // [sequences, pages]
   Number pages;
 
-  DECODER_KERNEL std::size_t row(Number sequence, Number slot) const {
+  EXAMPLE_KERNEL std::size_t row(Number sequence, Number slot) const {
     const auto block = static_cast<std::size_t>(tables[sequence * pages + slot / block_tokens]);
     return block * block_tokens + slot % block_tokens;
   }
@@ -81,7 +47,7 @@ struct AddNorm {
   float eps;
 
   template <class Block, class Memory>
-  DECODER_KERNEL void operator()(Block& block, Memory&) const {
+  EXAMPLE_KERNEL void operator()(Block& block, Memory&) const {
     const Number row = ends == nullptr ? block.x() : static_cast<Number>(ends[block.x() + 1] - 1);
     T* x = hidden + std::size_t{row} * width;
     T* y = out + std::size_t{block.x()} * width;
@@ -122,46 +88,41 @@ struct RotateAndStore {
   float theta;
 
   template <class Block, class Memory>
-  DECODER_KERNEL void operator()(Block& block, Memory&) const {
+  EXAMPLE_KERNEL void operator()(Block& block, Memory&) const {
     const Number row = static_cast<Number>(packed.cumulative[block.y()]) + block.x(), half_dim = dim / 2;
     if (row >= static_cast<Number>(packed.cumulative[block.y() + 1])) return;
-    const std::size_t to = cache.row(block.y(), static_cast<Number>(packed.slots[row])) * kv_heads * dim;
+    const std::size_t queries = std::size_t{row} * heads * dim, keys = std::size_t{row} * kv_heads * dim;
+    const std::size_t slot = cache.row(block.y(), static_cast<Number>(packed.slots[row])) * kv_heads * dim;
     const auto position = static_cast<float>(packed.positions[row]);
     block.each([&](int thread) {
       for (auto i = static_cast<Number>(thread); i < (heads + kv_heads) * half_dim; i += threads) {
-        const bool is_query = i < heads * half_dim;
-        const Number pair = i % half_dim, head = (is_query ? i : i - heads * half_dim) / half_dim;
-        const std::size_t own = std::size_t{head} * dim + pair;
-        const T* from =
-            is_query ? query + std::size_t{row} * heads * dim + own : key + std::size_t{row} * kv_heads * dim + own;
-        T* into = is_query ? query + std::size_t{row} * heads * dim + own : cache.keys + to + own;
+        const Number pair = i % half_dim, head = i / half_dim;
+        const bool is_query = head < heads;
+        const std::size_t own = (is_query ? head : head - heads) * dim + pair;
+        const T* from = is_query ? query + queries + own : key + keys + own;
+        T* into = is_query ? query + queries + own : cache.keys + slot + own;
         const float angle = position * (1.0f / powf(theta, static_cast<float>(2 * pair) / static_cast<float>(dim)));
         const float c = cosf(angle), s = sinf(angle), a = fastv::to_float(from[0]), b = fastv::to_float(from[half_dim]);
         into[0] = narrow<T>(a * c - b * s);
         into[half_dim] = narrow<T>(b * c + a * s);
       }
       for (auto i = static_cast<Number>(thread); i < kv_heads * dim; i += threads)
-        cache.values[to + i] = value[std::size_t{row} * kv_heads * dim + i];
+        cache.values[slot + i] = value[keys + i];
     });
   }
 };
 
-// out = softmax(q k^T / sqrt(c)) v, where a row sees the slots up to its own. Grid: tiles of rows, query heads, sequences.
-// Thread t has rows t / 16 and t / 16 + 16 of the tile, and of what they share every 16th from t % 16 on.
+// out = softmax(q k^T / sqrt(c)) v, where a row sees the slots up to its own, of at most most_slots. Grid: tiles of rows,
+// query heads, sequences.
 template <class T>
 struct Attention {
   static constexpr int threads = 256;
-  static constexpr Number tile = 32, chunk = 32, most_dim = 128, lanes = 16, mine = most_dim / lanes;
+  static constexpr Number tile = 8, most_dim = 128, most_slots = 1024, stride = most_slots + 1;
   template <class Block>
   struct Shared {
     typename Block::template Array<float, tile * most_dim> query;
-    typename Block::template Array<float, chunk*(most_dim + 1)>
-        vectors;  // keys, then values; one more against conflicts
-    typename Block::template Array<float, tile * chunk> weights;
-    typename Block::template Array<float, tile> highest, sum, rescale;
-  };
-  struct Sums {
-    float value[2][mine];
+    typename Block::template Array<float, tile * stride> weights;
+    typename Block::template Array<float, tile> sum;
   };
   const T* query;
   T* out;
@@ -171,101 +132,65 @@ struct Attention {
   Number hidden_stride, heads, kv_heads, dim;
 
   template <class Block>
-  DECODER_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
+  EXAMPLE_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
     const Number sequence = block.z(), head = block.y(), kv_head = head / (heads / kv_heads);
     const Number first = static_cast<Number>(packed.cumulative[sequence]) + block.x() * tile;
     const auto end = static_cast<Number>(packed.cumulative[sequence + 1]);
     if (first >= end) return;
     const Number rows = end - first < tile ? end - first : tile;
     const Number keys = static_cast<Number>(packed.slots[first + rows - 1]) + 1;
-    typename Block::template PerThread<Sums> sums;
+    const std::size_t own = (std::size_t{first} * heads + head) * dim;  // of the tile's first row
+    const T* queries = query + own;
+    const float scale = 1 / sqrtf(static_cast<float>(dim));
+    const auto vector = [&](const T* from, Number slot) {
+      return from + (cache.row(sequence, slot) * kv_heads + kv_head) * dim;
+    };
     block.each([&](int thread) {
-      const auto t = static_cast<Number>(thread);
-      for (Number i = t; i < rows * dim; i += threads)
-        shared.query[i] = fastv::to_float(query[(std::size_t{first + i / dim} * heads + head) * dim + i % dim]) /
-                          sqrtf(static_cast<float>(dim));
-      if (t < tile) {
-        shared.highest[t] = -INFINITY;
-        shared.sum[t] = 0.0f;
-      }
-      sums[thread] = {};
+      for (auto i = static_cast<Number>(thread); i < tile * dim; i += threads)
+        shared.query[i] = i < rows * dim ? fastv::to_float(queries[i / dim * heads * dim + i % dim]) : 0.0f;
     });
-    for (Number begin = 0; begin < keys; begin += chunk) {
-      const Number count = keys - begin < chunk ? keys - begin : chunk;
-      block.sync();
-      load(block, shared, cache.keys, sequence, kv_head, begin, count);
-      block.sync();
-      block.each([&](int thread) {
-        const Number lane = static_cast<Number>(thread) % lanes;
-        for (Number r = static_cast<Number>(thread) / lanes; r < rows; r += lanes)
-          for (Number j = lane; j < count; j += lanes) {
-            float product = 0;
-            for (Number d = 0; d < dim; ++d) product += shared.query[r * dim + d] * shared.vectors[j * (dim + 1) + d];
-            const bool seen = begin + j <= static_cast<Number>(packed.slots[first + r]) &&
-                              (hidden == nullptr || hidden[sequence * hidden_stride + begin + j] == 0);
-            shared.weights[r * chunk + j] = seen ? product : -INFINITY;
-          }
-      });
-      block.sync();
-      load(block, shared, cache.values, sequence, kv_head, begin, count);
-      block.each([&](int thread) {
-        if (static_cast<Number>(thread) < rows) rescale_row(shared, static_cast<Number>(thread), count);
-      });
-      block.sync();
-      block.each([&](int thread) {
-        const Number lane = static_cast<Number>(thread) % lanes, r0 = static_cast<Number>(thread) / lanes;
-        for (Number half_tile = 0; half_tile < 2; ++half_tile) {
-          const Number r = r0 + half_tile * lanes;
-          if (r >= rows) continue;
-          float* own = sums[thread].value[half_tile];
-          const float factor = shared.rescale[r];
-          for (Number i = 0; i < mine; ++i) own[i] *= factor;
-          for (Number j = 0; j < count; ++j) {
-            const float weight = shared.weights[r * chunk + j];
-            for (Number i = 0; i < mine; ++i)
-              if (lane + i * lanes < dim) own[i] += weight * shared.vectors[j * (dim + 1) + lane + i * lanes];
-          }
+    block.sync();
+    block.each([&](int thread) {  // a key with all rows of the tile
+      for (auto j = static_cast<Number>(thread); j < keys; j += threads) {
+        const T* key = vector(cache.keys, j);
+        float products[tile] = {};
+        for (Number d = 0; d < dim; ++d)
+          for (Number r = 0; r < tile; ++r) products[r] += shared.query[r * dim + d] * fastv::to_float(key[d]);
+        for (Number r = 0; r < rows; ++r) {
+          const bool seen = j <= static_cast<Number>(packed.slots[first + r]) &&
+                            (hidden == nullptr || hidden[sequence * hidden_stride + j] == 0);
+          shared.weights[r * stride + j] = seen ? products[r] * scale : -INFINITY;
         }
-      });
-    }
-    block.each([&](int thread) {
-      const Number lane = static_cast<Number>(thread) % lanes, r0 = static_cast<Number>(thread) / lanes;
-      for (Number half_tile = 0; half_tile < 2; ++half_tile) {
-        const Number r = r0 + half_tile * lanes;
-        for (Number i = 0; r < rows && i < mine; ++i)
-          if (lane + i * lanes < dim)
-            out[(std::size_t{first + r} * heads + head) * dim + lane + i * lanes] =
-                narrow<T>(sums[thread].value[half_tile][i] / shared.sum[r]);
       }
     });
-  }
-
- private:
-  template <class Block>
-  DECODER_KERNEL void load(Block& block, Shared<Block>& shared, const T* from, Number sequence, Number kv_head,
-                           Number begin, Number count) const {
-    block.each([&](int thread) {
-      for (auto i = static_cast<Number>(thread); i < count * dim; i += threads)
-        shared.vectors[i / dim * (dim + 1) + i % dim] =
-            fastv::to_float(from[(cache.row(sequence, begin + i / dim) * kv_heads + kv_head) * dim + i % dim]);
+    block.sync();
+    block.each([&](int thread) {  // a row's logits to weights
+      const auto r = static_cast<Number>(thread);
+      float highest = -INFINITY, sum = 0;
+      for (Number j = 0; r < rows && j < keys; ++j) highest = fmaxf(highest, shared.weights[r * stride + j]);
+      for (Number j = 0; r < rows && j < keys; ++j) {
+        const float logit = shared.weights[r * stride + j];
+        const float weight = logit == -INFINITY ? 0.0f : expf(logit - highest);
+        shared.weights[r * stride + j] = weight;
+        sum += weight;
+      }
+      if (r < rows) shared.sum[r] = sum;
     });
-  }
-  // Logits to weights, on the scale of the greatest logit so far.
-  template <class Memory>
-  DECODER_KERNEL void rescale_row(Memory& shared, Number r, Number count) const {
-    const float before = shared.highest[r];
-    float highest = before, sum = 0;
-    for (Number j = 0; j < count; ++j) highest = fmaxf(highest, shared.weights[r * chunk + j]);
-    const bool nothing = highest == -INFINITY;  // seen so far
-    for (Number j = 0; j < count; ++j) {
-      const float weight = nothing ? 0.0f : expf(shared.weights[r * chunk + j] - highest);
-      shared.weights[r * chunk + j] = weight;
-      sum += weight;
-    }
-    const float factor = nothing ? 1.0f : expf(before - highest);
-    shared.highest[r] = highest;
-    shared.rescale[r] = factor;
-    shared.sum[r] = shared.sum[r] * factor + sum;
+    block.sync();
+    block.each([&](int thread) {  // one element of every second row
+      const Number d = static_cast<Number>(thread) % most_dim, second = static_cast<Number>(thread) / most_dim;
+      if (d >= dim) return;
+      float sums[tile / 2] = {};
+      for (Number j = 0; j < keys; ++j) {
+        const float value = fastv::to_float(vector(cache.values, j)[d]);
+        for (Number i = 0; i < tile / 2; ++i)
+          if (2 * i + second < rows) sums[i] += shared.weights[(2 * i + second) * stride + j] * value;
+      }
+      for (Number i = 0; i < tile / 2; ++i) {
+        const Number r = 2 * i + second;
+        if (r < rows) out[own + r * heads * dim + d] = narrow<T>(shared.sum[r] > 0 ? sums[i] / shared.sum[r] : 0.0f);
+      }
+    });
   }
 };
 
@@ -280,7 +205,7 @@ struct Gate {
   std::size_t count;
 
   template <class Block, class Memory>
-  DECODER_KERNEL void operator()(Block& block, Memory&) const {
+  EXAMPLE_KERNEL void operator()(Block& block, Memory&) const {
     block.each([&](int thread) {
       const std::size_t i = std::size_t{block.x()} * threads + static_cast<std::size_t>(thread);
       if (i >= count) return;
@@ -297,43 +222,36 @@ struct NextToken {
   static constexpr int threads = 256;
   template <class Block>
   struct Shared {};
-  struct Best {
-    Number key, token;
-  };
-  const T *logits, *embeddings;                 // [sequences, vocabulary], [vocabulary, width]
-  const std::int32_t* forced;                   // [sequences], or null
-  T* hidden;                                    // [sequences, width]
-  std::int32_t *tokens, *positions, *slots[2];  // [sequences] each; slots of both groups of layers
+  const T *logits, *embeddings;              // [sequences, vocabulary], [vocabulary, width]
+  const std::int32_t* forced;                // [sequences], or null
+  T* hidden;                                 // [sequences, width]
+  std::int32_t *tokens, *positions, *slots;  // [sequences] each; slots in the layers behind the stage
   Number vocabulary, width;
 
   template <class Block, class Memory>
-  DECODER_KERNEL void operator()(Block& block, Memory&) const {
+  EXAMPLE_KERNEL void operator()(Block& block, Memory&) const {
     const Number s = block.x();
-    typename Block::template PerThread<Best> own;
-    typename Block::template PerThread<Number> key, token;
+    typename Block::template PerThread<std::uint64_t> best;  // the logit's bits, in the order of floats; ~token
     block.each([&](int thread) {
-      Best best{0, vocabulary};
+      best[thread] = 0;
       for (auto i = static_cast<Number>(thread); i < vocabulary; i += threads) {
         const float logit = fastv::to_float(logits[std::size_t{s} * vocabulary + i]);
-        Number bits = 0;  // in the order of the floats
+        Number bits = 0;
         memcpy(&bits, &logit, sizeof(bits));
         bits = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-        if (bits > best.key) best = {bits, i};
+        const std::uint64_t own = std::uint64_t{bits} << 32 | ~i;
+        best[thread] = own > best[thread] ? own : best[thread];
       }
-      own[thread] = best;
-      key[thread] = best.key;
     });
-    const Number greatest = block.greatest(key);
-    block.each([&](int thread) { token[thread] = own[thread].key == greatest ? ~own[thread].token : 0; });
-    Number best = ~block.greatest(token);
-    if (forced != nullptr) best = static_cast<Number>(forced[s]);
+    Number token = ~static_cast<Number>(block.greatest(best));
+    if (forced != nullptr) token = static_cast<Number>(forced[s]);
     block.each([&](int thread) {
       for (auto i = static_cast<Number>(thread); i < width; i += threads)
-        hidden[std::size_t{s} * width + i] = embeddings[std::size_t{best} * width + i];
+        hidden[std::size_t{s} * width + i] = embeddings[std::size_t{token} * width + i];
       if (thread != 0) return;
-      tokens[s] = static_cast<std::int32_t>(best);
+      tokens[s] = static_cast<std::int32_t>(token);
       ++positions[s];
-      for (std::int32_t* slot : slots) ++slot[s];
+      ++slots[s];
     });
   }
 };

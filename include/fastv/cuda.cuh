@@ -16,7 +16,8 @@
 // Two kernels score and select. The first multiplies the query rows with all keys, 64 keys a block, so that one sequence
 // fills the GPU; it leaves logits and, of every 64, the parts of a softmax. The second turns them into scores, 64 visual
 // tokens a block; the block that finishes last selects, by radix. A third moves the rows. Formulas: score.hpp; rules:
-// select.hpp; remedies.hpp where evidence is corrected.
+// select.hpp; remedies.hpp where evidence is corrected. Selection::diverse has three more kernels between scores and rows: see
+// cuda_diverse.hpp and cuda_greedy.hpp.
 #pragma once
 
 #if defined(__HIPCC__) && !defined(__CUDACC__)
@@ -122,11 +123,13 @@ class DeviceBlock {
         values.value.value[i] += shuffle_xor<Lanes>(values.value.value[i], offset);
     }
   }
-  template <int Lanes>
-  __device__ void greatest(PerThread<std::uint32_t>& word) {
+  template <int Lanes, class T>
+  __device__ void greatest(PerThread<T>& word) {
     FASTV_KERNEL_UNROLL
-    for (int offset = Lanes / 2; offset > 0; offset /= 2)
-      word.value = most(word.value, shuffle_xor<Lanes>(word.value, offset));
+    for (int offset = Lanes / 2; offset > 0; offset /= 2) {
+      const T other = shuffle_xor<Lanes>(word.value, offset);
+      word.value = other > word.value ? other : word.value;
+    }
   }
 
   __device__ std::uint32_t exclusive_sum(PerThread<std::uint32_t>& word) {
@@ -163,13 +166,14 @@ class DeviceBlock {
     __syncthreads();
     return all;
   }
-  __device__ std::uint32_t greatest(PerThread<std::uint32_t>& word) {
-    __shared__ std::uint32_t warps[32];
+  template <class T>
+  __device__ T greatest(PerThread<T>& word) {
+    __shared__ T warps[32];
     greatest<32>(word);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = word.value;
     __syncthreads();
-    std::uint32_t all = 0;
-    for (unsigned int w = 0; w < blockDim.x / 32; ++w) all = most(all, warps[w]);
+    T all = 0;
+    for (unsigned int w = 0; w < blockDim.x / 32; ++w) all = warps[w] > all ? warps[w] : all;
     __syncthreads();
     return all;
   }
@@ -201,6 +205,8 @@ template <class Kernel>
 inline constexpr int resident_blocks = 2;
 template <class K, bool Wide, int Heads>
 inline constexpr int resident_blocks<Logits<K, Wide, Heads>> = sizeof(K) == 1 ? 1 : 2;
+template <>
+inline constexpr int resident_blocks<Greedy> = 1;  // few blocks, which keep much from token to token
 
 #if !defined(__CUDACC__) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700)  // HIP, or nvcc 11 for a GPU before Volta
 template <class Kernel>

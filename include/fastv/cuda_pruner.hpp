@@ -7,57 +7,6 @@
 #include "detail/begin.hpp"
 
 namespace fastv {
-namespace detail {
-namespace gpu {
-inline namespace FASTV_KIND {
-
-// Where everything lies in one piece of device memory: bytes from its beginning.
-struct Places {
-  struct Stage {
-    std::size_t rows, positions, slots, visual_numbers, codes, candidates, counters;
-  };
-  std::size_t words, codes, candidates, origins, counts, scores, sums, spill, logits, parts, bytes = 0;
-  Stage stage[max_stages];
-
-  explicit Places(const cuda::Limits& l) noexcept {
-    const std::size_t n = l.sequences, cells = l.rows * l.heads;
-    words = take(4 * plan_words(l));
-    codes = take(4 * l.tokens);
-    candidates = take(4 * l.visual);
-    origins = take(4 * l.tokens);
-    counts = take(4 * count_words(l));
-    scores = take(4 * row_sets * l.visual);
-    sums = take(8 * row_sets * l.visual);
-    spill = take(4 * 2 * l.visual);
-    logits = take(4 * product(cells, l.keys));
-    parts = take(sizeof(ChunkPart) * product(cells, blocks_for(l.keys, chunk_keys)));
-    for (std::size_t s = 0; s < max_stages; ++s) {
-      stage[s] = {};
-      if (s >= l.stages) continue;
-      stage[s].rows = take(4 * l.tokens);
-      stage[s].positions = take(4 * l.tokens);
-      stage[s].slots = take(4 * l.tokens);
-      stage[s].codes = take(4 * l.tokens);
-      stage[s].visual_numbers = take(4 * l.visual);
-      stage[s].candidates = take(4 * l.visual);
-      stage[s].counters = take(sizeof(cuda::Counters) * n);
-    }
-  }
-  // Words that are zero between stages.
-  static std::size_t count_words(const cuda::Limits& l) noexcept { return l.sequences * (2 * row_sets + 2); }
-
- private:
-  std::size_t take(std::size_t size) noexcept {
-    const std::size_t at = bytes;
-    bytes = size < greatest_size - bytes - 256 ? bytes + (size + 255) / 256 * 256 : greatest_size;
-    return at;
-  }
-};
-
-}  // namespace FASTV_KIND
-}  // namespace gpu
-}  // namespace detail
-
 namespace cuda {
 inline namespace FASTV_KIND {
 
@@ -186,14 +135,30 @@ class BasicPruner {
 
   // ---- what is queued -----------------------------------------------------------------------------
 
-  // Scores and selects, by evidence of the layer below the stage: QueryKey, Probabilities, Scores or NoEvidence. Stages
-  // come in order. Two launches where the rows of all sequences fit Limits::rows, as their last rows do; for more rows,
-  // two for each Limits::rows of them, and as many again, which end at once but where every score is tiny.
+  // Scores and selects, by evidence of the layer below the stage: QueryKey, Probabilities, KeysOnly, Scores or NoEvidence.
+  // Stages come in order. Two launches where the rows of all sequences fit Limits::rows, as their last rows do; for more
+  // rows, two for each Limits::rows of them, and as many again, which end at once but where every score is tiny.
   template <class Evidence>
   Status prune(std::size_t stage, const Evidence& evidence, Queue queue) noexcept {
     if (Status status = check_stage(stage); !status) return status;
+    if (Status status = detail::gpu::expect_no_contests(planner_.stage(stage)); !status) return status;
     if (Status status = detail::gpu::check_evidence(evidence, planner_.stage(stage)); !status) return status;
     return prune_by(stage, evidence, queue);
+  }
+
+  // The same where some requests ask for Selection::diverse: three launches more, whatever the counts. Every two tokens
+  // that compete are compared once, O(visual * competing * width); then each token that is kept takes a few microseconds,
+  // of all sequences at once. Results may differ from the core's where two tokens are as near as rounding.
+  template <class Evidence, class T>
+  Status prune(std::size_t stage, const WithFeatures<Evidence, T>& evidence, Queue queue) noexcept {
+    if (Status status = check_stage(stage); !status) return status;
+    if (Status status = detail::gpu::check_evidence(evidence.evidence, planner_.stage(stage)); !status) return status;
+    if (Status status = detail::gpu::check_device_features(evidence.features, planner_.stage(stage), rows_found(stage),
+                                                           limits_.features);
+        !status)
+      return status;
+    if (Status status = prune_by(stage, evidence.evidence, queue); !status) return status;
+    return planner_.stage(stage).contests == 0 ? Status{} : choose(stage, evidence.features, queue);
   }
 
   // Moves the kept rows of any number of tensors; one launch for each max_moves of them.
@@ -276,6 +241,53 @@ class BasicPruner {
             address<std::int32_t>(first ? places.origins : before.positions)};
   }
 
+  detail::gpu::StageResults results_of(const detail::gpu::Places::Stage& own) const noexcept {
+    return {address<std::int32_t>(own.rows),  address<std::int32_t>(own.positions),
+            address<std::int32_t>(own.slots), address<std::int32_t>(own.visual_numbers),
+            address<std::int32_t>(own.codes), address<std::int32_t>(own.candidates)};
+  }
+
+  // Selection::diverse, behind the scores.
+  template <class T>
+  Status choose(std::size_t stage, const Features<T>& features, Queue& queue) noexcept {
+    const detail::gpu::Places places(limits_);
+    const detail::gpu::StagePlan& plan = planner_.stage(stage);
+    const auto word = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
+    const std::size_t room = detail::gpu::feature_room(features.width());
+    detail::gpu::LoadFeatures<T> load{};
+    load.tables = tables(places, stage);
+    load.vectors = detail::gpu::vectors_of(features.vectors);
+    load.scales = detail::gpu::vectors_of(features.scales);
+    load.at = features.at;
+    load.mean_of_heads = features.mean_of_heads;
+    load.heads = word(features.vectors.layout.heads);
+    load.dim = word(features.vectors.layout.dim);
+    load.width = word(features.width());
+    load.room = word(room);
+    load.rows = address<float>(places.features);
+    load.kinds = address<std::uint32_t>(places.kinds);
+    if (Status status = queue.launch({grid(plan.most_visual, load.tokens), grid(planner_.sequences(), 1), 1}, load);
+        !status)
+      return status;
+    if (plan.tiles > 0) {
+      const detail::gpu::FeatureProducts products{load.tables, load.rows, load.room, address<float>(places.products)};
+      if (Status status = queue.launch({word(plan.tiles), 1, 1}, products); !status) return status;
+    }
+    auto* counts = address<std::uint32_t>(places.counts);
+    const detail::gpu::GreedyRoom greedy_room{address<float>(places.scores),
+                                              load.kinds,
+                                              address<float>(places.products),
+                                              address<std::uint32_t>(places.marks),
+                                              address<std::uint32_t>(places.covered),
+                                              address<float>(places.strengths),
+                                              address<std::uint32_t>(places.spill),
+                                              counts + detail::gpu::row_sets * limits_.sequences,
+                                              load.width};
+    const detail::gpu::Greedy greedy{load.tables, greedy_room, results_of(places.stage[stage]),
+                                     address<Counters>(places.stage[stage].counters)};
+    return queue.launch({word(plan.contests), 1, 1}, greedy);
+  }
+
   // The second kernel but for what differs by launch.
   template <class Source>
   detail::gpu::Combine<Source> combine_of(std::size_t stage, const Source& source) const noexcept {
@@ -294,9 +306,7 @@ class BasicPruner {
                     counts + (sets + 2) * n,
                     address<std::uint32_t>(places.spill),
                     static_cast<std::uint32_t>(planner_.stage(stage).visual)};
-    combine.results = {address<std::int32_t>(own.rows),  address<std::int32_t>(own.positions),
-                       address<std::int32_t>(own.slots), address<std::int32_t>(own.visual_numbers),
-                       address<std::int32_t>(own.codes), address<std::int32_t>(own.candidates)};
+    combine.results = results_of(own);
     combine.counters = address<Counters>(own.counters);
     combine.heads = 1;
     combine.first_job = 0;
@@ -315,6 +325,14 @@ class BasicPruner {
   }
   Status prune_by(std::size_t stage, const Scores& evidence, Queue queue) noexcept {
     return launch_combine(stage, combine_of(stage, detail::gpu::FromScores{evidence.values}), queue);
+  }
+  template <class K>
+  Status prune_by(std::size_t stage, const KeysOnly<K>& evidence, Queue queue) noexcept {
+    const fastv::Heads<K>& k = evidence.key.layout;
+    const detail::gpu::FromKeys<K> source{detail::gpu::vectors_of(evidence.key),
+                                          detail::gpu::vectors_of(evidence.key_scales),
+                                          static_cast<std::uint32_t>(k.heads), static_cast<std::uint32_t>(k.dim)};
+    return launch_combine(stage, combine_of(stage, source), queue);
   }
   template <class T>
   Status prune_by(std::size_t stage, const Probabilities<T>& evidence, Queue queue) noexcept {

@@ -148,13 +148,64 @@ FASTV_INLINE constexpr Probabilities<T> probabilities(const T* data, std::size_t
   return {data, heads, queries, keys, detail::scaled(head, heads), head, row};
 }
 
+// The keys alone, as fastv::KeysOnly: minus the mean of their lengths over KV heads, for prompts whose question has not
+// arrived. Keys are found as those of QueryKey. All pointers: device memory.
+template <class K>
+struct KeysOnly {
+  Heads<K> key;                  // of the layer below the stage; see Request::key_row
+  Heads<float> key_scales = {};  // [.., kv heads, 1] as the keys lie, or none: scales of an int8 cache
+};
+template <class K>
+KeysOnly(Heads<K>) -> KeysOnly<K>;
+
 // Scores the engine computed itself, [visual tokens of the batch], in device memory.
 struct Scores {
   const float* values;  // in the order of the sequences and their visual tokens
 };
 
-// For batches of which no rule looks at scores (random, uniform).
+// For batches of which no rule looks at scores (random, uniform, diverse with a weight and a protected share of 0).
 struct NoEvidence {};
+
+// Which row of features is a token's.
+enum class FeaturesAt {
+  keys,   // that of its key: vectors lie as keys, packed or paged; see Request::key_row
+  rows,   // that of its hidden state in the packed batch
+  visual  // that of its number among the visual tokens of the batch
+};
+
+// What Selection::diverse compares tokens by, as fastv::Features: the keys of the layer below the stage, hidden rows,
+// heads(hidden, TokenMajor{rows, 1, width}), or your own. All pointers: device memory.
+template <class T>
+struct Features {
+  Heads<T> vectors;                  // of all sequences
+  FeaturesAt at = FeaturesAt::keys;  // how rows are found
+  bool mean_of_heads = false;        // true: the mean of the heads, [dim]; false: all heads side by side, [heads * dim]
+  std::size_t projected = 0;         // elements they are projected to, as in fastv::Features; 0: as they are
+  Heads<float> scales = {};          // [.., heads, 1] as the vectors lie, or none: scales of an int8 cache
+
+  FASTV_INLINE constexpr std::size_t width() const noexcept {  // floats of one token
+    const std::size_t all = mean_of_heads ? vectors.layout.dim : vectors.layout.heads * vectors.layout.dim;
+    return projected != 0 && projected < all ? projected : all;
+  }
+};
+// Evidence of any kind and features beside it, for batches of which some rule is Selection::diverse. with_features() makes it.
+template <class Evidence, class T>
+struct WithFeatures {
+  Evidence evidence;     // what the tokens are scored by
+  Features<T> features;  // what they are compared by
+};
+// with_features(qk, Features<half>{...})
+template <class Evidence, class T>
+FASTV_INLINE constexpr WithFeatures<Evidence, T> with_features(const Evidence& evidence,
+                                                               const Features<T>& features) noexcept {
+  return {evidence, features};
+}
+// with_features(qk, qk.key): by keys as they are.
+template <class Evidence, class T>
+FASTV_INLINE constexpr WithFeatures<Evidence, T> with_features(const Evidence& evidence,
+                                                               const Heads<T>& vectors) noexcept {
+  return {evidence, {vectors}};
+}
 
 // ---- requests -----------------------------------------------------------------------------------
 
@@ -189,11 +240,15 @@ struct Limits {
   std::size_t spans = 0;   // spans of the batch; 0: 8 a sequence
   std::size_t groups = 0;  // of tokens that compete, images or windows, of a batch; 0: 16 a sequence
   std::size_t listed = 0;  // listed and prior rows of the batch; 0: 32 a sequence
+
+  // Selection::diverse: 4 * visual * (features + competing) bytes.
+  std::size_t features = 0;   // elements of one token's features; 0: no request has that rule
+  std::size_t competing = 0;  // visual tokens that compete with each other: of an image, or of a pool; 0: visual
 };
 
 // What only values can tell, one per sequence, in device memory, valid once the stage has run.
 struct Counters {
-  std::uint32_t nan_scores;   // ranked below all others
+  std::uint32_t nan_scores;   // ranked below all others; of Selection::diverse, or whose features are no numbers
   std::uint32_t zero_scores;  // of an image all of them: nothing ranks its tokens, and the earliest stay
   std::uint32_t infinite;     // scores that are infinite: check where they come from
   std::uint32_t

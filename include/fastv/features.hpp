@@ -106,7 +106,7 @@ Status check_features_of(const Features<Vectors>& features, std::size_t tokens) 
 }
 
 // +1 or -1 for each element that is projected: the top bit of a product with an odd constant, mixed.
-inline float sign_of(std::size_t element) noexcept {
+FASTV_DEVICE inline float sign_of(std::size_t element) noexcept {
   auto bits = static_cast<std::uint32_t>(element) * 0x9e3779b9u;
   bits = (bits ^ (bits >> 15)) * 0x85ebca6bu;
   bits ^= bits >> 13;

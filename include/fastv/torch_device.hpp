@@ -12,7 +12,7 @@
 //
 // In a file that nvcc compiles against a LibTorch with CUDA, tensors in a GPU's memory are scored and selected by the
 // kernels of cuda.cuh, on PyTorch's current stream and in memory of its caching allocator: sums in float whatever the
-// elements, and every setting but Selection::diverse. Everywhere else, and for Double or queries whose elements lie
+// elements, and every setting; Selection::diverse compares tokens by the keys, where they are handed over. Everywhere else, and for Double or queries whose elements lie
 // apart, by ATen operations; there, settings that need more than an order of scores (other selections, windows, an even
 // share) are refused: a Pruner has them. Both may be in one program. device::has_kernels tells which it is.
 #pragma once
@@ -225,7 +225,8 @@ Result<at::Tensor> device_scores(const Config& config, const Result<DeviceEviden
 inline Status expect_device_rule(const Config& config) noexcept {
   if (config.selection == Selection::diverse)
     return fail(Errc::not_supported,
-                "selection is diverse but fastv::device has no greedy rule: use a Pruner, with features as evidence");
+                "selection is diverse, which fastv::device has in CUDA's kernels alone and from query and key: use a "
+                "Pruner, with features as evidence");
   if (config.selection != Selection::top_k)
     return fail(Errc::not_supported,
                 "selection is {}, which needs no device: use a Pruner with NoEvidence, and kept_tensor()",
@@ -326,7 +327,7 @@ Result<at::Tensor> device_select(const Config& config, const at::Tensor& scores,
                                  std::size_t tokens) {
   if (Status status = validate(config, visual, tokens); !status) return {{}, status};
   const Result<Images> images = count_images(config, visual);
-  const bool by_kernels = scores.defined() && Kernels::take(config, scores);
+  const bool by_kernels = scores.defined() && Kernels::take(config, scores, false);
   if (Status status = by_kernels ? Status{} : expect_device_rule(config); !status) return {{}, status};
   if (!images) return {{}, images.status};
   if (Status status = expect_dense(scores, "scores"); !status) return {{}, status};
@@ -350,12 +351,12 @@ Result<at::Tensor> device_prune(const Config& config, const Result<DeviceEvidenc
   if (!evidence) return {{}, evidence.status};
   if (Status status = validate(config, visual, evidence->tokens); !status) return {{}, status};
   const at::Tensor& like = evidence->attention.defined() ? evidence->attention : evidence->key;
-  const bool by_kernels = Kernels::take(config, like);
+  const bool by_kernels = Kernels::take(config, like, evidence->key.defined());
   if (Status status = by_kernels ? Status{} : expect_device_rule(config); !status) return {{}, status};
   const Result<Images> images = count_images(config, visual);
   if (!images) return {{}, images.status};
   if (images->tokens == 0) return {counting(evidence->tokens, like), {}};
-  if (config.selection == Selection::top_k)
+  if (uses_scores(config))
     if (Status status = expect_rows(config, *evidence, visual); !status) return {{}, status};
   if (images->keep == images->tokens) return {counting(evidence->tokens, like), {}};
   if (by_kernels) {
@@ -367,7 +368,7 @@ Result<at::Tensor> device_prune(const Config& config, const Result<DeviceEvidenc
 
 // In place of kernels, where there are none.
 struct NoKernels {
-  static constexpr bool take(const Config&, const at::Tensor&) noexcept { return false; }
+  static constexpr bool take(const Config&, const at::Tensor&, bool) noexcept { return false; }
   static at::Tensor scores(const Config&, const DeviceEvidence&, Span<const TokenSpan>) { return {}; }
   static at::Tensor kept(const Config&, const DeviceEvidence&, Span<const TokenSpan>) { return {}; }
   static at::Tensor kept(const Config&, const at::Tensor&, Span<const TokenSpan>, std::size_t) { return {}; }

@@ -75,6 +75,11 @@ class Queue : public CountedQueue {
     return memory;
   }
   static void release(void* memory) { fastv::cuda::Stream::release(memory); }
+  // Either way, behind all that the stream has to do.
+  static void copy(void* to, const void* from, std::size_t bytes) {
+    note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "a copy");
+    note(cudaStreamSynchronize(stream()), "a copy");
+  }
 
  private:
   static cudaStream_t stream() {

@@ -1,13 +1,10 @@
 // The decoder of examples/cuda, its kernels run on the host: against the reference decoder in float, and against itself with
 // masks in place of pruning, in half precision.
-#include "../../examples/cuda/decoder.hpp"
+#include "decoder.hpp"
 
 #include <gtest/gtest.h>
 
-#include <memory>
-
-#include "decoder.hpp"
-#include "emulation.hpp"
+#include "plain_machine.hpp"
 #include "random_weights.hpp"
 
 namespace {
@@ -15,58 +12,6 @@ namespace {
 using fastv::half;
 using fastv::Span;
 using oracle::Rng;
-
-// y [rows, out] = x [rows, in] w^T by a plain loop, in place of cuBLAS. Grid: rows.
-template <class T>
-struct Product {
-  static constexpr int threads = 32;
-  template <class Block>
-  struct Shared {};
-  const T *x, *w;
-  T* y;
-  std::size_t in, out;
-
-  template <class Block, class Memory>
-  void operator()(Block& block, Memory&) const {
-    block.each([&](int thread) {
-      for (auto o = static_cast<std::size_t>(thread); o < out; o += threads) {
-        float sum = 0;
-        for (std::size_t i = 0; i < in; ++i)
-          sum += fastv::to_float(x[block.x() * in + i]) * fastv::to_float(w[o * in + i]);
-        y[block.x() * out + o] = decoder::narrow<T>(sum);
-      }
-    });
-  }
-};
-
-class HostMachine {
- public:
-  using Pruner = emulation::Pruner;
-  explicit HostMachine(Rng& rng) : queue_(rng) {}
-  emulation::Queue queue() const { return queue_; }
-  template <class T>
-  T* allocate(std::size_t count) {
-    memory_.emplace_back(std::malloc(count * sizeof(T)), std::free);
-    std::memset(memory_.back().get(), 0xA5, count * sizeof(T));
-    return static_cast<T*>(memory_.back().get());
-  }
-  template <class T>
-  void upload(T* to, const std::vector<T>& from) {
-    std::memcpy(static_cast<void*>(to), from.data(), from.size() * sizeof(T));
-  }
-  template <class T>
-  std::vector<T> download(const T* from, std::size_t count) {
-    return {from, from + count};
-  }
-  template <class T>
-  void multiply(const T* x, const T* w, T* y, std::size_t rows, std::size_t in, std::size_t out) {
-    EXPECT_TRUE(queue_.launch({static_cast<std::uint32_t>(rows), 1, 1}, Product<T>{x, w, y, in, out}));
-  }
-
- private:
-  emulation::Queue queue_;
-  std::vector<std::unique_ptr<void, void (*)(void*)>> memory_;
-};
 
 const fastv::ModelShape shape{4, 32, 4, 2, 8, 48, 3, 40};
 
@@ -95,22 +40,22 @@ struct Batch {
   std::vector<T> packed() const {
     std::vector<T> all;
     for (const reference::Matrix& prompt : prompts)
-      for (Eigen::Index i = 0; i < prompt.size(); ++i) all.push_back(decoder::narrow<T>(prompt.data()[i]));
+      for (Eigen::Index i = 0; i < prompt.size(); ++i) all.push_back(narrow<T>(prompt.data()[i]));
     return all;
   }
 };
 
 template <class T>
 struct OnHost {
-  HostMachine machine;
-  decoder::Decoder<HostMachine, T> model;
+  PlainMachine machine;
+  decoder::Decoder<PlainMachine, T> model;
   OnHost(Rng& rng, const Batch& batch, const reference::RandomWeights& weights)
       : machine(rng),
         model(machine, shape, {batch.requests.size(), batch.rows, 96},
               [&](const std::string& name, T* to, std::size_t rows, std::size_t columns) {
                 const reference::Matrix own =
                     weights.matrix(name, static_cast<Eigen::Index>(rows), static_cast<Eigen::Index>(columns));
-                for (Eigen::Index i = 0; i < own.size(); ++i) to[i] = decoder::narrow<T>(own.data()[i]);
+                for (Eigen::Index i = 0; i < own.size(); ++i) to[i] = narrow<T>(own.data()[i]);
               }) {}
 };
 
@@ -187,16 +132,16 @@ TEST(CudaDecoder, NarrowsToTheNearestHalf) {
   for (std::uint32_t bits = 0; bits < 0x10000u; ++bits) {
     const half value{static_cast<std::uint16_t>(bits)};
     if (oracle::is_nan(fastv::to_float(value))) continue;
-    ASSERT_EQ(decoder::narrow<half>(fastv::to_float(value)).bits, bits);
+    ASSERT_EQ(narrow<half>(fastv::to_float(value)).bits, bits);
     const half next{static_cast<std::uint16_t>(bits + 1)};  // away from zero
     if ((bits & 0x7fffu) >= 0x7bffu) continue;
     const float middle = 0.5f * (fastv::to_float(value) + fastv::to_float(next));
-    ASSERT_EQ(decoder::narrow<half>(middle).bits, bits % 2 == 0 ? bits : bits + 1);
-    ASSERT_EQ(decoder::narrow<half>(std::nextafter(middle, fastv::to_float(next))).bits, bits + 1);
+    ASSERT_EQ(narrow<half>(middle).bits, bits % 2 == 0 ? bits : bits + 1);
+    ASSERT_EQ(narrow<half>(std::nextafter(middle, fastv::to_float(next))).bits, bits + 1);
   }
-  EXPECT_EQ(decoder::narrow<half>(65519.9f).bits, 0x7bffu);
-  EXPECT_EQ(decoder::narrow<half>(65520.0f).bits, 0x7c00u);
-  EXPECT_EQ(decoder::narrow<half>(-1e30f).bits, 0xfc00u);
+  EXPECT_EQ(narrow<half>(65519.9f).bits, 0x7bffu);
+  EXPECT_EQ(narrow<half>(65520.0f).bits, 0x7c00u);
+  EXPECT_EQ(narrow<half>(-1e30f).bits, 0xfc00u);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// main() of the tests of fastv/cuda.cuh on a GPU: those of score_test.cpp, select_test.cpp, batch_test.cpp and
-// replay_test.cpp, which the host runs over an emulation, compiled by nvcc instead. run.sh builds it.
+// main() of the tests of fastv/cuda.cuh on a GPU: those of score_test.cpp, select_test.cpp, diverse_test.cpp,
+// batch_test.cpp and replay_test.cpp, which the host runs over an emulation, compiled by nvcc instead. run.sh builds it.
 //
 //   device_test [--apart] [NAME...]    tests whose names begin with one of these; all where none is said
 //

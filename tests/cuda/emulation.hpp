@@ -197,9 +197,9 @@ class Block {
       for (std::size_t i = 0; i < N; ++i) a.value[i] += b.value[i];
     });
   }
-  template <int Lanes>
-  void greatest(PerThread<std::uint32_t>& words) {
-    butterfly<Lanes>(words, [](std::uint32_t& a, std::uint32_t b) { a = a > b ? a : b; });
+  template <int Lanes, class T>
+  void greatest(PerThread<T>& words) {
+    butterfly<Lanes>(words, [](T& a, T b) { a = a > b ? a : b; });
   }
   std::uint32_t exclusive_sum(PerThread<std::uint32_t>& words) {
     std::uint32_t sum = 0;
@@ -219,8 +219,9 @@ class Block {
     sync();
     return sum;
   }
-  std::uint32_t greatest(PerThread<std::uint32_t>& words) {
-    std::uint32_t most = 0;
+  template <class T>
+  T greatest(PerThread<T>& words) {
+    T most = 0;
     for (int t = 0; t < now().threads; ++t) most = words[t] > most ? words[t] : most;
     sync();
     return most;
@@ -299,6 +300,9 @@ class Queue : public CountedQueue {
     return {memory, {}};
   }
   static void release(void* memory) { std::free(memory); }
+  static void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 
  private:
   template <class Kernel>

@@ -68,6 +68,9 @@ Cases of_limits() {
       SAYS(bad_setting, "Limits::stages is 9: use 1 to 8", r.limits.stages = 9),
       SAYS(bad_setting, "65536 rows but a launch has at most 65535", r.limits.rows = 65536),
       SAYS(bad_setting, "room beyond 16777216", r.limits.keys = std::size_t{1} << 40),
+      SAYS(bad_setting, "Limits::features is 1048577 but at most 1048576", r.limits.features = 1048577),
+      SAYS(bad_setting, "16777216 visual tokens of which 16777216 compete, whose products take more than 128 GB",
+           r.limits.visual = std::size_t{1} << 24, r.limits.features = 8),
       SAYS(too_small, "the batch has 40 rows but there is room for 39", r.limits.tokens = 39, r.limits.keys = 40),
       SAYS(too_small, "30 visual tokens but there is room for 20", r.limits.visual = 20),
       SAYS(too_small, "there is room for 4 and 39", r.limits.keys = 39),
@@ -97,7 +100,12 @@ Cases of_requests() {
       SAYS(too_small, "more different filtering layers than the 1", pooled[0] = {}, pooled[0].filtering_layer = 4,
            r.request.later = pooled),
       SAYS(bad_setting, "the schedule has 9 stages but at most 8", r.request.later = schedule),
-      SAYS(not_supported, "sequence 0 asks for Selection::diverse", r.request.config.selection = Selection::diverse),
+      SAYS(too_small, "sequence 0 asks for Selection::diverse but Limits::features is 0",
+           r.request.config.selection = Selection::diverse),
+      SAYS(too_small, "30 visual tokens compete with each other under Selection::diverse but there is room for 29",
+           r.request.config.selection = Selection::diverse, r.limits.features = 32, r.limits.competing = 29),
+      SAYS(missing_evidence, "a request asks for Selection::diverse, which compares tokens by features",
+           r.request.config.selection = Selection::diverse, r.limits.features = 32),
       SAYS(not_supported, "sequence 0 has 65537 visual tokens but at most 65536", r.request.visual = many,
            r.request.tokens = 65540, r.limits.tokens = 65540),
       SAYS(bad_shape, "with sequence 1 the batch has more keys than int32", r.sequences = r.limits.sequences = 2,
@@ -170,7 +178,7 @@ Cases of_calls() {
   says(Errc::bad_setting, "stage 1 was asked for but the batch has 1", pruner.prune(1, right.evidence, queue));
   says(Errc::missing_evidence, "Selection::top_k needs scores", pruner.prune(0, cuda::NoEvidence{}, queue));
   says(Errc::null_data, "the pointer to scores", pruner.prune(0, cuda::Scores{nullptr}, queue));
-  std::vector<float> p(heads * tokens * tokens);
+  std::vector<float> p(heads * tokens * tokens, 0.5f);
   const auto map = [&](auto spoil) {
     auto attention = cuda::probabilities(p.data(), heads, tokens, tokens);
     spoil(attention);
@@ -188,6 +196,50 @@ Cases of_calls() {
   EXPECT_TRUE(pruner.plan(requests, layers, queue));
   says(Errc::missing_evidence, "but scores have none: use ScoreRows::last",
        pruner.prune(0, cuda::Scores{p.data()}, queue));
+
+  says(Errc::missing_evidence, "but keys alone have none", pruner.prune(0, cuda::KeysOnly{right.evidence.key}, queue));
+  right.request.config.score_rows = ScoreRows::last;
+  EXPECT_TRUE(pruner.plan(requests, layers, queue));
+  says(Errc::null_data, "the pointer to key is null",
+       pruner.prune(0, cuda::KeysOnly{cuda::heads(static_cast<const float*>(nullptr), TokenMajor{tokens, 2, 4})},
+                    queue));
+
+  // Features beside evidence that is right.
+  right.request.config.selection = Selection::diverse;
+  right.limits.features = kv_heads * dim;
+  const std::vector<std::size_t> past{4};
+  const auto compared = [&](std::size_t first_key, auto spoil) {
+    right.request.past = past;
+    right.request.first_key = first_key;
+    EXPECT_TRUE(pruner.reserve(right.limits));
+    EXPECT_TRUE(pruner.plan(requests, layers, queue));
+    cuda::Features<float> features{cuda::heads(p.data(), TokenMajor{tokens + 4, kv_heads, dim})};
+    spoil(features);
+    const std::size_t before = emulation::Queue::launches();
+    const Status status = pruner.prune(0, cuda::with_features(cuda::Scores{p.data()}, features), queue);
+    EXPECT_EQ(emulation::Queue::launches() - before, status ? 4u : 0u);
+    return status;
+  };
+  EXPECT_TRUE(compared(4, [](auto&) {}));
+  says(Errc::missing_evidence, "some keys are no longer at hand", compared(5, [](auto&) {}));
+  EXPECT_TRUE(compared(5, [](auto& f) { f.at = cuda::FeaturesAt::rows; }));
+  says(Errc::not_supported, "features lie in pages", compared(0, [](auto& f) {
+         f.at = cuda::FeaturesAt::rows;
+         f.vectors.pages = 1;
+       }));
+  says(Errc::bad_shape, "features has 43 rows but", compared(0, [](auto& f) { f.vectors.layout.tokens = 43; }));
+  says(Errc::too_small, "features have 2 heads of 17, 34 elements a token, but there is room for 32",
+       compared(0, [&](auto& f) {
+         f.vectors = cuda::heads(p.data(), TokenMajor{tokens + 4, kv_heads, dim + 1});
+       }));
+  EXPECT_TRUE(compared(0, [](auto& f) { f.projected = 31; }));
+  says(Errc::bad_shape, "scales of features has 1 heads of 1 but needs one scale for each of 2",
+       compared(0, [&](auto& f) {
+         f.scales = cuda::heads(p.data(), TokenMajor{tokens + 4, 1, 1});
+       }));
+  right.request.config.selection = Selection::top_k;
+  right.request.past = {};
+  right.request.first_key = 0;
 
   const std::size_t needed = *emulation::Pruner::bytes(right.limits);
   void* memory = *emulation::Queue::allocate(needed + 256);
@@ -265,21 +317,26 @@ TEST(CudaErrors, AnyLaunchThatFailsIsReported) {
   Rng rng(1);
   Stopping queue(rng);
   std::vector<float> from(tokens * 4), to(tokens * 4);
-  const auto status_after = [&](std::size_t launches) {
+  const auto status_after = [&](std::size_t launches, const auto& evidence) {
     Stopping::left() = launches;
     cuda::BasicPruner<Stopping> pruner;
     Status status = pruner.reserve(right.limits);
     if (status) status = pruner.plan(Span<const cuda::Request>(&right.request, 1), layers, queue);
-    if (status) status = pruner.prune(0, right.evidence, queue);
+    if (status) status = pruner.prune(0, evidence, queue);
     const std::size_t kept = status ? pruner.kept(0).total : 0;
     if (status) status = pruner.gather(0, {{rows(from.data(), tokens, 4), rows(to.data(), kept, 4)}}, queue);
     return status;
   };
-  constexpr std::size_t all = 6;  // three of a plan, two that score and select, one that moves
-  for (std::size_t launches = 0; launches < all; ++launches)
-    EXPECT_EQ(status_after(launches).code, Errc::device_error) << launches;
-  EXPECT_TRUE(status_after(all));
-  EXPECT_EQ(Stopping::left(), 0u);
+  const auto each_is_reported = [&](std::size_t all, const auto& evidence) {
+    for (std::size_t launches = 0; launches < all; ++launches)
+      EXPECT_EQ(status_after(launches, evidence).code, Errc::device_error) << launches;
+    EXPECT_TRUE(status_after(all, evidence));
+    EXPECT_EQ(Stopping::left(), 0u);
+  };
+  each_is_reported(6, right.evidence);  // three of a plan, two that score and select, one that moves
+  right.request.config.selection = Selection::diverse;
+  right.limits.features = kv_heads * dim;
+  each_is_reported(9, cuda::with_features(right.evidence, right.evidence.key));  // three more
 }
 
 TEST(CudaErrors, EverySentenceOfTheHeadersIsRaised) {
@@ -287,7 +344,8 @@ TEST(CudaErrors, EverySentenceOfTheHeadersIsRaised) {
   for (const Case& c : all_cases())
     if (c.status.sentence != nullptr) raised.insert(c.status.sentence);
   const std::set<std::string> written =
-      sentences::of_headers({"cuda_pruner.hpp", "detail/cuda_check.hpp", "detail/cuda_plan.hpp"});
+      sentences::of_headers({"cuda_pruner.hpp", "detail/cuda_check.hpp", "detail/cuda_limits.hpp",
+                             "detail/cuda_plan.hpp", "detail/cuda_words.hpp"});
   EXPECT_GT(written.size(), 40u);
   sentences::expect_raised(written, raised);
 }

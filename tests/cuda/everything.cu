@@ -9,6 +9,12 @@ Status by_keys(cuda::Pruner& pruner, const Q* q, const K* k, cuda::Stream stream
       0, cuda::query_key(cuda::heads(q, TokenMajor{8, 8, 128}), cuda::heads(k, TokenMajor{8, 2, 128}), 1), stream);
 }
 template <class T>
+Status by_features(cuda::Pruner& pruner, const T* k, cuda::Stream stream) {
+  const cuda::KeysOnly<T> alone{cuda::heads(k, TokenMajor{8, 2, 128})};
+  const Status status = pruner.prune(0, alone, stream);
+  return status ? pruner.prune(0, cuda::with_features(alone, alone.key), stream) : status;
+}
+template <class T>
 Status by_probabilities(cuda::Pruner& pruner, const T* p, cuda::Stream stream) {
   return pruner.prune(0, cuda::probabilities(p, 8, 1, 8), stream);
 }
@@ -26,6 +32,12 @@ Status everything(Span<const cuda::Request> requests, void* p, cuda::Stream stre
   if (status) status = by_keys(pruner, h, static_cast<const fp8_e4m3*>(p), stream);
   if (status) status = by_keys(pruner, h, static_cast<const fp8_e5m2*>(p), stream);
   if (status) status = by_keys(pruner, h, static_cast<const std::int8_t*>(p), stream);
+  if (status) status = by_features(pruner, h, stream);
+  if (status) status = by_features(pruner, b, stream);
+  if (status) status = by_features(pruner, f, stream);
+  if (status) status = by_features(pruner, static_cast<const fp8_e4m3*>(p), stream);
+  if (status) status = by_features(pruner, static_cast<const fp8_e5m2*>(p), stream);
+  if (status) status = by_features(pruner, static_cast<const std::int8_t*>(p), stream);
   if (status) status = by_probabilities(pruner, h, stream);
   if (status) status = by_probabilities(pruner, b, stream);
   if (status) status = by_probabilities(pruner, f, stream);

@@ -33,8 +33,9 @@ export flags
 rm -f "$WORK"/*.o "$WORK"/*.log
 # Longest first. memory.cpp is the host's alone.
 # shellcheck disable=SC2016
-printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/batch_test.cpp tests/cuda/select_test.cpp \
-  tests/cuda/replay_test.cpp examples/cuda/decoder.cu tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
+printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/diverse_test.cpp \
+  tests/cuda/batch_test.cpp tests/cuda/select_test.cpp tests/cuda/replay_test.cpp examples/cuda/decoder.cu \
+  bench/cuda_prefill_bench.cu tests/cuda/golden_check.cpp tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
   xargs -P "$(nproc)" -n 1 sh -c '
     name=$(basename "$0") language=cu
     [ "$name" != memory.cpp ] || language=c++
@@ -45,11 +46,13 @@ link() {  # PROGRAM OBJECT... -- by nvcc, which knows where cuBLAS is
   for object in "$@"; do set -- "$@" "$WORK/$object.o"; shift; done
   "$NVCC" -arch="$arch" "$@" -lcublas -o "$WORK/$program"
 }
-link device_test device_test memory score_test batch_test select_test replay_test
+link device_test device_test memory score_test diverse_test batch_test select_test replay_test
+link golden_check golden_check
 link decoder decoder
 link cuda_bench cuda_bench
+link cuda_prefill_bench cuda_prefill_bench
 if [ $compile_only = true ]; then
-  step "device_test, decoder and cuda_bench are built; nothing ran"
+  step "device_test, golden_check, decoder and both benchmarks are built; nothing ran"
   exit 0
 fi
 
@@ -65,6 +68,7 @@ run() {  # WHAT LOG COMMAND... -- its last line is what the summary says
   printf '%-6s %-52s %s\n' "$verdict" "$what" "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-100)" >>"$WORK/summary.txt"
 }
 run "the tests that the host runs over an emulation" device "$WORK/device_test"
+run "the tensors of the authors' code" golden "$WORK/golden_check" tests/golden/*.safetensors
 run "examples/cuda, small: pruned against masked" tiny "$WORK/decoder" tiny
 
 # Small cases, since either tool makes them many times slower. It refuses some virtual machines' GPUs.
@@ -74,18 +78,20 @@ elif timeout 60 compute-sanitizer "$WORK/decoder" tiny 2>&1 | grep -q "Device no
   echo "not run: compute-sanitizer does not support this GPU here" >>"$WORK/summary.txt"
 else
   set -- compute-sanitizer --error-exitcode 9 --tool
-  run "memcheck, the tests" memcheck "$@" memcheck "$WORK/device_test" --apart CudaReplay CudaGather
+  run "memcheck, the tests" memcheck "$@" memcheck "$WORK/device_test" --apart CudaReplay CudaGather \
+    CudaDiverse.StagesFollow
   run "memcheck, examples/cuda" memcheck_tiny "$@" memcheck "$WORK/decoder" tiny
   run "racecheck, the tests" racecheck "$@" racecheck "$WORK/device_test" CudaReplay CudaSelect.TwoStages \
-    CudaScore.ListedAndPriorRows
+    CudaScore.ListedAndPriorRows CudaDiverse.StagesFollow CudaDiverse.KeysOf
 fi
 run "examples/cuda, LLaVA-1.5-7B's shape" 7b "$WORK/decoder" 7b
+run "what pruning saves of a prefill" prefill "$WORK/cuda_prefill_bench"
 run "cuda_bench" bench "$WORK/cuda_bench"
 
 step "summary"
 cat "$WORK/bench.txt"
 echo
-sed -n '1p; /^sequences/,$p' "$WORK/7b.txt"
+cat "$WORK/prefill.txt"
 echo
 cat "$WORK/summary.txt"
 if grep -q ^FAIL "$WORK/summary.txt"; then

@@ -18,7 +18,7 @@
 // and, called by all threads outside of each(), with results in a fixed order of additions,
 //
 //   block.template sum<Lanes>(values)         PerThread<Values<N>>: each thread gets the sum of its group of lanes
-//   block.template greatest<Lanes>(word)      PerThread<uint32>: the greatest of its group
+//   block.template greatest<Lanes>(word)      PerThread<T>, unsigned: the greatest of its group
 //   block.exclusive_sum(word)                 PerThread<uint32>: each thread gets the sum of those before it; returns all
 //   block.total(number), block.greatest(word) PerThread<T>: of the block; returned
 //   block.add(array, i, n)                    inside each(): adds to a word in shared memory, atomically
@@ -59,6 +59,15 @@ FASTV_DEVICE inline std::uint32_t softmax_key(const float& logit) noexcept {
 FASTV_DEVICE inline float float_of_key(std::uint32_t key) noexcept {
   constexpr std::uint32_t sign = FloatBits<float>::sign;
   return bit_cast<float>(key >= sign ? key - sign : sign | (sign - key));
+}
+
+// a * b, rounded before anything is added to it, so that a GPU's values are the host's.
+FASTV_KERNEL inline float rounded_product(float a, float b) noexcept {
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
 }
 
 FASTV_DEVICE inline std::uint32_t least(std::uint32_t a, std::uint32_t b) noexcept { return a < b ? a : b; }

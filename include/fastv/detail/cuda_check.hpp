@@ -12,17 +12,18 @@ namespace detail {
 namespace gpu {
 inline namespace FASTV_KIND {
 
-// rows: that a packed tensor must have; tokens: of the longest sequence; tables: rows of the block tables.
+// rows: that a packed tensor must have; tokens: of the longest sequence.
 template <class T>
-Status check_device_heads(const cuda::Heads<T>& view, const char* what, std::size_t rows, std::size_t tokens) noexcept {
+Status check_device_heads(const cuda::Heads<T>& view, const char* what, std::size_t rows, std::size_t tokens,
+                          std::size_t widest = most_dim) noexcept {
   const fastv::Heads<T>& layout = view.layout;
   const KeyPages<T>& pages = layout.pages;
   if (layout.heads == 0) return fail(Errc::bad_shape, "{} has 0 heads: state at least 1", what);
   if (layout.dim == 0) return fail(Errc::bad_shape, "{} has head dimension 0: state at least 1", what);
   if (layout.heads > 65535) return fail(Errc::bad_shape, "{} has {} heads, more than any model", what, layout.heads);
-  if (layout.dim > most_dim)
+  if (layout.dim > widest)
     return fail(Errc::not_supported, "{} has head dimension {} but at most {} is supported on the device", what,
-                layout.dim, most_dim);
+                layout.dim, widest);
   if (pages.chunk != 0 && layout.dim % pages.chunk != 0)
     return fail(Errc::bad_shape, "chunks of {} elements do not divide the head dimension of {}, {}", pages.chunk, what,
                 layout.dim);
@@ -77,9 +78,20 @@ bool moves_wide(const Vectors<T>& v, std::size_t dim) noexcept {
          whole(v.offset_in_block) && whole(static_cast<std::ptrdiff_t>(v.chunk));
 }
 
+// Scales of `heads` heads of an int8 cache, or none.
+inline Status check_scales(const cuda::Heads<float>& scales, const char* what, std::size_t heads, std::size_t rows,
+                           std::size_t tokens) noexcept {
+  if (scales.layout.data == nullptr && scales.block_pointers == nullptr) return {};
+  if (Status status = check_device_heads(scales, what, rows, tokens); !status) return status;
+  if (scales.layout.heads == heads && scales.layout.dim == 1) return {};
+  return fail(Errc::bad_shape, "{} has {} heads of {} but needs one scale for each of {} KV heads", what,
+              scales.layout.heads, scales.layout.dim, heads);
+}
+
 // The same shapes as the core judges them.
 template <class Q, class K>
 Status check_evidence(const cuda::QueryKey<Q, K>& evidence, const StagePlan& stage) noexcept {
+  if (!stage.last_row_asks) return stage.last_row_asks;
   if (Status status = check_device_heads(evidence.query, "query", stage.query_rows, stage.rows_at_hand); !status)
     return status;
   if (evidence.query.pages != 0 || evidence.query.layout.pages.chunk != 0)
@@ -96,13 +108,8 @@ Status check_evidence(const cuda::QueryKey<Q, K>& evidence, const StagePlan& sta
   shape.heads_total = evidence.heads_total;
   if (Status status = shape.check(); !status) return status;
   if (Status status = expect_all_heads(q.heads, evidence.heads_total); !status) return status;
-  const cuda::Heads<float>& scales = evidence.key_scales;
-  if (scales.layout.data != nullptr || scales.block_pointers != nullptr) {
-    if (Status status = check_device_heads(scales, "key_scales", stage.key_rows, stage.keys); !status) return status;
-    if (scales.layout.heads != k.heads || scales.layout.dim != 1)
-      return fail(Errc::bad_shape, "key_scales has {} heads of {} but needs one scale for each of {} KV heads",
-                  scales.layout.heads, scales.layout.dim, k.heads);
-  }
+  if (Status status = check_scales(evidence.key_scales, "key_scales", k.heads, stage.key_rows, stage.keys); !status)
+    return status;
   const cuda::Rope& rope = evidence.rope;
   if (rope.pairs > q.dim / 2)
     return fail(Errc::bad_setting, "Rope has {} pairs but the head dimension is {}: use at most {}", rope.pairs, q.dim,
@@ -117,6 +124,7 @@ Status check_evidence(const cuda::QueryKey<Q, K>& evidence, const StagePlan& sta
 
 template <class T>
 Status check_evidence(const cuda::Probabilities<T>& evidence, const StagePlan& stage) noexcept {
+  if (!stage.last_row_asks) return stage.last_row_asks;
   if (evidence.heads == 0 || evidence.heads > 65535)
     return fail(Errc::bad_shape, "the attention has {} heads: state 1 to 65535", evidence.heads);
   if (Status status = check_data(evidence.data, "probabilities"); !status) return status;
@@ -140,17 +148,63 @@ Status check_evidence(const cuda::Probabilities<T>& evidence, const StagePlan& s
                        1);
 }
 
+inline Status expect_no_rows(const StagePlan& stage, const char* what) noexcept {
+  if (!stage.by_rows) return {};
+  return fail(Errc::missing_evidence,
+              "a request chooses rows to score by, or prior rows, but {} have none: use ScoreRows::last, or attention "
+              "as evidence",
+              what);
+}
+template <class K>
+Status check_evidence(const cuda::KeysOnly<K>& evidence, const StagePlan& stage) noexcept {
+  if (Status status = expect_no_rows(stage, "keys alone"); !status) return status;
+  if (Status status = check_device_heads(evidence.key, "key", stage.key_rows, stage.keys); !status) return status;
+  return check_scales(evidence.key_scales, "key_scales", evidence.key.layout.heads, stage.key_rows, stage.keys);
+}
 inline Status check_evidence(const cuda::Scores& evidence, const StagePlan& stage) noexcept {
-  if (stage.by_rows)
-    return fail(Errc::missing_evidence,
-                "a request chooses rows to score by, or prior rows, but scores have none: use ScoreRows::last, or "
-                "attention as evidence");
+  if (Status status = expect_no_rows(stage, "scores"); !status) return status;
   return stage.jobs == 0 ? Status{} : check_data(evidence.values, "scores");
 }
 inline Status check_evidence(const cuda::NoEvidence&, const StagePlan& stage) noexcept {
   return stage.jobs == 0 ? Status{}
                          : fail(Errc::missing_evidence,
                                 "Selection::top_k needs scores: hand over probabilities, query and key, or scores");
+}
+
+// rows: that packed hidden states have. limit: Limits::features.
+template <class T>
+Status check_device_features(const cuda::Features<T>& features, const StagePlan& stage, std::size_t rows,
+                             std::size_t limit) noexcept {
+  if (stage.contests == 0) return {};
+  const bool keys = features.at == cuda::FeaturesAt::keys;
+  if (!keys && (features.vectors.pages != 0 || features.scales.pages != 0))
+    return fail(Errc::not_supported, "features lie in pages but are not found as keys are: see FeaturesAt");
+  if (keys && stage.keys_gone)
+    return fail(
+        Errc::missing_evidence,
+        "features are found as keys are, but of a prompt that Selection::diverse prunes some keys are no longer "
+        "at hand, see Request::first_key: compare hidden rows");
+  const std::size_t needed = keys                                    ? stage.compared_key_rows
+                             : features.at == cuda::FeaturesAt::rows ? rows
+                                                                     : stage.visual;
+  if (Status status = check_device_heads(features.vectors, "features", needed, stage.compared_keys, widest_features);
+      !status)
+    return status;
+  const std::size_t heads = features.vectors.layout.heads, width = features.width();
+  if (Status status = check_scales(features.scales, "scales of features", heads, needed, stage.compared_keys); !status)
+    return status;
+  if (features.vectors.layout.dim > widest_features / heads || width > limit)
+    return fail(Errc::too_small,
+                "features have {} heads of {}, {} elements a token, but there is room for {}: project them, or raise "
+                "Limits::features and reserve() again",
+                heads, features.vectors.layout.dim, width, limit);
+  return {};
+}
+inline Status expect_no_contests(const StagePlan& stage) noexcept {
+  if (stage.contests == 0) return {};
+  return fail(Errc::missing_evidence,
+              "a request asks for Selection::diverse, which compares tokens by features: hand over "
+              "cuda::with_features(evidence, keys)");
 }
 
 // A tensor to gather as the kernel takes it; `tile` 0: nothing to do.

@@ -211,6 +211,52 @@ struct FromProbabilities {
   }
 };
 
+// Keys alone: minus the mean of their lengths.
+template <class K>
+struct FromKeys {
+  static constexpr bool by_rows = false, in_range = false;
+  template <class Block>
+  struct Memory {};
+
+  Vectors<K> keys;
+  Vectors<float> scales;  // data and pointers null: none
+  std::uint32_t heads, dim;
+
+  template <class Block, class Threads>
+  FASTV_KERNEL void gather(Block& block, Memory<Block>&, const StageTables& tables, const Sequence& s, const JobSlots&,
+                           std::uint32_t first, float, Threads& out) const {
+    block.each([&](int thread) {
+      Gathered gathered{0, no_key};
+      const std::uint32_t token = first + static_cast<std::uint32_t>(thread) % tile_tokens;
+      const std::uint32_t at =
+          token < s.visual ? s.past + static_cast<std::uint32_t>(tables.candidates[s.visual_first + token]) : 0;
+      if (token < s.visual && at >= s.first_key)
+        for (std::uint32_t head = static_cast<std::uint32_t>(thread) / tile_tokens; head < heads; head += tile_parts)
+          gathered.sum -= static_cast<double>(length(s, at - s.first_key, head)) / static_cast<double>(heads);
+      out[thread] = gathered;
+    });
+  }
+
+ private:
+  FASTV_KERNEL float length(const Sequence& s, std::uint32_t key, std::uint32_t head) const {
+    const K* vector = keys.vector(s, key, head);
+    const auto square = [&](std::uint32_t d) {
+      const float x = widened(vector[keys.offset(d)]);
+      return x * x;
+    };
+    float even = 0, odd = 0;
+    for (std::uint32_t d = 0; d + 1 < dim; d += 2) {
+      even += square(d);
+      odd += square(d + 1);
+    }
+    if (dim % 2 != 0) even += square(dim - 1);
+    const float own = sqrt_of(even + odd);
+    const bool scaled = scales.data != nullptr || scales.pages != 0;
+    return scaled ? own * magnitude_of(*scales.vector(s, key, head)) : own;
+  }
+  FASTV_KERNEL static float magnitude_of(float x) { return x < 0 ? -x : x; }
+};
+
 // Scores of the engine's own.
 struct FromScores {
   static constexpr bool by_rows = false, in_range = false;
@@ -369,8 +415,14 @@ struct Combine {
     }
     std::uint32_t uncorrected = 0;
     if (ranked && s.prior_jobs > 0) uncorrected = correct(block, scores, scores + room.visual, s.visual) ? 0 : 1;
+    if (s.contests > 0) {  // Greedy selects
+      block.each([&](int thread) {
+        if (thread == 0) counters[number].uncorrected = uncorrected;
+      });
+      return;
+    }
     Selector<Block>(block, shared.select, tables, s, room.spill + 2 * static_cast<std::size_t>(s.visual_first))
-        .run(ranked ? scores : nullptr, results, counters + number, uncorrected);
+        .run(ranked ? scores : nullptr, {}, results, counters + number, uncorrected);
   }
 
   // order_key() of the shift by which a set's scores come into range, or no_key where they are.

@@ -189,7 +189,7 @@ struct Logits {
   template <class Block>
   FASTV_KERNEL void operator()(Block& block, Shared<Block>& shared) const {
     const std::uint32_t chunk = block.x(), slot = block.z(), job = first_job + slot;
-    const std::uint32_t number = sequence_of(tables, job);
+    const std::uint32_t number = sequence_of<&Sequence::first_job>(tables, job);
     const Sequence s = tables.sequences[number];  // a copy: its words are loaded at once
     const std::uint32_t begin = chunk * chunk_keys;
     if (begin >= s.keys || (again != nullptr && again[number] == 0)) return;

@@ -2,7 +2,7 @@
 // and every length. Counts, quotas, windows and grids are the core's.
 #pragma once
 
-#include "cuda_sequence.hpp"
+#include "cuda_words.hpp"
 
 #include "begin.hpp"
 
@@ -10,43 +10,6 @@ namespace fastv {
 namespace detail {
 namespace gpu {
 inline namespace FASTV_KIND {
-
-inline constexpr std::uint32_t sequence_words = sizeof(Sequence) / 4, group_words = sizeof(Group) / 4;
-
-// Limits with their zeros replaced.
-inline cuda::Limits settled(cuda::Limits limits) noexcept {
-  const auto or_else = [](std::size_t& value, std::size_t otherwise) {
-    if (value == 0) value = otherwise;
-  };
-  or_else(limits.visual, limits.tokens);
-  or_else(limits.keys, limits.tokens);
-  or_else(limits.rows, limits.sequences);
-  or_else(limits.spans, 8 * limits.sequences);
-  or_else(limits.groups, 16 * limits.sequences);
-  or_else(limits.listed, 32 * limits.sequences);
-  return limits;
-}
-inline Status check_limits(const cuda::Limits& limits) noexcept {
-  if (limits.sequences == 0) return fail(Errc::bad_setting, "Limits::sequences is 0: state at least 1");
-  if (limits.tokens == 0) return fail(Errc::bad_setting, "Limits::tokens is 0: state the rows of the largest batch");
-  if (limits.stages == 0 || limits.stages > max_stages)
-    return fail(Errc::bad_setting, "Limits::stages is {}: use 1 to {}", limits.stages, max_stages);
-  constexpr std::size_t largest = std::size_t{1} << 24;  // so that no product below wraps around
-  if (limits.sequences > 65535 || limits.rows > 65535)
-    return fail(Errc::bad_setting,
-                "Limits has {} sequences and {} rows but a launch has at most 65535 of either: use fewer",
-                limits.sequences, limits.rows);
-  if (limits.tokens > largest || limits.visual > largest || limits.keys > largest || limits.heads > 65535 ||
-      limits.spans > largest || limits.groups > largest || limits.listed > largest)
-    return fail(Errc::bad_setting, "Limits asks for room beyond {} tokens, keys, spans, groups or rows", largest);
-  return {};
-}
-// Words of a plan, all stages together.
-inline std::size_t plan_words(const cuda::Limits& l) noexcept {
-  const std::size_t each =
-      l.sequences * (sequence_words + 2 * group_words + 3) + 2 + l.groups * 2 * group_words + l.visual / 32 + l.listed;
-  return l.stages * each + 3 * l.spans;
-}
 
 // What the host knows of a stage.
 struct StagePlan {
@@ -59,6 +22,12 @@ struct StagePlan {
   std::size_t rows_at_hand = 0, tables = 0;            // most query rows of a sequence; rows of the block tables
   std::size_t most_visual = 0, jobs = 0;
   bool by_rows = false;  // some request chooses rows, or a prior
+  Status last_row_asks;  // or what is wrong where the last prompt token is to rank by attention
+
+  // Of Selection::diverse.
+  std::size_t contests = 0, tiles = 0, products = 0;     // products: eights of floats
+  std::size_t compared_keys = 0, compared_key_rows = 0;  // as those above, of its sequences
+  bool keys_gone = false;                                // some key of its prompts is no longer at hand
 };
 
 // Memory that the making of plans needs.
@@ -66,7 +35,7 @@ class Planner {
  public:
   Status reserve(const cuda::Limits& limits) noexcept {
     limits_ = limits;
-    if (Status status = words_.reserve(plan_words(limits)); !status) return status;
+    if (Status status = words_.reserve(limits); !status) return status;
     if (Status status = spans_.reserve(limits.spans); !status) return status;
     if (Status status = states_.reserve(limits.sequences); !status) return status;
     if (Status status = marks_.reserve(4 * limits.visual + 4 * limits.spans); !status) return status;
@@ -76,7 +45,8 @@ class Planner {
 
   // The plans of a batch, stage by stage. Nothing is to be read where an error is returned.
   Status plan(Span<const cuda::Request> requests, std::size_t layers) noexcept {
-    used_ = stages_ = 0;
+    words_.clear();
+    stages_ = 0;
     requests_ = requests;
     if (requests.empty()) return fail(Errc::bad_prompt, "the batch has 0 sequences: hand over at least 1");
     if (Status status = expect_room(requests, requests.size(), "the requests"); !status) return status;
@@ -92,9 +62,9 @@ class Planner {
   std::size_t stages() const noexcept { return stages_; }
   const StagePlan& stage(std::size_t s) const noexcept { return stage_[s]; }
   const Sequence& sequence(std::size_t s, std::size_t i) const noexcept {
-    return reinterpret_cast<const Sequence*>(words_.first(used_).data() + stage_[s].words_sequences)[i];
+    return reinterpret_cast<const Sequence*>(words_.at_word(stage_[s].words_sequences))[i];
   }
-  Span<const std::uint32_t> words() const noexcept { return {words_.first(used_).data(), used_}; }
+  Span<const std::uint32_t> words() const noexcept { return words_.all(); }
   std::size_t sequences() const noexcept { return requests_.size(); }
 
  private:
@@ -128,10 +98,10 @@ class Planner {
       return fail(Errc::bad_setting, "the schedule has {} stages but at most {} are supported", stages, max_stages);
     for (std::size_t s = 0; s < stages; ++s) {
       schedule[s] = config(i, s);
-      if (schedule[s].selection == Selection::diverse)
-        return fail(Errc::not_supported,
-                    "sequence {} asks for Selection::diverse, which the device does not have: use another rule, or a "
-                    "Pruner on the host",
+      if (schedule[s].selection == Selection::diverse && limits_.features == 0)
+        return fail(Errc::too_small,
+                    "sequence {} asks for Selection::diverse but Limits::features is 0: state the elements of a "
+                    "token's features and reserve() again",
                     i);
     }
     const Result<Plan> plan =
@@ -159,18 +129,14 @@ class Planner {
     return {};
   }
 
-  // Rows must be positions of what the stage finds, among those at hand. Only shapes are known of a later stage: where
-  // the last token is visual, that its row would rank is refused there as well.
+  // Rows must be positions of what the stage finds, among those at hand.
   Status check_rows(std::size_t i, std::size_t s, std::size_t queries) const noexcept {
     const Config& own = config(i, s);
-    if (own.selection != Selection::top_k) return {};
+    if (!uses_scores(own)) return {};
     const cuda::Request& request = requests_[i];
     const std::size_t tokens = states_[i].plan.tokens_in_group(s);
     const std::size_t at_hand = request.queries == 0 || queries > tokens ? tokens : queries;
-    if (own.score_rows == ScoreRows::last) {
-      const QueryRows last{ScoreRows::last, {}, request.tokens};
-      if (Status status = last.expect_covered(1, request.visual); !status) return status;
-    } else {
+    if (own.score_rows != ScoreRows::last) {
       const QueryRows rows{own.score_rows, own.listed_rows, tokens};
       if (Status status = rows.expect_covered(at_hand, {}); !status) return status;
     }
@@ -203,17 +169,17 @@ class Planner {
     const std::size_t n = requests_.size();
     stage = {};
     stage.filtering_layer = layer;
-    if (Status status = take(n * sequence_words, stage.words_sequences); !status) return status;
+    if (Status status = words_.take(n * sequence_words, stage.words_sequences); !status) return status;
     bool shifted = false;  // keys do not lie as hidden states do
     for (std::size_t i = 0; i < n; ++i)
       shifted = shifted || past_of(i, scored_layer(layer)) != 0 || requests_[i].first_key != 0;
     std::size_t keys = 0, queries = 0;
     for (std::size_t i = 0; i < n; ++i)
       if (Status status = plan_sequence(stage, i, layer, shifted, keys, queries); !status) return status;
-    if (Status status = take(n + 1, stage.words_cumulative); !status) return status;
-    if (Status status = take(n + 1, stage.words_cumulative_keys); !status) return status;
-    std::uint32_t* cumulative = words_.first(used_).data() + stage.words_cumulative;
-    std::uint32_t* cumulative_keys = words_.first(used_).data() + stage.words_cumulative_keys;
+    if (Status status = words_.take(n + 1, stage.words_cumulative); !status) return status;
+    if (Status status = words_.take(n + 1, stage.words_cumulative_keys); !status) return status;
+    std::uint32_t* cumulative = words_.at_word(stage.words_cumulative);
+    std::uint32_t* cumulative_keys = words_.at_word(stage.words_cumulative_keys);
     cumulative[0] = cumulative_keys[0] = 0;
     std::size_t held = 0;
     for (std::size_t i = 0; i < n; ++i) {
@@ -271,12 +237,14 @@ class Planner {
     s.kept_first = word(stage.kept);
     s.kept_visual_first = word(stage.kept_visual);
     s.words_chosen = none;
+    s.first_contest = word(stage.contests);
+    s.first_tile = word(stage.tiles);
     if (first) {
       std::size_t at = 0;
-      if (Status status = take(3 * request.visual.size(), at); !status) return status;
+      if (Status status = words_.take(3 * request.visual.size(), at); !status) return status;
       s.words_spans = word(at);
       s.spans = word(request.visual.size());
-      std::uint32_t* out = words_.first(used_).data() + at;
+      std::uint32_t* out = words_.at_word(at);
       std::uint32_t numbered = 0;
       for (const TokenSpan& span : request.visual) {
         *out++ = word(span.first);
@@ -293,14 +261,14 @@ class Planner {
     const bool prunes = state.stage < state.plan.stages && state.plan.stage[state.stage].filtering_layer == layer;
     const std::size_t text = state.tokens - state.visual;
     if (prunes) {
-      if (Status status = plan_rows(stage, s, config(i, state.stage), state); !status) return status;
-      if (Status status = plan_selection(s, config(i, state.stage), state, i); !status) return status;
+      if (Status status = plan_rows(stage, s, config(i, state.stage), state, request); !status) return status;
+      if (Status status = plan_selection(stage, s, config(i, state.stage), state, i); !status) return status;
       state.visual = state.plan.stage[state.stage].kept_visual;
       ++state.stage;
       state.tokens = text + state.visual;
     } else if (state.visual > 0) {
-      if (Status status = open_round(s, 0); !status) return status;
-      if (Status status = add_group(s, 0, {0, s.visual, 0, s.visual, s.visual, 0}); !status) return status;
+      if (Status status = words_.open_round(s, 0); !status) return status;
+      if (Status status = words_.add_group(s, 0, {0, s.visual, 0, s.visual, s.visual, 0}); !status) return status;
     }
     s.past_behind = word(past_of(i, layer));
     stage.jobs += std::size_t{s.main_jobs} + s.prior_jobs;
@@ -313,30 +281,36 @@ class Planner {
     raise(stage.query_rows, s.main_jobs > 0 ? std::size_t{s.query_row} + s.queries : 0);
     raise(stage.rows_at_hand, s.main_jobs > 0 ? s.queries : 0);
     raise(stage.tables, s.main_jobs > 0 ? std::size_t{s.table_row} + 1 : 0);
-    std::memcpy(words_.first(used_).data() + stage.words_sequences + i * sequence_words, &s, sizeof(s));
+    raise(stage.compared_keys, s.contests > 0 ? s.keys : 0);
+    raise(stage.compared_key_rows, s.contests > 0 ? std::size_t{s.key_row} + s.keys : 0);
+    std::memcpy(words_.at_word(stage.words_sequences + i * sequence_words), &s, sizeof(s));
     return {};
   }
 
   // The rows by which it is scored.
-  Status plan_rows(StagePlan& stage, Sequence& s, const Config& own, const State& state) noexcept {
-    if (own.selection != Selection::top_k || state.visual == 0) return {};
+  Status plan_rows(StagePlan& stage, Sequence& s, const Config& own, const State& state,
+                   const cuda::Request& request) noexcept {
+    if (!uses_scores(own) || state.visual == 0) return {};
     const QueryRows rows{own.score_rows, own.listed_rows, state.tokens};
     s.which = static_cast<std::uint32_t>(own.score_rows);
     s.main_jobs = static_cast<std::uint32_t>(rows.size());
     s.prior_jobs = static_cast<std::uint32_t>(own.prior_rows.size());
     stage.by_rows = stage.by_rows || own.score_rows != ScoreRows::last || s.prior_jobs > 0;
+    // Only shapes are known of a later stage: where the prompt's last token is visual, its row ranks there neither.
+    if (own.score_rows == ScoreRows::last && stage.last_row_asks)
+      stage.last_row_asks = QueryRows{ScoreRows::last, {}, request.tokens}.expect_covered(1, request.visual);
     const std::size_t listed = own.score_rows == ScoreRows::listed ? own.listed_rows.size() : 0;
     std::size_t at = 0;
-    if (Status status = take(listed + s.prior_jobs, at); !status) return status;
+    if (Status status = words_.take(listed + s.prior_jobs, at); !status) return status;
     s.words_listed = static_cast<std::uint32_t>(at);
-    std::uint32_t* out = words_.first(used_).data() + at;
+    std::uint32_t* out = words_.at_word(at);
     for (const Index row : own.listed_rows.first(listed)) *out++ = row;
     for (const Index row : own.prior_rows) *out++ = row;
     return {};
   }
 
   // Groups and marks, so that the device has nothing to do but to rank; and what the next stage finds.
-  Status plan_selection(Sequence& s, const Config& own, State& state, std::size_t i) noexcept {
+  Status plan_selection(StagePlan& stage, Sequence& s, const Config& own, State& state, std::size_t i) noexcept {
     const Span<const TokenSpan> visual{spans_.part(state.spans, state.span_count).data(), state.span_count};
     const Result<Images> images = count_images(own, visual);
     if (!images) return images.status;
@@ -350,7 +324,13 @@ class Planner {
     std::uint32_t* scratch = marks + total;
     for (std::size_t t = 0; t < total; ++t) marks[t] = 0;
     bool marked = false;
-    if (own.selection != Selection::top_k) {
+    if (own.selection == Selection::diverse) {
+      if (total > 0) {
+        if (Status status = plan_contests(stage, s, own, visual, *images, marks, scratch); !status) return status;
+        stage.keys_gone = stage.keys_gone || s.first_key > s.past;
+      }
+      marked = true;
+    } else if (own.selection != Selection::top_k) {
       if (total > 0) {
         const Result<Selected> selected =
             select_validated<float>(own, {}, visual, total, *images, kept_.first(total).data(), scratch);
@@ -364,9 +344,9 @@ class Planner {
     }
     if (marked && total > 0) {
       std::size_t at = 0;
-      if (Status status = take((total + 31) / 32, at); !status) return status;
+      if (Status status = words_.take((total + 31) / 32, at); !status) return status;
       s.words_chosen = static_cast<std::uint32_t>(at);
-      std::uint32_t* bits = words_.first(used_).data() + at;
+      std::uint32_t* bits = words_.at_word(at);
       for (std::size_t t = 0; t < (total + 31) / 32; ++t) bits[t] = 0;
       for (std::size_t t = 0; t < total; ++t)
         bits[t / 32] |= marks[t] == chosen<std::uint32_t> ? std::uint32_t{1} << (t % 32) : 0u;
@@ -377,104 +357,105 @@ class Planner {
     return {};
   }
 
-  // As select_validated() chooses by score, in the same order.
-  Status plan_rounds(Sequence& s, const Config& own, Span<const TokenSpan> visual, const Images& images,
-                     std::uint32_t* marks, std::uint32_t* scratch) noexcept {
-    Status status;
-    const auto add = [&](int round, std::size_t first, std::size_t quota, auto tokens) {
-      if (status) status = add_group(s, round, group_of(first, quota, tokens));
+  // The groups of tokens that compete for a count, as select_validated() and mark_diverse() have them, in the same order:
+  // add(round, first, quota, tokens). Round 0; where images of a pool have minima, round 1 is of all. marks: what the even
+  // grid takes.
+  template <class Add>
+  void for_each_round(const Config& own, Span<const TokenSpan> visual, const Images& images, std::uint32_t* marks,
+                      std::uint32_t* scratch, const Add& add) noexcept {
+    std::size_t number = 0, numbered = 0;
+    const auto all_of = [](std::size_t tokens) {
+      return [tokens](auto take) {
+        for (std::size_t t = 0; t < tokens; ++t) take(t);
+      };
     };
-    if (Status opened = open_round(s, 0); !opened) return opened;
-    if (own.quota == Quota::pooled && minima_hold(own, images)) {
+    if (pool_has_minima(own, images)) {
       if (const std::size_t share = pool_grid(own, images); share > 0) mark_uniform(marks, images.tokens, 0, share);
-      std::size_t numbered = 0;
       for_each_image(visual, [&](const Image& image) {
-        add(0, numbered, minimum_of(own, image), [&](auto take) {
-          for (std::size_t t = 0; t < image.tokens; ++t) take(t);
-        });
+        add(0, numbered, minimum_of(own, image), all_of(image.tokens));
         numbered += image.tokens;
       });
-      if (!status) return status;
-      if (Status opened = open_round(s, 1); !opened) return opened;
-      add(1, 0, images.keep, [&](auto take) {
-        for (std::size_t t = 0; t < images.tokens; ++t) take(t);
-      });
-      return status;
+      add(1, 0, images.keep, all_of(images.tokens));
+      return;
     }
-    if (own.quota == Quota::pooled) {
-      for_each_group(own, marks, images.tokens, 0, images.keep, scratch,
-                     [&](std::size_t quota, auto tokens) { add(0, 0, quota, tokens); });
-      return status;
-    }
+    const auto alone = [&](std::size_t first, std::size_t tokens, std::size_t columns, std::size_t count) {
+      for_each_group(own, marks + first, tokens, columns, count, scratch,
+                     [&](std::size_t quota, auto part) { add(0, first, quota, part); });
+    };
+    if (own.quota == Quota::pooled) return alone(0, images.tokens, 0, images.keep);
     quotas_of(own, visual, images, quotas_.first(images.count), quotas_.part(images.count, images.count));
-    std::size_t number = 0, numbered = 0;
     for_each_image(visual, [&](const Image& image) {
-      const std::size_t quota_of_image = quotas_[number++], first = numbered;
+      const std::size_t quota = quotas_[number++], first = numbered;
       numbered += image.tokens;
-      if (image.tokens > 0)
-        for_each_group(own, marks + first, image.tokens, image.columns, quota_of_image, scratch,
-                       [&](std::size_t quota, auto tokens) { add(0, first, quota, tokens); });
+      if (image.tokens > 0) alone(first, image.tokens, image.columns, quota);
     });
+  }
+  static bool pool_has_minima(const Config& own, const Images& images) noexcept {
+    return own.quota == Quota::pooled && minima_hold(own, images);
+  }
+
+  // Selection::top_k.
+  Status plan_rounds(Sequence& s, const Config& own, Span<const TokenSpan> visual, const Images& images,
+                     std::uint32_t* marks, std::uint32_t* scratch) noexcept {
+    Status status = words_.open_round(s, 0);
+    int open = 0;
+    for_each_round(own, visual, images, marks, scratch,
+                   [&](int round, std::size_t first, std::size_t quota, auto tokens) {
+                     if (status && round != open) status = words_.open_round(s, open = round);
+                     if (status) status = words_.add_group(s, round, PlanWords::group_of(first, quota, tokens));
+                   });
     return status;
   }
 
-  // A group from its tokens in order: rows of one width, at one distance.
-  template <class Tokens>
-  static Group group_of(std::size_t first, std::size_t quota, const Tokens& tokens) noexcept {
-    std::size_t size = 0, begin = 0, previous = 0, width = 0, stride = 0;
-    tokens([&](std::size_t t) {
-      if (size == 0) begin = t;
-      if (size > 0 && width == 0 && t != previous + 1) {
-        width = size;
-        stride = t - begin;
-      }
-      previous = t;
-      ++size;
-    });
-    const auto word = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
-    return {word(first + begin), word(width == 0 ? size : width), word(stride), word(size), word(quota), 0};
-  }
-
-  Status open_round(Sequence& s, int round) noexcept {
-    std::size_t at = 0;
-    if (Status status = take(0, at); !status) return status;
-    s.words_round[round] = static_cast<std::uint32_t>(at);
-    s.groups[round] = 0;
-    return {};
-  }
-  Status add_group(Sequence& s, int round, Group group) noexcept {
-    if (group.size == 0) return {};
-    std::size_t at = 0;
-    if (Status status = take(group_words, at); !status) return status;
-    std::uint32_t* words = words_.first(used_).data() + at;
-    if (s.groups[round] > 0) {
-      Group before;
-      std::memcpy(&before, words - group_words, sizeof(before));
-      group.start = before.start + before.size;
-    }
-    std::memcpy(words, &group, sizeof(group));
-    ++s.groups[round];
-    return {};
-  }
-  Status take(std::size_t count, std::size_t& at) noexcept {
-    const std::size_t room = plan_words(limits_);
-    if (count > room - used_)
-      return fail(Errc::too_small,
-                  "the plan needs more than the {} words that there is room for: raise Limits::groups (images and "
-                  "windows, {} now) or Limits::listed (rows, {} now)",
-                  room, limits_.groups, limits_.listed);
-    at = used_;
-    used_ += count;
-    return {};
+  // Selection::diverse. A group that stays as a whole is marked, and nobody compares its tokens.
+  Status plan_contests(StagePlan& stage, Sequence& s, const Config& own, Span<const TokenSpan> visual,
+                       const Images& images, std::uint32_t* marks, std::uint32_t* scratch) noexcept {
+    s.scored = uses_scores(own) ? 1 : 0;
+    s.novelty = static_cast<std::uint32_t>(own.diversity.novelty);
+    s.blend = static_cast<std::uint32_t>(own.diversity.blend);
+    s.weight = static_cast<float>(own.diversity.weight);
+    s.rest = static_cast<float>(1 - own.diversity.weight);
+    Status status;
+    std::size_t words_images = none, number_of_images = 0, have_of_images = 0;
+    const bool minima = pool_has_minima(own, images);
+    for_each_round(own, visual, images, marks, scratch,
+                   [&](int round, std::size_t first, std::size_t quota, auto tokens) {
+                     const Group group = PlanWords::group_of(first, quota, tokens);
+                     std::size_t have = 0;
+                     tokens([&](std::size_t t) { have += marks[first + t] == chosen<std::uint32_t> ? 1u : 0u; });
+                     if (!status || group.size == 0) return;
+                     if (minima && round == 0) {
+                       const Take image = PlanWords::take_of(own, first, first + group.size, quota, have);
+                       have_of_images += quota > have ? quota : have;
+                       if (images.keep >= images.tokens || image.by_score + image.by_value == 0) return;
+                       status = words_.add_image(image, words_images);
+                       ++number_of_images;
+                       return;
+                     }
+                     if (quota >= group.size) {
+                       tokens([&](std::size_t t) { marks[first + t] = chosen<std::uint32_t>; });
+                       have = group.size;
+                     }
+                     Contest contest{};
+                     contest.group = group;
+                     contest.all = PlanWords::take_of(own, 0, group.size, quota, minima ? have_of_images : have);
+                     if (quota >= group.size) contest.all = {};
+                     contest.words_images = static_cast<std::uint32_t>(words_images);
+                     contest.images = static_cast<std::uint32_t>(number_of_images);
+                     status = words_.add_contest(s, contest, stage.products, stage.tiles);
+                   });
+    stage.contests += s.contests;
+    return status;
   }
 
   cuda::Limits limits_;
   Span<const cuda::Request> requests_;
-  Buffer<std::uint32_t> words_, marks_;
+  PlanWords words_;
+  Buffer<std::uint32_t> marks_;
   Buffer<TokenSpan> spans_;
   Buffer<State> states_;
   Buffer<Index> kept_, quotas_;
-  std::size_t used_ = 0, stages_ = 0;
+  std::size_t stages_ = 0;
   StagePlan stage_[max_stages];
 };
 

@@ -21,6 +21,12 @@ struct StageResults {
   std::int32_t *rows, *positions, *slots, *visual_numbers;
   std::int32_t *codes, *candidates;  // what the next stage finds
 };
+// What Selection::diverse has left of the tokens of a sequence.
+struct Marked {
+  const std::uint32_t* marks;  // chosen_key where a token stays, or 0
+  const std::uint32_t* kinds;  // of its features
+};
+inline constexpr std::uint32_t no_numbers = 0, zeros = 1, unit_length = 2;  // kinds of features
 
 template <class Block>
 struct SelectMemory {
@@ -46,10 +52,10 @@ class Selector {
         to_(sequence.visual <= keys_in_shared ? block.words(memory.after)
                                               : block.words(spill + sequence.visual, sequence.visual)) {}
 
-  // scores: [visual tokens of the sequence], or null where no rule looks at them.
-  FASTV_KERNEL void run(const float* scores, const StageResults& out, cuda::Counters* counters,
+  // scores: [visual tokens of the sequence], or null where no rule looks at them. marked: null, or who stays.
+  FASTV_KERNEL void run(const float* scores, const Marked& marked, const StageResults& out, cuda::Counters* counters,
                         std::uint32_t uncorrected) {
-    load(scores, counters, uncorrected);
+    load(scores, marked, counters, uncorrected);
     block_.sync();
     rank_round(s_.words_round[0], s_.groups[0]);
     rank_round(s_.words_round[1], s_.groups[1]);
@@ -61,20 +67,27 @@ class Selector {
     return s_.words_chosen != none && (tables_.words[s_.words_chosen + i / 32] >> (i % 32) & 1u) != 0;
   }
 
-  FASTV_KERNEL void load(const float* scores, cuda::Counters* counters, std::uint32_t uncorrected) {
+  FASTV_KERNEL void load(const float* scores, const Marked& marked, cuda::Counters* counters,
+                         std::uint32_t uncorrected) {
     // 21 bits each: NaN, zero, infinite.
     typename Block::template PerThread<std::uint64_t> counts;
     block_.each([&](int thread) {
       std::uint64_t count = 0;
       for (auto i = static_cast<std::uint32_t>(thread); i < s_.visual; i += select_threads) {
         std::uint32_t key = 0;
+        bool nan = false;
         if (scores != nullptr) {
           const float score = scores[i];
           key = order_key(score);
-          count += key == 0 ? 1u : 0u;
+          nan = key == 0;
           count += key == FloatBits<float>::sign ? std::uint64_t{1} << 21 : 0u;
           count += is_infinite(score) ? std::uint64_t{1} << 42 : 0u;
         }
+        if (marked.marks != nullptr) {
+          key = marked.marks[i];
+          nan = nan || marked.kinds[i] == no_numbers;
+        }
+        count += nan ? 1u : 0u;
         from_[i] = chosen(i) ? chosen_key : key;
       }
       counts[thread] = count;
@@ -94,12 +107,6 @@ class Selector {
     const Words swap = from_;
     from_ = to_;
     to_ = swap;
-  }
-
-  FASTV_KERNEL static std::uint32_t number(const Group& group, std::uint32_t e) {
-    if (group.width == group.size) return group.first + e;
-    const std::uint32_t row = e / group.width;
-    return group.first + row * group.stride + (e - row * group.width);
   }
 
   // One round: of each group as many as its quota says become chosen_key, the others keep their keys. From from_ to to_.
@@ -127,12 +134,12 @@ class Selector {
         }
         const Group& group = groups[low];
         if (by_cut(group)) continue;
-        const std::uint32_t own = e - group.start, i = number(group, own), key = from_[i];
+        const std::uint32_t own = e - group.start, i = member_of(group, own), key = from_[i];
         bool stays = group.quota >= group.size;
         if (!stays && group.quota > 0) {
           std::uint32_t before = 0;
           for (std::uint32_t j = 0; j < group.size; ++j) {
-            const std::uint32_t other = from_[number(group, j)];
+            const std::uint32_t other = from_[member_of(group, j)];
             before += other > key || (other == key && j < own) ? 1u : 0u;
           }
           stays = before < group.quota;
@@ -155,7 +162,7 @@ class Selector {
       block_.sync();
       block_.each([&](int thread) {
         for (auto e = static_cast<std::uint32_t>(thread); e < group.size; e += select_threads) {
-          const std::uint32_t key = from_[number(group, e)];
+          const std::uint32_t key = from_[member_of(group, e)];
           if (shift == 32 || key >> shift == prefix)
             block_.add(memory_.histogram, key >> next & ((1u << width) - 1), 1);
         }
@@ -195,7 +202,7 @@ class Selector {
     block_.each([&](int thread) {
       const std::uint32_t begin = static_cast<std::uint32_t>(thread) * each, end = least(begin + each, group.size);
       std::uint32_t count = 0;
-      for (std::uint32_t e = begin; e < end; ++e) count += from_[number(group, e)] >> shift == prefix ? 1u : 0u;
+      for (std::uint32_t e = begin; e < end; ++e) count += from_[member_of(group, e)] >> shift == prefix ? 1u : 0u;
       ties[thread] = count;
     });
     block_.exclusive_sum(ties);
@@ -203,7 +210,7 @@ class Selector {
       const std::uint32_t begin = static_cast<std::uint32_t>(thread) * each, end = least(begin + each, group.size);
       std::uint32_t tie = ties[thread];
       for (std::uint32_t e = begin; e < end; ++e) {
-        const std::uint32_t i = number(group, e), key = from_[i], top = key >> shift;
+        const std::uint32_t i = member_of(group, e), key = from_[i], top = key >> shift;
         const bool stays = top > prefix || (top == prefix && tie < rank);
         tie += top == prefix ? 1u : 0u;
         to_[i] = stays ? chosen_key : key;

@@ -19,6 +19,29 @@ struct Group {
   std::uint32_t quota;  // with those that were chosen before
   std::uint32_t start;  // candidates in the groups before it
 };
+// The number of candidate e among the sequence's visual tokens.
+FASTV_DEVICE inline std::uint32_t member_of(const Group& group, std::uint32_t e) noexcept {
+  if (group.width == group.size) return group.first + e;
+  const std::uint32_t row = e / group.width;
+  return group.first + row * group.stride + (e - row * group.width);
+}
+
+// Of a group's candidates first .. end - 1, those that Selection::diverse takes one by one.
+struct Take {
+  std::uint32_t first, end;
+  std::uint32_t by_score, by_value;  // how many for their scores alone, how many after those
+};
+// A group that Selection::diverse chooses from: for each image its minimum, then of all.
+struct Contest {
+  Group group;
+  Take all;
+  std::uint32_t words_images, images;  // takes before
+  std::uint32_t products;    // where the products of its features begin, in eights of floats; none: not needed
+  std::uint32_t first_tile;  // of the products, among those of the stage
+};
+inline constexpr std::uint32_t product_tile = 64;  // tokens of a tile
+// Floats from one row of products to the next.
+FASTV_DEVICE inline std::uint32_t product_room(std::uint32_t tokens) noexcept { return (tokens + 7) / 8 * 8; }
 
 // A span as stage 0 finds it.
 struct SpanWords {
@@ -41,6 +64,12 @@ struct Sequence {
   std::uint32_t words_chosen;                      // a bit per visual token that stays anyway, or none
   std::uint32_t words_round[2], groups[2];         // groups of each round; 0 groups: no such round
   std::uint32_t words_spans, spans;                // of stage 0
+
+  // Of Selection::diverse; 0 contests: another rule.
+  std::uint32_t words_contests, contests;
+  std::uint32_t first_contest, first_tile;  // among those of the stage
+  std::uint32_t scored, novelty, blend;     // whether it looks at scores; Novelty, Blend
+  float weight, rest;                       // of the score, and what Blend::sum leaves for novelty
 };
 
 // The plan of a stage.
@@ -53,12 +82,14 @@ struct StageTables {
   const std::int32_t* origins;     // [rows found]: position in the prompt
 };
 
-// The sequence whose jobs `job` is among: the last that begins at or before it.
-FASTV_DEVICE inline std::uint32_t sequence_of(const StageTables& tables, std::uint32_t job) noexcept {
+// The sequence that has number `number` of what the stage counts from First on (jobs, contests, tiles): the last that
+// begins at or before it.
+template <std::uint32_t Sequence::*First>
+FASTV_DEVICE inline std::uint32_t sequence_of(const StageTables& tables, std::uint32_t number) noexcept {
   std::uint32_t low = 0, high = tables.count;
   while (high - low > 1) {
     const std::uint32_t middle = (low + high) / 2;
-    if (tables.sequences[middle].first_job <= job)
+    if (tables.sequences[middle].*First <= number)
       low = middle;
     else
       high = middle;

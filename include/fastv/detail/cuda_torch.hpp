@@ -29,16 +29,19 @@ inline namespace FASTV_KIND {
 template <class Streams, std::size_t LogitBytes = std::size_t{1} << 28>
 class TorchKernels {
  public:
-  // Whether a setting that only the kernels have may be asked for.
-  static bool take(const Config& config, const at::Tensor& like) {
-    return config.selection != Selection::diverse && Streams::reads(like);
+  // Whether a setting that only the kernels have may be asked for. with_keys: there are keys to compare tokens by.
+  static bool take(const Config& config, const at::Tensor& like, bool with_keys) {
+    return (config.selection != Selection::diverse || with_keys) && Streams::reads(like);
   }
 
   // Kept indices, int64 [m], by the evidence of torch_device.hpp.
   template <class Evidence>
   static at::Tensor kept(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual) {
-    if (!take(config, like(evidence))) return {};
-    Run run(config, visual, evidence.tokens, evidence.queries, evidence.past, like(evidence), heads_of(evidence));
+    if (!take(config, like(evidence), evidence.key.defined())) return {};
+    Run run(config, visual, evidence.tokens, evidence.queries, evidence.past, like(evidence), heads_of(evidence),
+            config.selection == Selection::diverse
+                ? static_cast<std::size_t>(evidence.key.size(0) * evidence.key.size(2))
+                : 0);
     return run.prune(evidence) ? run.rows() : at::Tensor();
   }
   // Scores of the visual tokens, float [visual tokens].
@@ -55,7 +58,7 @@ class TorchKernels {
   // Kept indices, int64 [m], by scores [visual tokens].
   static at::Tensor kept(const Config& config, const at::Tensor& scores, Span<const TokenSpan> visual,
                          std::size_t tokens) {
-    if (!take(config, scores) || scores.scalar_type() != at::kFloat || scores.stride(0) != 1) return {};
+    if (!take(config, scores, false) || scores.scalar_type() != at::kFloat || scores.stride(0) != 1) return {};
     Config own = config;  // rows have been scored by already
     own.score_rows = ScoreRows::last;
     own.listed_rows = own.prior_rows = {};
@@ -77,14 +80,15 @@ class TorchKernels {
   class Run {
    public:
     Run(const Config& config, Span<const TokenSpan> visual, std::size_t tokens, std::size_t queries, std::size_t past,
-        const at::Tensor& like, std::size_t heads)
+        const at::Tensor& like, std::size_t heads, std::size_t features = 0)
         : guard_(like.device()), queue_(Streams::of(like)), config_(config), past_(past) {
       config_.filtering_layer = 1;  // which one has run does not matter here
       request_ = {config_, visual, 0, tokens};
       request_.queries = queries;
       request_.query_row = request_.key_row = request_.table_row = 0;
       request_.past = Span<const std::size_t>(&past_, 1);
-      const cuda::Limits limits = limits_of(heads);
+      cuda::Limits limits = limits_of(heads);
+      limits.features = features;
       const Result<std::size_t> bytes = Pruner::bytes(limits);
       if (!bytes) return;
       constexpr std::size_t unit = 256;         // of which the Pruner's memory is to begin at a multiple
@@ -101,7 +105,8 @@ class TorchKernels {
     // False where the kernels do not take it.
     template <class Evidence>
     bool prune(const Evidence& evidence) {
-      if (config_.selection != Selection::top_k) return prune_by(cuda::NoEvidence{});
+      if (config_.selection == Selection::random || config_.selection == Selection::uniform)
+        return prune_by(cuda::NoEvidence{});
       if (evidence.attention.defined()) return prune_by_map(evidence.attention);
       return prune_by_vectors(evidence.query, evidence.key, static_cast<float>(evidence.scale));
     }
@@ -165,8 +170,13 @@ class TorchKernels {
         return false;
       } else {
         const cuda::Heads<Q> queries{vectors_of<Q>(query)};
-        return queries.layout.pages.chunk == 0 &&
-               prune_by(cuda::query_key(queries, cuda::Heads<K>{vectors_of<K>(key)}, scale));
+        const cuda::Heads<K> keys{vectors_of<K>(key)};
+        if (config_.selection == Selection::diverse && !uses_scores(config_))
+          return prune_by(cuda::with_features(cuda::NoEvidence{}, keys));
+        if (queries.layout.pages.chunk != 0) return false;
+        const auto evidence = cuda::query_key(queries, keys, scale);
+        return config_.selection == Selection::diverse ? prune_by(cuda::with_features(evidence, keys))
+                                                       : prune_by(evidence);
       }
     }
     template <class T>

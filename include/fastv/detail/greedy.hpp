@@ -259,15 +259,10 @@ class Greedy {
       if (is_nan(score)) continue;
       const auto scaled = spread > 0 ? static_cast<float>((static_cast<double>(score) - least) / spread) : 1.0f;
       if (product)
-        strength_[m] = scaled < 1e-37f ? 0.0f : power(scaled, static_cast<float>(diversity_.weight));
+        strength_[m] = power_of(scaled, static_cast<float>(diversity_.weight));
       else
         strength_[m] = static_cast<float>(diversity_.weight) * scaled;
     }
-  }
-  static float power(float x, float exponent) noexcept {
-    if (exponent == 1) return x;
-    const float logarithm = exponent * log_of(x);
-    return logarithm < 0 ? exp_of_negative(logarithm) : 1.0f;
   }
 
   float value(std::size_t m) const noexcept {

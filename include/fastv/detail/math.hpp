@@ -69,6 +69,14 @@ FASTV_DEVICE inline float log_of(float x) noexcept {
   return m + (m * z * p + e * -2.12194440e-4f - 0.5f * z) + e * 0.693359375f;
 }
 
+// x^exponent for x in [0, 1] and an exponent of at least 0; 0 below 1e-37, where logarithms end.
+FASTV_DEVICE inline float power_of(float x, float exponent) noexcept {
+  if (x < 1e-37f) return 0;
+  if (exponent == 1) return x;
+  const float logarithm = exponent * log_of(x);
+  return logarithm < 0 ? exp_of_negative(logarithm) : 1.0f;
+}
+
 // sin and cos of an angle up to 2^30 or so, in double: reduced by pi / 2 in two parts, then Cephes' polynomials.
 FASTV_DEVICE inline void sin_cos(double angle, double& sine, double& cosine) noexcept {
   const double turns = angle * 0.63661977236758134308;  // 2 / pi
