@@ -11,6 +11,7 @@
 #include "oracle.hpp"
 #include "refused.hpp"
 
+namespace diverse_test {
 namespace {
 
 using namespace fastv;
@@ -836,3 +837,4 @@ TEST(Diverse, WhatDoesNotFitIsNamed) {
 }
 
 }  // namespace
+}  // namespace diverse_test
