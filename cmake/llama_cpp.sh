@@ -22,11 +22,12 @@ if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC and libllama-co
     exit 1
   }
   if [ ! -d "$folder/src/.git" ]; then
-    rm -rf "$folder/src" "$folder/package"
+    rm -rf "$folder/src" "$folder/src.part" "$folder/package"
     (cd "$folder" && npm pack --silent "$package@$version") >"$log" 2>&1 || fail
     echo "$sha256  $folder/$package-$version.tgz" | sha256sum -c - >"$log" 2>&1 || fail
     tar -xzf "$folder/$package-$version.tgz" -C "$folder" package/llama/gitRelease.bundle >"$log" 2>&1 || fail
-    git -c advice.detachedHead=false clone --quiet "$folder/package/llama/gitRelease.bundle" "$folder/src" >"$log" 2>&1 || fail
+    git -c advice.detachedHead=false clone --quiet "$folder/package/llama/gitRelease.bundle" "$folder/src.part" >"$log" 2>&1 || fail
+    mv "$folder/src.part" "$folder/src"
     rm -rf "$folder/package" "$folder/$package-$version.tgz"
   fi
   generator=""
@@ -40,17 +41,20 @@ if [ "$(cat "$folder/prefix/complete" 2>/dev/null)" != "with RPC and libllama-co
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_MTMD=ON -DGGML_RPC=ON >"$log" 2>&1 || fail
   cmake --build "$folder/build" --target llama mtmd llama-mtmd-cli -j "$(nproc)" >"$log" 2>&1 || fail
-  # The other tools are not built, so what is needed is put in place by hand.
+  # The other tools are not built, so what is needed is put in place by hand: elsewhere first, so that whoever looks for the
+  # prefix meanwhile finds all of it or nothing.
+  part=$folder/prefix.part
+  rm -rf "$part"
   {
-    cmake --install "$folder/build/ggml" && cmake --install "$folder/build/src" &&
-      mkdir -p "$folder/prefix/bin" "$folder/prefix/include" "$folder/prefix/lib/cmake" &&
-      cp "$folder/src/include/llama.h" "$folder/src/tools/mtmd/mtmd.h" "$folder/src/tools/mtmd/mtmd-helper.h" "$folder/prefix/include/" &&
-      mkdir -p "$folder/prefix/include/llama-common/jinja" && cp "$folder/src/include/llama-cpp.h" "$folder"/src/common/*.h "$folder/prefix/include/llama-common/" &&
-      cp "$folder"/src/common/jinja/*.h "$folder/prefix/include/llama-common/jinja/" &&
-      cp -P "$folder"/build/bin/lib*.so* "$folder/prefix/lib/" &&
-      cp "$folder/build/bin/llama-mtmd-cli" "$folder/prefix/bin/"
+    cmake --install "$folder/build/ggml" --prefix "$part" && cmake --install "$folder/build/src" --prefix "$part" &&
+      mkdir -p "$part/bin" "$part/include" "$part/lib/cmake" &&
+      cp "$folder/src/include/llama.h" "$folder/src/tools/mtmd/mtmd.h" "$folder/src/tools/mtmd/mtmd-helper.h" "$part/include/" &&
+      mkdir -p "$part/include/llama-common/jinja" && cp "$folder/src/include/llama-cpp.h" "$folder"/src/common/*.h "$part/include/llama-common/" &&
+      cp "$folder"/src/common/jinja/*.h "$part/include/llama-common/jinja/" &&
+      cp -P "$folder"/build/bin/lib*.so* "$part/lib/" &&
+      cp "$folder/build/bin/llama-mtmd-cli" "$part/bin/" &&
+      echo "with RPC and libllama-common" >"$part/complete" && rm -rf "$folder/prefix" && mv "$part" "$folder/prefix"
   } >"$log" 2>&1 || fail
   rm -rf "$folder/build"
-  echo "with RPC and libllama-common" >"$folder/prefix/complete"
 fi
 echo "$folder"

@@ -1,7 +1,14 @@
 # Sourced by examples/demo.sh, tests/run.sh and .ci/run: installs missing Debian or Ubuntu packages.
 
-# need PACKAGE... : says which are missing, installs them with apt-get, asks nothing.
+# need PACKAGE... : says which are missing, installs them with apt-get, asks nothing. Scripts that run side by side wait
+# for one another here.
 need() {
+  exec 9>"${TMPDIR:-/tmp}/fastv_packages.lock"
+  ! command -v flock >/dev/null || flock 9
+  need_locked "$@" 9>&-
+  exec 9>&-
+}
+need_locked() {
   missing=""
   for package in "$@"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"

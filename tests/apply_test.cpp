@@ -10,6 +10,7 @@
 #include "oracle.hpp"
 #include "refused.hpp"
 
+namespace apply_test {
 namespace {
 
 using namespace fastv;
@@ -572,3 +573,4 @@ TEST(EigenAdaptor, HeadsViewTheMatricesInPlace) {
 }
 
 }  // namespace
+}  // namespace apply_test

@@ -6,6 +6,7 @@
 #include "counted_new.hpp"
 #include "oracle.hpp"
 
+namespace batch_plan_test {
 namespace {
 
 using namespace fastv;
@@ -227,3 +228,4 @@ TEST(PlanBatch, WrongInputsAreNamed) {
 }
 
 }  // namespace
+}  // namespace batch_plan_test

@@ -8,6 +8,7 @@
 #include "counted_new.hpp"
 #include "oracle.hpp"
 
+namespace batch_test {
 namespace {
 
 using namespace fastv;
@@ -372,3 +373,4 @@ TEST(Batch, AnEmptyBatchIsEmpty) {
 }
 
 }  // namespace
+}  // namespace batch_test

@@ -7,6 +7,7 @@
 
 #include "oracle.hpp"
 
+namespace config_test {
 namespace {
 
 using namespace fastv;
@@ -159,3 +160,4 @@ TEST(TokenSpans, ARatioOfTheirOwnContradictsACountAndAPool) {
 }
 
 }  // namespace
+}  // namespace config_test

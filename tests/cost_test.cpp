@@ -6,6 +6,7 @@
 
 #include "oracle.hpp"
 
+namespace cost_test {
 namespace {
 
 using namespace fastv;
@@ -417,3 +418,4 @@ TEST(Planner, APromptWithoutImagesNeedsNoSettings) {
 }
 
 }  // namespace
+}  // namespace cost_test

@@ -7,6 +7,7 @@
 #include "masked_decoder.hpp"
 #include "random_weights.hpp"
 
+namespace decoder_test {
 namespace {
 
 using namespace reference;
@@ -266,3 +267,4 @@ TEST(DecoderConfig, SizesAreWholeNumbers) {
 }
 
 }  // namespace
+}  // namespace decoder_test

@@ -10,6 +10,7 @@
 #include "refused.hpp"
 #include "slow_greedy.hpp"
 
+namespace diverse_test {
 namespace {
 
 using namespace slow_greedy;
@@ -510,3 +511,4 @@ TEST(Diverse, WhatDoesNotFitIsNamed) {
 }
 
 }  // namespace
+}  // namespace diverse_test

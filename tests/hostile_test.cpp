@@ -5,6 +5,7 @@
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
 
+namespace hostile_test {
 namespace {
 
 using namespace fastv;
@@ -358,3 +359,4 @@ TEST(Hostile, ABudgetIsForTheModelOfThePrompt) {
 }
 
 }  // namespace
+}  // namespace hostile_test

@@ -22,6 +22,7 @@ inline engine::Fixed make(double x) {
 }
 }  // namespace oracle
 
+namespace keys_test {
 namespace {
 
 using namespace fastv;
@@ -612,3 +613,4 @@ TEST(FlushingThreads, KeepQueriesThatAreDenormalHalves) {
 #endif
 
 }  // namespace
+}  // namespace keys_test

@@ -7,6 +7,7 @@
 #include "oracle.hpp"
 #include "refused.hpp"
 
+namespace pages_test {
 namespace {
 
 using namespace fastv;
@@ -443,3 +444,4 @@ TEST(Pages, OfBlocksWithRoomToSpareAreAsFarApartAsTheKeysAreRead) {
 }
 
 }  // namespace
+}  // namespace pages_test

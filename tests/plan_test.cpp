@@ -6,6 +6,7 @@
 #include "fastv/select.hpp"
 #include "oracle.hpp"
 
+namespace plan_test {
 namespace {
 
 using namespace fastv;
@@ -740,3 +741,4 @@ TEST(Schedules, KeepWhatWasPlannedWhateverTheScores) {
 }
 
 }  // namespace
+}  // namespace plan_test

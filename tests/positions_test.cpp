@@ -5,6 +5,7 @@
 #include "fastv/apply.hpp"
 #include "oracle.hpp"
 
+namespace positions_test {
 namespace {
 
 using namespace fastv;
@@ -211,3 +212,4 @@ TEST(KeptVisualNumbers, RefuseWhatIsWrong) {
 }
 
 }  // namespace
+}  // namespace positions_test

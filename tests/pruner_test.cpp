@@ -10,6 +10,7 @@
 #include "oracle.hpp"
 #include "refused.hpp"
 
+namespace pruner_test {
 namespace {
 
 using namespace fastv;
@@ -332,9 +333,10 @@ TEST(Unseen, ASinkThatTakesItAllDoesNotDecide) {
 // A KeysOnly of the user's own writes the contract anew; it is evidence as any other.
 struct OwnKeys {};
 }  // namespace
+}  // namespace pruner_test
 namespace fastv {
 template <>
-struct KeysOnly<OwnKeys> {
+struct KeysOnly<pruner_test::OwnKeys> {
   std::size_t prompt_tokens() const noexcept { return 10; }
   template <class Score>
   Status score(Span<const TokenSpan>, Span<Score> scores) const noexcept {
@@ -343,6 +345,7 @@ struct KeysOnly<OwnKeys> {
   }
 };
 }  // namespace fastv
+namespace pruner_test {
 namespace {
 TEST(Contract, ASpecialisationThatMeetsItIsEvidence) {
   const TokenSpan visual[] = {{2, 6}};
@@ -711,3 +714,4 @@ TEST(Threads, OnePrunerEachGivesWhatOneAloneGives) {
 }
 
 }  // namespace
+}  // namespace pruner_test

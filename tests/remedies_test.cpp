@@ -7,6 +7,7 @@
 #include "fastv/fastv.hpp"
 #include "refused.hpp"
 
+namespace remedies_test {
 namespace {
 
 using namespace fastv;
@@ -486,3 +487,4 @@ TEST(TextRaters, AreTheTextTokensAboveMeanRelevance) {
 }
 
 }  // namespace
+}  // namespace remedies_test

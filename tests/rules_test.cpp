@@ -8,6 +8,7 @@
 #include "oracle.hpp"
 #include "refused.hpp"
 
+namespace rules_test {
 namespace {
 
 using namespace fastv;
@@ -340,3 +341,4 @@ TEST(Recipes, RunStageByStageWithTheSpansOfEach) {
 }
 
 }  // namespace
+}  // namespace rules_test

@@ -7,6 +7,7 @@
 #include "fastv/fastv.hpp"
 #include "refused.hpp"
 
+namespace score_test {
 namespace {
 
 using namespace fastv;
@@ -927,3 +928,4 @@ TEST(Greatest, SeesEveryLogitOfAnyCount) {
 }
 
 }  // namespace
+}  // namespace score_test

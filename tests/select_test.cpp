@@ -10,6 +10,7 @@
 
 #include "oracle.hpp"
 
+namespace select_test {
 namespace {
 
 using namespace fastv;
@@ -874,3 +875,4 @@ TEST(Select, WritesNothingBehindThePlannedLength) {
 }
 
 }  // namespace
+}  // namespace select_test

@@ -6,6 +6,7 @@
 #include "random_weights.hpp"
 #include "serving/cached_image.hpp"
 
+namespace serving_test {
 namespace {
 
 using namespace reference;
@@ -293,3 +294,4 @@ TEST(Stages, ImagesKeepTheirSharesThroughAllStages) {
 }
 
 }  // namespace
+}  // namespace serving_test

@@ -7,6 +7,7 @@
 #include "fastv/fastv.hpp"
 #include "refused.hpp"
 
+namespace shard_test {
 namespace {
 
 using namespace fastv;
@@ -219,3 +220,4 @@ TEST(KeyShards, RefuseWhatAShardCannotKnow) {
 }
 
 }  // namespace
+}  // namespace shard_test

@@ -9,6 +9,7 @@
 #include "fastv/pruner.hpp"
 #include "oracle.hpp"
 
+namespace slots_test {
 namespace {
 
 using namespace fastv;
@@ -410,3 +411,4 @@ TEST(Slots, MovesLeaveAnObjectToClear) {
 }
 
 }  // namespace
+}  // namespace slots_test

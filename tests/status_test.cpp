@@ -19,6 +19,7 @@
 #define FASTV_C_IMPLEMENTATION
 #include "fastv/fastv_c.h"
 
+namespace status_test {
 namespace {
 
 using namespace fastv;
@@ -1036,3 +1037,4 @@ TEST(Sentences, AreNeverCutOffWhateverTheirNumbers) {
 }
 
 }  // namespace
+}  // namespace status_test

@@ -9,6 +9,7 @@
 #include "fastv/fastv.hpp"
 #include "oracle.hpp"
 
+namespace view_test {
 namespace {
 
 using fastv::detail::order_key;
@@ -411,3 +412,4 @@ TEST(Version, IsStatedByThreeNumbers) {
 }
 
 }  // namespace
+}  // namespace view_test

@@ -2,6 +2,7 @@
 // that are moved.
 #include "batches.hpp"
 
+namespace batch_test {
 namespace {
 
 using namespace batches;
@@ -402,3 +403,4 @@ TEST(CudaScore, QueriesAreBiasedAndRotated) {
 }
 
 }  // namespace
+}  // namespace batch_test

@@ -3,6 +3,7 @@
 #include "../slow_greedy.hpp"
 #include "batches.hpp"
 
+namespace diverse_test {
 namespace {
 
 using namespace batches;
@@ -516,3 +517,4 @@ TEST(CudaKeysOnly, AnInt8CacheHasItsScales) {
 }
 
 }  // namespace
+}  // namespace diverse_test

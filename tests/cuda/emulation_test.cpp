@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+namespace emulation_test {
 namespace {
 
 using fastv::detail::gpu::Values;
@@ -118,3 +119,4 @@ TEST(Emulation, CollectiveOperations) {
 }
 
 }  // namespace
+}  // namespace emulation_test

@@ -2,6 +2,7 @@
 #include "../sentences.hpp"
 #include "batches.hpp"
 
+namespace errors_test {
 namespace {
 
 using namespace batches;
@@ -351,3 +352,4 @@ TEST(CudaErrors, EverySentenceOfTheHeadersIsRaised) {
 }
 
 }  // namespace
+}  // namespace errors_test

@@ -2,6 +2,7 @@
 // bits from run to run.
 #include "batches.hpp"
 
+namespace replay_test {
 namespace {
 
 using namespace batches;
@@ -92,3 +93,4 @@ TEST(CudaReplay, NewDataForTheSamePlan) {
 }
 
 }  // namespace
+}  // namespace replay_test

@@ -1,6 +1,7 @@
 // Scores on the device: from queries and keys of every layout and element type, with every term; from probabilities.
 #include "batches.hpp"
 
+namespace score_test {
 namespace {
 
 using namespace batches;
@@ -244,3 +245,4 @@ TEST(CudaScore, TinyScoresKeepTheirOrder) {
 }
 
 }  // namespace
+}  // namespace score_test

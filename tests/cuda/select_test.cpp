@@ -3,6 +3,7 @@
 
 #include "batches.hpp"
 
+namespace select_test {
 namespace {
 
 using namespace batches;
@@ -196,3 +197,4 @@ TEST(CudaSelect, ManyTokens) {
 }
 
 }  // namespace
+}  // namespace select_test
