@@ -131,7 +131,8 @@ class Settings {
       for (const double ratio : compared_ratios) add(rule, compared_depth, ratio);
     for (const double ratio : compared_ratios) {
       for (const Rule& rule : early_rules) add_at_equal_flops(rule, 0, ratio);
-      for (const std::size_t k : {std::size_t{1}, std::size_t{3}}) add_at_equal_flops(window_rule, k, ratio);
+      for (const Rule& rule : {window_rule, max_min_rule, mmr_tenth_rule})
+        for (const std::size_t k : {std::size_t{1}, std::size_t{3}}) add_at_equal_flops(rule, k, ratio);
     }
   }
 

@@ -25,10 +25,17 @@ enum class By {
   hindsight        // of the last row and the right answer's, in layers K and up of the run without pruning
 };
 
+// What Selection::diverse compares. At K = 0 there is but one of them.
+enum class Features {
+  keys,    // of layer K-1, rotated as they are: near tokens are alike
+  patches  // what the projector made of the picture
+};
+
 struct Rule {
   const char* name;
   By by = By::last_row;
   fastv::Config config = {};  // selection, windows, shares
+  Features features = Features::keys;
 };
 
 inline Rule ranked(const char* name, By by = By::last_row) { return {name, by}; }
@@ -48,8 +55,8 @@ inline Rule with_grid(Rule rule, const char* name) {
   rule.config.uniform_share = 1.0 / 3;
   return rule;
 }
-inline Rule diverse(const char* name, By by, const fastv::Diversity& diversity) {
-  Rule rule{name, by};
+inline Rule diverse(const char* name, By by, const fastv::Diversity& diversity, Features features = Features::keys) {
+  Rule rule{name, by, {}, features};
   rule.config.selection = fastv::Selection::diverse;
   rule.config.diversity = diversity;
   return rule;
@@ -57,14 +64,17 @@ inline Rule diverse(const char* name, By by, const fastv::Diversity& diversity) 
 
 using fastv::Blend;
 using fastv::Novelty;
-inline constexpr fastv::Diversity mmr{Novelty::nearest, Blend::sum, 0.5}, max_min{Novelty::nearest, Blend::sum, 0},
-    anchored{Novelty::nearest, Blend::product, 1, 0.5}, coverage{Novelty::coverage, Blend::product, 1},
-    volume{Novelty::volume, Blend::product, 2};
+inline constexpr fastv::Diversity mmr{Novelty::nearest, Blend::sum, 0.5}, mmr_tenth{Novelty::nearest, Blend::sum, 0.1},
+    max_min{Novelty::nearest, Blend::sum, 0}, anchored{Novelty::nearest, Blend::product, 1, 0.5},
+    coverage{Novelty::coverage, Blend::product, 1}, volume{Novelty::volume, Blend::product, 2};
 
 inline const Rule fastv_rule = ranked("FastV (last row)");
 inline const Rule random_rule = blind("random", fastv::Selection::random);
 inline const Rule grid_rule = blind("even grid", fastv::Selection::uniform);
 inline const Rule window_rule = windowed(fastv_rule, "windows");
+
+inline const Rule max_min_rule = diverse("max-min", By::nothing, max_min);
+inline const Rule mmr_tenth_rule = diverse("MMR, a tenth", By::last_row, mmr_tenth);
 
 // At every R, and every K of a sweep.
 inline const std::vector<Rule> swept_rules = {fastv_rule, random_rule, grid_rule, window_rule};
@@ -79,8 +89,10 @@ inline const std::vector<Rule> compared_rules = {
     ranked("change", By::change),
     with_grid(fastv_rule, "score + grid"),
     windowed(ranked("", By::rope_free), "RoPE-free, windows"),
-    diverse("max-min", By::nothing, max_min),
+    max_min_rule,
+    diverse("max-min of patches", By::nothing, max_min, Features::patches),
     diverse("MMR", By::last_row, mmr),
+    mmr_tenth_rule,
     diverse("anchors", By::last_row, anchored),
     diverse("coverage", By::last_row, coverage),
     diverse("volume", By::last_row, volume),
@@ -89,8 +101,7 @@ inline const std::vector<Rule> compared_rules = {
     windowed(ranked("", By::hindsight), "hindsight, windows"),
 };
 // Ahead of the first layer.
-inline const std::vector<Rule> early_rules = {random_rule, grid_rule, ranked("logits", By::logits),
-                                              diverse("max-min", By::nothing, max_min),
+inline const std::vector<Rule> early_rules = {random_rule, grid_rule, ranked("logits", By::logits), max_min_rule,
                                               diverse("coverage", By::logits, coverage)};
 
 struct Setting {
@@ -163,7 +174,10 @@ class Reading {
       if (setting.rule.by == By::nothing) return pruner.prune(fastv::NoEvidence{n}, visual_);
       return pruner.prune(fastv::Scores<float>{scores(setting.rule.by, setting.layer), n}, visual_);
     }
-    const auto features = fastv::heads(prompt_.embeddings, 1);  // what the projector made of the patches
+    const bool patches = setting.layer == 0 || setting.rule.features == Features::patches;
+    const fastv::ModelShape& s = decoder_.shape();
+    const auto features = patches ? fastv::heads(prompt_.embeddings, 1)
+                                  : fastv::heads(sequence_.layers[setting.layer - 1].keys, s.kv_heads, n);
     if (setting.rule.by == By::nothing)
       return pruner.prune(fastv::with_features(fastv::NoEvidence{n}, features), visual_);
     return pruner.prune(fastv::with_features(fastv::Scores<float>{scores(setting.rule.by, setting.layer), n}, features),
