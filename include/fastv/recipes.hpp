@@ -3,12 +3,13 @@
 //   captions, general questions      the default: K = 2 or 3, R = 50%, attention of the last row
 //   OCR, charts, documents           K = 8 to 16 of 32 layers; or keep more
 //   grounding                        K = 8 to 16 of 32 layers, keys without RoPE, a share on an even grid
-//   nine tenths dropped              priortr_stages(), clse_stages(), or Selection::diverse with coverage
+//   nine tenths dropped              Selection::diverse by keys, a tenth of the value from attention; priortr_stages(),
+//                                    clse_stages()
 //   ahead of the first layer         logits() with head weights of your model
 //   video, several turns             text raters, or v2drop_stages(), which look at no question
 //   no queries and keys at hand      changes(), outputs(), KeysOnly
 //
-// examples/recipes.md gives the numbers behind each line and where they are from. Nothing in either was measured here.
+// examples/recipes.md gives the numbers behind each line and where they are from; few of them were measured here.
 #pragma once
 
 #include "changes.hpp"
