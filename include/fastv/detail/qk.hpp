@@ -82,10 +82,11 @@ struct ChunkTile {
   template <std::size_t Keys>
   FASTV_INLINE void ask_ahead(std::size_t begin, std::size_t i, std::ptrdiff_t) const noexcept {
     if (asked == nullptr) return;
-    constexpr std::size_t lines = Keys * step_elements * sizeof(K) / 64;
-    const std::size_t from = line + (begin / Keys * steps + i / step_elements) * lines;
+    constexpr std::size_t bytes = Keys * step_elements * sizeof(K);  // that a step reads, and so asks for
+    const std::size_t place = (begin / Keys * steps + i / step_elements) * bytes;
+    if (place % 64 != 0) return;
     FASTV_UNROLL
-    for (std::size_t l = 0; l < lines; ++l) prefetch(asked->line(from + l, offset));
+    for (std::size_t l = 0; l < (bytes + 63) / 64; ++l) prefetch(asked->line(line + place / 64 + l, offset));
   }
 };
 
