@@ -141,9 +141,9 @@ class Reading {
       before_.push_back(hidden);
       decoder_.run_layer(layer, hidden, positions_, sequence_, run);
       query_.emplace_back(run.query.topRows(n));
-      share_.push_back(static_cast<double>(attention_on_picture(layer, run.query, n - 1).sum()));
-      hindsight_.emplace_back(reference::RowVector::Zero(static_cast<Eigen::Index>(prompt_.visual.count)));
-      for (Eigen::Index row = n - 1; row < n + spoken; ++row)
+      hindsight_.push_back(attention_on_picture(layer, run.query, n - 1));
+      share_.push_back(static_cast<double>(hindsight_.back().sum()));
+      for (Eigen::Index row = n; row < n + spoken; ++row)
         hindsight_.back() += attention_on_picture(layer, run.query, row);
     }
     right_ = is_right(hidden, n);
