@@ -81,6 +81,9 @@ FASTV_FUZZ_TARGET(gguf) {
     const llava::ModelFile model(path);
     const llava::Layers layers = llava::layers_of(model);
     const std::vector<std::uint32_t>& can = layers.filtering_layers;
+    FUZZ_CHECK(llava::filtering_layer(layers, 0u) == 0);
+    FUZZ_CHECK(can.empty() == !layers.uncut.empty());
+    if (can.empty()) llava::filtering_layer(layers, std::nullopt);  // throws the sentence
     FUZZ_CHECK(!can.empty() && can.front() >= 1 && can.back() < layers.all.size());
     const std::uint32_t k = can[in.below(can.size())];
     FUZZ_CHECK(llava::filtering_layer(layers, k) == k && layers.all[k - 1].attends && !layers.all[k - 1].windowed);
