@@ -105,7 +105,7 @@ fastv::Plan Engine::plan(const Prompt& prompt, const fastv::Config* config) cons
     throw std::invalid_argument("the filtering layer is " + std::to_string(config->filtering_layer) +
                                 " but the model was cut at " + std::to_string(halves_.filtering_layer()) +
                                 ": load it anew for another");
-  if (!head_ && config != nullptr && !visual.empty() && looks_at_attention(*config))
+  if (!head_ && config != nullptr && !visual.empty() && fastv::uses_scores(*config))
     throw std::invalid_argument(
         "at K = 0 no layer has run whose attention could rank tokens: use a rule that looks at none (" + rules_ahead() +
         ")");
@@ -223,7 +223,7 @@ std::vector<fastv::Index> Engine::select(const Reading& reading, const fastv::Co
                         reading.visual);
   };
   fastv::Kept chosen;
-  if (looks_at_attention(*config)) {
+  if (fastv::uses_scores(*config)) {
     std::vector<float> scores;
     fastv::for_each_visual(reading.visual,
                            [&](std::size_t, std::size_t token) { scores.push_back(reading.scores[token]); });

@@ -260,7 +260,7 @@ Options read_options(int count, char** arguments) {
   set_rule(fastv, rule);
   if (options.sweep.questions.empty() && options.prune) {
     options.engine.features = fastv.selection == fastv::Selection::diverse;
-    if (options.load.filtering_layer == 0u && looks_at_attention(fastv))
+    if (options.load.filtering_layer == 0u && fastv::uses_scores(fastv))
       refuse("--fastv-k is 0, where no layer has run whose attention could rank tokens: use --fastv-score " +
              rules_ahead());
     if (rule.weighs_heads) {

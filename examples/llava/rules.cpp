@@ -68,7 +68,7 @@ void set_rule(fastv::Config& config, const Rule& rule) {
 std::string rules_ahead() {
   std::string names;
   for (const Rule& rule : rules())
-    if (!looks_at_attention(rule.config)) names += (names.empty() ? "" : ", ") + std::string(rule.name);
+    if (!fastv::uses_scores(rule.config)) names += (names.empty() ? "" : ", ") + std::string(rule.name);
   return names;
 }
 

@@ -6,13 +6,6 @@
 
 namespace llava {
 
-// Whether tokens are chosen by the attention of layer K-1, which is not there at K = 0.
-inline bool looks_at_attention(const fastv::Config& config) {
-  return config.selection == fastv::Selection::top_k ||
-         (config.selection == fastv::Selection::diverse &&
-          (config.diversity.weight > 0 || config.diversity.protected_share > 0));
-}
-
 // --fastv-score.
 struct Rule {
   const char* name;

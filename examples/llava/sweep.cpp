@@ -225,7 +225,7 @@ std::vector<std::uint32_t> filtering_layers_of(const Options& options) {
     }
   const std::vector<std::string>& rules = options.sweep.rules;
   if (std::find(ks.begin(), ks.end(), 0u) != ks.end() && std::all_of(rules.begin(), rules.end(), [](const auto& rule) {
-        return looks_at_attention(rule_of(rule).config);
+        return fastv::uses_scores(rule_of(rule).config);
       }))
     throw std::invalid_argument("at K = 0 no layer has run whose attention could rank tokens: add one of " +
                                 rules_ahead() + " to --sweep-score, or leave K = 0 out");
@@ -271,7 +271,7 @@ Sweep sweep(const Options& options, const std::vector<Question>& questions, cons
     for (const double ratio : options.sweep.filtering_ratios)
       for (const std::string& name : options.sweep.rules) {
         const Rule& rule = rule_of(name);
-        if (!halves.has_head() && looks_at_attention(rule.config)) continue;
+        if (!halves.has_head() && fastv::uses_scores(rule.config)) continue;
         fastv::Config config = options.fastv;
         config.filtering_layer = halves.filtering_layer();
         config.filtering_ratio = ratio;

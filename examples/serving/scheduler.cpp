@@ -22,7 +22,7 @@ struct Sequence : Prompt {
   }
 };
 
-constexpr size_t block_tokens = 8, blocks = 100;
+constexpr size_t blocks = 100;
 
 bool failed(const fastv::Status& status) {
   if (!status) std::puts(status.message().c_str());
@@ -40,7 +40,6 @@ class Engine {
   bool plan(fastv::Span<Sequence> sequences);
   bool fill_rows();
   bool prune(const fastv::BatchGroup& before, size_t layer);
-  void run(const fastv::BatchGroup& group, size_t layer);
 
   std::vector<float> cache_[layers];  // [blocks, block_tokens, dim]
   Index free_blocks_ = blocks;        // taken from the end
@@ -74,7 +73,12 @@ bool Engine::step(size_t number, fastv::Span<Sequence> sequences) {
   for (const fastv::BatchGroup& group : plan_.groups) {
     print(number, group);
     if (before != nullptr && !prune(*before, group.first_layer)) return false;
-    for (size_t layer = group.first_layer; layer < group.first_layer + group.layers; ++layer) run(group, layer);
+    const auto bounds = group.cumulative_queries;
+    for (size_t layer = group.first_layer; layer < group.first_layer + group.layers; ++layer)
+      for (size_t i = 0; i < running_.size(); ++i)
+        run_layer(layer, static_cast<size_t>(bounds[i]), static_cast<size_t>(bounds[i + 1]), hidden_.data(),
+                  ids_.data(), rows_, running_[i]->slots, running_[i]->table_of(layer), cache_[layer].data(),
+                  &query_[i * dim]);
     before = &group;
   }
   for (size_t i = 0; i < running_.size(); ++i) {
@@ -151,27 +155,6 @@ bool Engine::prune(const fastv::BatchGroup& before, size_t layer) {
   }
   rows_ = kept.size();
   return true;
-}
-
-// One layer over all rows. A real engine has a kernel here, that takes the group's lists.
-void Engine::run(const fastv::BatchGroup& group, size_t layer) {
-  for (size_t i = 0; i < running_.size(); ++i) {
-    const Sequence& s = *running_[i];
-    const auto key_at = [&, &table = s.table_of(layer)](size_t slot) {
-      return &cache_[layer][(table[slot / block_tokens] * block_tokens + slot % block_tokens) * dim];
-    };
-    const auto first = static_cast<size_t>(group.cumulative_queries[i]);
-    const auto end = static_cast<size_t>(group.cumulative_queries[i + 1]);
-    for (size_t row = first; row < end; ++row) {
-      const size_t slot = s.slots.length(layer) - (end - row), position = s.slots.position_of(layer, slot);
-      float* x = &hidden_[row * dim];
-      float* query = &query_[i * dim];
-      project(weights[layer][0], x, &ids_[row], rows_, query);
-      project(weights[layer][1], x, &ids_[row], rows_, key_at(slot));
-      const size_t seen = s.slots.first_in_window(layer, position, layer + 1 < layers ? 0 : window);
-      attend(query, seen, s.slots.slots_before(layer, position + 1), key_at, x);
-    }
-  }
 }
 
 }  // namespace

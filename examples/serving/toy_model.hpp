@@ -50,6 +50,26 @@ void attend(const float* query, size_t first, size_t end, const KeyAt& key_at, f
   for (size_t d = 0; d < dim; ++d) x[d] += sum[d] / total;
 }
 
+// A cache in blocks: [blocks, block_tokens, dim].
+constexpr size_t block_tokens = 8;
+
+// One layer on rows first .. end - 1 of a packed step, whose sequence has `slots`, and its keys in the blocks of `table`; a
+// real engine has a kernel here. ids: [axes, id_stride]; query: [dim], the last row's afterwards.
+inline void run_layer(size_t layer, size_t first, size_t end, float* hidden, const Index* ids, size_t id_stride,
+                      const fastv::Slots& slots, const std::vector<Index>& table, float* cache, float* query) {
+  const auto key_at = [&](size_t slot) {
+    return &cache[(table[slot / block_tokens] * block_tokens + slot % block_tokens) * dim];
+  };
+  for (size_t row = first; row < end; ++row) {
+    const size_t slot = slots.length(layer) - (end - row), position = slots.position_of(layer, slot);
+    float* x = &hidden[row * dim];
+    project(weights[layer][0], x, &ids[row], id_stride, query);
+    project(weights[layer][1], x, &ids[row], id_stride, key_at(slot));
+    const size_t seen = slots.first_in_window(layer, position, layer + 1 < layers ? 0 : window);
+    attend(query, seen, slots.slots_before(layer, position + 1), key_at, x);
+  }
+}
+
 // The token whose row is fed next.
 inline std::uint32_t next_token(const float* x) {
   size_t best = 0;

@@ -113,12 +113,6 @@ inline bool is_share(const double& value) noexcept { return !is_nan(value) && va
 inline bool competes(const Config& config) noexcept {
   return config.selection == Selection::top_k || config.selection == Selection::diverse;
 }
-// Whether it looks at scores.
-inline bool uses_scores(const Config& config) noexcept {
-  return config.selection == Selection::top_k ||
-         (config.selection == Selection::diverse &&
-          (config.diversity.weight > 0 || config.diversity.protected_share > 0));
-}
 
 // The layer whose attention ranks at filtering layer k; 0 as well ahead of the first.
 inline std::size_t scored_layer(std::size_t k) noexcept { return k == 0 ? 0 : k - 1; }
@@ -138,6 +132,14 @@ inline Status check_diversity(const Diversity& diversity) noexcept {
 }  // namespace detail
 
 inline namespace FASTV_KIND {
+
+// Whether the settings rank tokens by scores. Where they do not, NoEvidence serves, and an engine need not keep what scores
+// are computed from.
+inline bool uses_scores(const Config& config) noexcept {
+  return config.selection == Selection::top_k ||
+         (config.selection == Selection::diverse &&
+          (config.diversity.weight > 0 || config.diversity.protected_share > 0));
+}
 
 // Settings that are wrong whatever the prompt. O(1).
 inline Status validate(const Config& config) noexcept {

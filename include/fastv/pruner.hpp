@@ -150,7 +150,7 @@ class Pruner {
     scores_.use(0);
     const std::size_t tokens = evidence.prompt_tokens();
     // Shapes first: spans cannot be judged by a wrong one, and it could request an absurd allocation.
-    if (detail::uses_scores(config_) && !visual.empty()) {
+    if (uses_scores(config_) && !visual.empty()) {
       if (Status status = detail::check_ranking(evidence); !status) return failed(status);
     }
     if (Status status = validate(config_, visual, tokens); !status) return failed(status);

@@ -232,7 +232,7 @@ TEST(Features, AreKeysAndTheKeptTokensTheCores) {
                                [&](std::size_t, std::size_t token) { scores.push_back(reading.scores[token]); });
       for (const char* rule : {"max-min", "coverage", "mmr", "scope"}) {
         const Config config = rule_at(rule, halves.filtering_layer(), 0.7);
-        if (at_0 && llava::looks_at_attention(config)) continue;
+        if (at_0 && fastv::uses_scores(config)) continue;
         fastv::Pruner<float> pruner(config);
         const auto rows = fastv::heads(all.data(), fastv::TokenMajor{prompt.tokens(), 1, width});
         const fastv::Kept kept =
