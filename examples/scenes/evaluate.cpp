@@ -2,7 +2,7 @@
 // model.
 //
 // Draws SCENES pictures that training never saw (digits from MNIST's test files), asks one question of each kind about
-// each, and prints the accuracy without pruning and for every rule at K = 2; with --sweep four rules at other K too. An
+// each, and prints the accuracy without pruning and for every rule at K = 2; with --sweep five rules at other K too. An
 // answer counts if every word of the right one is the likeliest behind those before it, which is when greedy decoding says
 // just that. Ctrl-C ends it early, with the tables of the scenes that were asked about.
 #include <atomic>

@@ -77,7 +77,7 @@ inline const Rule max_min_rule = diverse("max-min", By::nothing, max_min);
 inline const Rule mmr_tenth_rule = diverse("MMR, a tenth", By::last_row, mmr_tenth);
 
 // At every R, and every K of a sweep.
-inline const std::vector<Rule> swept_rules = {fastv_rule, random_rule, grid_rule, window_rule};
+inline const std::vector<Rule> swept_rules = {fastv_rule, random_rule, grid_rule, window_rule, max_min_rule};
 // At one K.
 inline const std::vector<Rule> compared_rules = {
     ranked("all rows", By::all_rows),
@@ -89,7 +89,6 @@ inline const std::vector<Rule> compared_rules = {
     ranked("change", By::change),
     with_grid(fastv_rule, "score + grid"),
     windowed(ranked("", By::rope_free), "RoPE-free, windows"),
-    max_min_rule,
     diverse("max-min of patches", By::nothing, max_min, Features::patches),
     diverse("MMR", By::last_row, mmr),
     mmr_tenth_rule,

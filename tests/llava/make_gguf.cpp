@@ -16,7 +16,7 @@ const char* const usage_text =
     "  --architecture NAME      llama, qwen2vl, gemma3, ... (llama); `list` names all\n"
     "  --type f32|f16|bf16|q8_0|q4_0|q4_K|...   of the matrices (f32)\n"
     "  --layers N --hidden N --heads N --kv-heads N --ffn N --context N --window N\n"
-    "  --biases 0|1 --tied 0|1 --rope-factors 0|1\n"
+    "  --biases 0|1 --tied 0|1 --rope-factors 0|1 --per-layer 0|1\n"
     "  --rms-eps X --rope-base X --scale X\n"
     "  --vocabulary-from FILE   a GGUF file whose tokenizer is taken over\n"
     "  --vocabulary N           tokens, where the model has its own small vocabulary\n"
@@ -135,6 +135,7 @@ void run(Options options) {
   options.flag("--biases", model.biases);
   options.flag("--tied", model.tied);
   options.flag("--rope-factors", model.rope_factors);
+  options.flag("--per-layer", model.per_layer);
   options.real("--rms-eps", model.rms_eps);
   options.real("--rope-base", model.rope_base);
   options.real("--scale", model.scale);

@@ -45,6 +45,7 @@ const std::string& file_of(const char* architecture, std::uint32_t deepstack = 0
   tiny_gguf::LanguageModel spec = tiny_gguf::tiny_model(architecture);
   spec.window = 40;
   spec.deepstack = deepstack;
+  spec.per_layer = architecture == std::string("gemma4");  // no K suits it then
   return prompts::model_file(spec, std::string("rules_") + architecture + std::to_string(deepstack));
 }
 
@@ -122,10 +123,12 @@ TEST(Ahead, IsLlamaDecodeOfTheShorterPrompt) {
 // Learned positions, ALiBi, windows, and pictures that attend in both directions are those of the masked model: they count
 // from the true positions. So are a later turn's.
 TEST(Ahead, IsAMaskedLlamaDecode) {
-  for (const char* architecture : {"llama", "gpt2", "bloom", "gemma3", "gemma3n"}) {
+  for (const char* architecture : {"llama", "gpt2", "bloom", "gemma3", "gemma3n", "gemma4"}) {
     const std::string& path = file_of(architecture);
     const bool causal = architecture != std::string("gemma3");
     const Halves whole(path, ahead());
+    EXPECT_EQ(whole.facts().filtering_layers.empty(),
+              architecture == std::string("gemma3n") || architecture == std::string("gemma4"));
     Engine engine(whole, one_thread());
     const Config config = rule_at("random", 0, 0.2);
     const Prompt first = Builder(whole, 5).text(70).picture(10, causal).text(70).prompt;

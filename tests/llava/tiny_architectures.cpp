@@ -103,13 +103,15 @@ const std::vector<Architecture>& table() {
        "w:inp_gate/d,256 w:proj/256,d n:post_norm/d c:altup_correct_coef/4,4 n:altup_correct_scale/d "
        "c:altup_predict_coef/4,16 w:altup_router/d,4 n:altup_router_norm/d w:laurel_l/d,64 w:laurel_r/64,d "
        "n:laurel_post_norm/d"},
-      // Without the embeddings of every layer that the smallest of them have.
       {"gemma4", "wwwwf", "d",
-       "@window_list embedding_length_per_layer_input=0 attention.key_length=2*hd attention.value_length=2*hd "
+       "@window_list embedding_length_per_layer_input=0 P?embedding_length_per_layer_input=32 "
+       "attention.key_length=2*hd attention.value_length=2*hd "
        "attention.key_length_swa=hd attention.value_length_swa=hd rope.dimension_count=2*hd "
        "rope.dimension_count_swa=hd",
-       "@ends f:rope_freqs/hd",
-       "n:attn_norm/d w?@qkv w?@out w?@flat_norms f?w:attn_q/d,2*q f?w:attn_k/d,2*kv f?w:attn_v/d,2*kv "
+       "@ends f:rope_freqs/hd P?e:per_layer_token_embd/32*layers,vocabulary P?w:per_layer_model_proj/d,32*layers "
+       "P?n:per_layer_proj_norm/32",
+       "P?w:inp_gate/d,32 P?w:proj/32,d P?n:post_norm/d n:attn_norm/d w?@qkv w?@out w?@flat_norms f?w:attn_q/d,2*q "
+       "f?w:attn_k/d,2*kv f?w:attn_v/d,2*kv "
        "f?w:attn_output/2*q,d f?n:attn_q_norm/2*hd f?n:attn_k_norm/2*hd n:post_attention_norm/d n:layer_output_scale/1 "
        "n:ffn_norm/d @gated n:post_ffw_norm/d"},
       {"glm4", "f", "d", "@sections", "@ends",

@@ -22,6 +22,7 @@ struct LanguageModel {
   bool biases = false;             // attention biases in `llama`; others have them always or never
   bool tied = false;               // the embeddings are the output head too; in some architectures they always are
   bool rope_factors = false;       // rope_freqs.weight, as Llama 3 has it; `llama` only
+  bool per_layer = false;          // embeddings of every layer, as the smallest of Gemma 4 have them; `gemma4` only
   float rms_eps = 1e-5f;           // llama.cpp v0.5.0 runs qwen2vl with 0 whatever stands here
   float rope_base = 10000;
   std::uint64_t seed = 1;

@@ -91,6 +91,7 @@ std::string letters(const LanguageModel& m, const Architecture& a, std::size_t l
   std::string all{a.layers[layer % a.layers.size()], layer < lead ? a.feed[layer] : rest[(layer - lead) % rest.size()]};
   if (m.biases) all += 'B';
   if (m.rope_factors) all += 'R';
+  if (m.per_layer) all += 'P';
   return all;
 }
 
@@ -153,6 +154,7 @@ void check(const LanguageModel& m) {
           "deepstack is " + std::to_string(m.deepstack) + " but " + m.architecture +
               " has none, or not as many layers: only qwen3vl and qwen3vlmoe have any");
   require(!m.rope_factors || a.ends.find("R?") != std::string::npos, "only llama has rope_factors");
+  require(!m.per_layer || a.ends.find("P?") != std::string::npos, "only gemma4 has per_layer");
   require(!ggml_quantize_requires_imatrix(m.type),
           std::string(ggml_type_name(m.type)) + " needs an importance matrix: choose another type");
 }
@@ -190,7 +192,7 @@ std::uint32_t set_keys(const LanguageModel& m, const Architecture& a, Writer& fi
   // A model that is called phi3 must have Phi-3's own tokens.
   file.set("general.name", "random " + (a.name == "phi3" ? "phi" : a.name));
   std::vector<std::pair<std::string, std::string>> keys;
-  for (const std::string& word : words(std::string(common_keys) + " " + a.keys)) {
+  for (const std::string& word : words(std::string(common_keys) + " " + a.keys, letters(m, a, 0))) {
     const std::size_t equals = word.find('=');
     const std::pair<std::string, std::string> key(word.substr(0, equals), word.substr(equals + 1));
     const auto same =
