@@ -325,6 +325,19 @@ TEST(Diverse, ThreadsAndMemoryOfBeforeChangeNothing) {
     }
 }
 
+// What is reserved for a prompt serves each of its images and windows.
+TEST(Diverse, RoomForManyTokensIsEnoughForFew) {
+  for (const Diversity& diversity : {max_min, mmr(0.5), scope_of(1), determinantal})
+    for (const std::size_t width : {0u, 1u, 30u, 100u, 129u}) {
+      std::size_t before = 0;
+      for (std::size_t n = 1; n < 300; ++n) {
+        const std::size_t floats = detail::GreedyRoom(diversity, n, n, width, 7).floats;
+        ASSERT_GE(floats, before) << n << " tokens of width " << width;
+        before = floats;
+      }
+    }
+}
+
 // ---- ties, ranks and features -------------------------------------------------------------------
 
 TEST(Diverse, EqualTokensAreTakenByScoreThenInOrder) {

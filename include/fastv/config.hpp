@@ -46,8 +46,9 @@ enum class Blend {
 //   SCOPE (arXiv 2510.24214)              {Novelty::coverage, Blend::product, 1}
 //   CDPruner (DPP, arXiv 2506.10967)      {Novelty::volume, Blend::product, 2}
 //
-// O(kept * visual * width) for nearest and volume. coverage, and nearest without scores at its start, compare every token
-// with every other, O(visual^2 * width); coverage then again those whose gain may still be the greatest.
+// O(kept * visual * width) for nearest and volume. coverage, and nearest without scores, compare every two tokens, once
+// where the tokens of an image are no more than their features are wide: O(visual^2 * width), and as many floats as that
+// table has, visual^2. With more tokens they are compared again as they are kept.
 struct Diversity {
   Novelty novelty = Novelty::nearest;  // what a token adds
   Blend blend = Blend::sum;            // how score and novelty make a value

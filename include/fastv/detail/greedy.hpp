@@ -51,12 +51,19 @@ inline void products_of_four(const float* x, const float* rows, std::size_t room
 #endif
 }
 
+// Whether every two tokens are compared.
+constexpr bool compares_all(const Diversity& diversity) noexcept {
+  return diversity.novelty == Novelty::coverage ||
+         (diversity.novelty == Novelty::nearest && !(diversity.weight > 0 || diversity.protected_share > 0));
+}
+
 // What the parts of the workspace are for n tokens that compete for at most `kept` places, and how many floats they take.
 struct GreedyRoom {
   std::size_t room;                 // floats of a row
   std::size_t rows, piece, pieces;  // with those that fill up the last eight; rows in a piece of work; pieces
-  std::size_t basis;  // rows of the basis that Novelty::volume builds, and one; of coverage, four candidates
-  std::size_t floats;
+  std::size_t basis;    // rows of the basis that Novelty::volume builds, and one; of coverage, four candidates
+  std::size_t cosines;  // rows and columns of the table of all cosines, where it takes no more than features do; else 0
+  std::size_t floats;   // no fewer for more tokens
 
   GreedyRoom(const Diversity& diversity, std::size_t n, std::size_t kept, std::size_t elements,
              std::size_t load_scratch) noexcept
@@ -67,7 +74,9 @@ struct GreedyRoom {
     basis = diversity.novelty == Novelty::volume     ? (kept < elements ? kept : elements) + 1
             : diversity.novelty == Novelty::coverage ? candidates_at_once
                                                      : 0;
-    floats = (rows + basis) * room + 3 * rows + pieces * load_scratch;
+    cosines = compares_all(diversity) && n <= elements ? rows : 0;
+    const std::size_t table = !compares_all(diversity) ? 0 : whole_rows(n < elements ? n : elements);
+    floats = (rows + basis) * room + 3 * rows + pieces * load_scratch + table * table;
   }
 };
 inline Status check_greedy(std::size_t n, std::size_t elements) noexcept {
@@ -132,8 +141,10 @@ class Greedy {
     strength_ = basis_ + room.basis * room_;
     novelty_ = strength_ + room.rows;
     covered_ = novelty_ + room.rows;
-    load_ = covered_ + room.rows;
-    kept_any_ = false;
+    cosines_ = covered_ + room.rows;
+    columns_ = room.cosines;
+    load_ = cosines_ + columns_ * columns_;
+    kept_any_ = compared_ = false;
     for (std::size_t m = n_; m < room.rows; ++m) {
       for (std::size_t i = 0; i < room_; ++i) row(m)[i] = 0;
       strength_[m] = novelty_[m] = covered_[m] = 0;
@@ -148,10 +159,13 @@ class Greedy {
     }
     for (std::size_t m = 0; m < n_; ++m) covered_[m] = 0;
     measure_strength();
-    if (diversity_.novelty == Novelty::coverage)
+    if (diversity_.novelty == Novelty::coverage) {
+      compare_all();
       parallel_for_(pieces_, [&](std::size_t p) {
-        for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once) gains_of_four(row(m), novelty_ + m);
+        for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once)
+          gains_of(Four(m), row(m), novelty_ + m);
       });
+    }
     for (std::size_t m = 0; m < n_; ++m)
       if (mark(m) == chosen<Mark>) learn(m);
     return broken;
@@ -231,6 +245,35 @@ class Greedy {
       const float inverse = 1.0f / length_of(x, room_);
       for (std::size_t i = 0; i < room_; ++i) x[i] *= inverse;
     }
+  }
+
+  // Four tokens: from m on, or any.
+  struct Four {
+    std::size_t tokens[candidates_at_once];
+    explicit Four(std::size_t m) noexcept : tokens{m, m + 1, m + 2, m + 3} {}
+  };
+  // The cosines of every two, each computed once, where there is room for a table of them.
+  void compare_all() noexcept {
+    if (columns_ == 0) return;
+    parallel_for_(pieces_, [&](std::size_t p) {
+      float cosines[candidates_at_once * rows_at_once];
+      for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once)
+        for (std::size_t j = m / rows_at_once * rows_at_once; j < n_; j += rows_at_once) {
+          products_of_four(row(m), row(j), room_, next_after(j), static_cast<float*>(cosines));
+          for (std::size_t h = 0; h < candidates_at_once; ++h)
+            for (std::size_t r = 0; r < rows_at_once; ++r) {
+              const float cosine = cosines[h * rows_at_once + r];
+              cosines_[(m + h) * columns_ + j + r] = cosines_[(j + r) * columns_ + m + h] = cosine;
+            }
+        }
+    });
+    compared_ = true;
+  }
+  // Those of four tokens with eight from j on, [4, 8]. x: the four rows side by side, read where there is no table.
+  void cosines_of(const Four& four, const float* x, std::size_t j, float* cosines) const noexcept {
+    if (!compared_) return products_of_four(x, row(j), room_, next_after(j), cosines);
+    for (std::size_t h = 0; h < candidates_at_once; ++h)
+      std::memcpy(cosines + h * rows_at_once, cosines_ + four.tokens[h] * columns_ + j, rows_at_once * sizeof(float));
   }
 
   // The part of a value that scores decide, and novelty before any token is kept: the same for all.
@@ -315,7 +358,10 @@ class Greedy {
     parallel_for_(pieces_, [&](std::size_t p) {
       float cosines[rows_at_once];
       for (std::size_t m = p * piece_; m < end_of(p); m += rows_at_once) {
-        products_with_rows(x, row(m), room_, next_after(m), static_cast<float*>(cosines));
+        if (compared_)
+          std::memcpy(static_cast<float*>(cosines), cosines_ + kept * columns_ + m, sizeof(cosines));
+        else
+          products_with_rows(x, row(m), room_, next_after(m), static_cast<float*>(cosines));
         for (std::size_t r = 0; r < rows_at_once; ++r) learn_cosine(m + r, cosines[r]);
       }
       if (diversity_.novelty != Novelty::coverage) scan(p);
@@ -335,11 +381,11 @@ class Greedy {
 
   // Novelty::coverage. Gains only shrink as more is covered, so one that is still the greatest when computed anew is the
   // greatest of all: the others need not be (Minoux 1978). In floats as well: every step of the sum is monotonic.
-  // x: four rows side by side; gains: theirs.
-  void gains_of_four(const float* x, float* gains) const noexcept {
+  // gains: of four tokens, whose rows are x where there is no table.
+  void gains_of(const Four& four, const float* x, float* gains) const noexcept {
     float sums[candidates_at_once][rows_at_once] = {}, cosines[candidates_at_once * rows_at_once];
     for (std::size_t j = 0; j < n_; j += rows_at_once) {
-      products_of_four(x, row(j), room_, next_after(j), static_cast<float*>(cosines));
+      cosines_of(four, x, j, static_cast<float*>(cosines));
       for (std::size_t h = 0; h < candidates_at_once; ++h)
         for (std::size_t r = 0; r < rows_at_once; ++r) {
           const float more = cosines[h * rows_at_once + r] - covered_[j + r];
@@ -372,22 +418,26 @@ class Greedy {
         }
         if (first[count] == n_) break;
       }
-      for (std::size_t h = 0; h < candidates_at_once; ++h)
-        std::memcpy(basis_ + h * room_, row(first[h < count ? h : 0]), room_ * sizeof(float));
+      Four four(0);
+      for (std::size_t h = 0; h < candidates_at_once; ++h) {
+        four.tokens[h] = first[h < count ? h : 0];
+        if (!compared_) std::memcpy(basis_ + h * room_, row(four.tokens[h]), room_ * sizeof(float));
+      }
       float gains[candidates_at_once];
-      gains_of_four(basis_, static_cast<float*>(gains));
+      gains_of(four, basis_, static_cast<float*>(gains));
       for (std::size_t h = 0; h < count; ++h) novelty_[first[h]] = gains[h];
     }
   }
 
   // Novelty::nearest without scores starts as DivPrune does: with the token farthest from its nearest neighbour.
   std::size_t keep_farthest() noexcept {
+    compare_all();
     parallel_for_(pieces_, [&](std::size_t p) {
       float cosines[candidates_at_once * rows_at_once];
       for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once) {
         float most[candidates_at_once] = {-2, -2, -2, -2};
         for (std::size_t j = 0; j < n_; j += rows_at_once) {
-          products_of_four(row(m), row(j), room_, next_after(j), static_cast<float*>(cosines));
+          cosines_of(Four(m), row(m), j, static_cast<float*>(cosines));
           for (std::size_t h = 0; h < candidates_at_once; ++h)
             for (std::size_t r = 0; r < rows_at_once && j + r < n_; ++r) {
               const float cosine = cosines[h * rows_at_once + r];
@@ -437,11 +487,12 @@ class Greedy {
   Mark* marks_;
   float* floats_;
   Mark *members_, *best_ = nullptr;  // [n], [pieces]
-  bool scored_, kept_any_ = false;
+  bool scored_, kept_any_ = false, compared_ = false;
   const ParallelFor& parallel_for_;
-  std::size_t n_ = 0, room_ = 0, piece_ = 1, pieces_ = 0, basis_rows_ = 0, basis_most_ = 0, first_ = 0, end_ = 0;
+  std::size_t n_ = 0, room_ = 0, piece_ = 1, pieces_ = 0, basis_rows_ = 0, basis_most_ = 0, first_ = 0, end_ = 0,
+              columns_ = 0;
   float *rows_ = nullptr, *basis_ = nullptr, *strength_ = nullptr, *novelty_ = nullptr, *covered_ = nullptr,
-        *load_ = nullptr;
+        *cosines_ = nullptr, *load_ = nullptr;
 };
 
 }  // namespace FASTV_KIND
