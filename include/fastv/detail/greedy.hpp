@@ -254,7 +254,7 @@ class Greedy {
   };
   // The cosines of every two, each computed once, where there is room for a table of them.
   void compare_all() noexcept {
-    if (columns_ == 0) return;
+    if (columns_ == 0 || compared_) return;
     parallel_for_(pieces_, [&](std::size_t p) {
       float cosines[candidates_at_once * rows_at_once];
       for (std::size_t m = p * piece_; m < end_of(p); m += candidates_at_once)
