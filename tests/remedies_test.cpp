@@ -432,11 +432,31 @@ TEST(TextRaters, PassOverVisualTokens) {
   }
   EXPECT_TRUE(refused(text_raters(hidden.data(), tokens, width, width, visual, {4, 8}, rows, scratch).status,
                       Errc::bad_prompt, "all 8 tokens from position 4 on are visual"));
-  // Of equal relevance, all of it or the last word: never a visual token.
+}
+
+// Their mean may come out a little above them all: then the last one, never none and never a visual token.
+TEST(TextRaters, OfEqualRelevanceAreAllOrTheLast) {
+  const std::size_t tokens = 130, width = 8;
   const std::vector<float> equal(tokens * width, 0.1f);
-  const auto same = text_raters(equal.data(), tokens, width, width, visual, {10, 10}, rows, scratch);
-  ASSERT_TRUE(same);
-  for (std::size_t i = 0; i < *same; ++i) EXPECT_TRUE(rows[i] >= 12 && rows[i] < 16) << rows[i];
+  const std::vector<TokenSpan> visual = {{3, 9}, {tokens - 2, 1}};
+  std::vector<Index> rows(tokens);
+  std::vector<float> scratch(2 * tokens);
+  std::size_t all = 0, last = 0;
+  for (std::size_t count = 3; count < tokens - 11; ++count) {  // the span's last token is the image's, now and then
+    const auto found = text_raters(equal.data(), tokens, width, width, visual, {11, count}, rows, scratch);
+    ASSERT_TRUE(found);
+    const std::size_t words = count - 1 - (11 + count > tokens - 2 ? 1 : 0);
+    if (*found == words) {
+      EXPECT_EQ(rows[0], 12u);
+      ++all;
+    } else {
+      ASSERT_EQ(*found, 1u) << count;
+      EXPECT_EQ(rows[0], 11 + words);
+      ++last;
+    }
+  }
+  EXPECT_GT(all, 0u);
+  EXPECT_GT(last, 0u);
 }
 
 TEST(TextRaters, AreTheTextTokensAboveMeanRelevance) {

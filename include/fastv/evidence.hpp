@@ -502,10 +502,10 @@ Status score_by(const Evidence& evidence, const Scoring& scoring, Span<Score> sc
 }  // namespace FASTV_KIND
 }  // namespace detail
 
-inline Status QueryRows::expect_covered(std::size_t queries, Span<const TokenSpan> visual) const noexcept {
+FASTV_INLINE Status QueryRows::expect_covered(std::size_t queries, Span<const TokenSpan> visual) const noexcept {
   return detail::rows_covered(*this, queries, visual);
 }
-inline Status QueryRows::expect_default() const noexcept { return detail::rows_default(*this); }
+FASTV_INLINE Status QueryRows::expect_default() const noexcept { return detail::rows_default(*this); }
 template <class Score>
 Status NoEvidence::score(Span<const TokenSpan>, Span<Score>) const noexcept {
   return fail(Errc::missing_evidence,

@@ -30,9 +30,6 @@ struct RepackedPages {
 namespace detail {
 inline namespace FASTV_KIND {
 
-inline std::size_t block_count(const KvPages& pages) noexcept {
-  return pages.blocks.empty() ? pages.block_table.size() : pages.blocks.size();
-}
 inline unsigned char* block_at(const KvPages& pages, std::size_t number) noexcept {
   if (!pages.blocks.empty()) return static_cast<unsigned char*>(pages.blocks[number]);
   return static_cast<unsigned char*>(pages.data) +
