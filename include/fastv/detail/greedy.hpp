@@ -261,10 +261,9 @@ class Greedy {
         for (std::size_t j = m / rows_at_once * rows_at_once; j < n_; j += rows_at_once) {
           products_of_four(row(m), row(j), room_, next_after(j), static_cast<float*>(cosines));
           for (std::size_t h = 0; h < candidates_at_once; ++h)
-            for (std::size_t r = 0; r < rows_at_once; ++r) {
-              const float cosine = cosines[h * rows_at_once + r];
-              cosines_[(m + h) * columns_ + j + r] = cosines_[(j + r) * columns_ + m + h] = cosine;
-            }
+            for (std::size_t r = 0; r < rows_at_once; ++r)
+              cosines_[(m + h) * columns_ + j + r] = cosines_[(j + r) * columns_ + m + h] =
+                  cosines[h * rows_at_once + r];
         }
     });
     compared_ = true;
