@@ -258,7 +258,9 @@ void print_comparison(const Settings& settings, const std::vector<Tally>& tallie
 void print_means(const Settings& settings, const std::vector<Tally>& tallies) {
   std::printf("\nMean over the kinds:\n\n| K | R | FLOPs | KV |");
   for (const Rule& rule : swept_rules) std::printf(" %s |", rule.name);
-  std::printf("\n|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+  std::printf("\n|--:|--:|--:|--:|");
+  for (std::size_t i = 0; i < swept_rules.size(); ++i) std::printf("--:|");
+  std::printf("\n");
   for (const std::size_t k : settings.depths_run())
     for (const double ratio : ratios) {
       const fastv::Plan& plan = settings.all()[settings.find(fastv_rule, k, ratio)].plan;
