@@ -136,10 +136,10 @@ inline namespace FASTV_KIND {
 
 // Whether the settings rank tokens by scores. Where they do not, NoEvidence serves, and an engine need not keep what scores
 // are computed from.
+inline bool uses_scores(const Diversity& d) noexcept { return d.weight > 0 || d.protected_share > 0; }
 inline bool uses_scores(const Config& config) noexcept {
   return config.selection == Selection::top_k ||
-         (config.selection == Selection::diverse &&
-          (config.diversity.weight > 0 || config.diversity.protected_share > 0));
+         (config.selection == Selection::diverse && uses_scores(config.diversity));
 }
 
 // Settings that are wrong whatever the prompt. O(1).

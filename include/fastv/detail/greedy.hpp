@@ -52,9 +52,8 @@ inline void products_of_four(const float* x, const float* rows, std::size_t room
 }
 
 // Whether every two tokens are compared.
-constexpr bool compares_all(const Diversity& diversity) noexcept {
-  return diversity.novelty == Novelty::coverage ||
-         (diversity.novelty == Novelty::nearest && !(diversity.weight > 0 || diversity.protected_share > 0));
+inline bool compares_all(const Diversity& diversity) noexcept {
+  return diversity.novelty == Novelty::coverage || (diversity.novelty == Novelty::nearest && !uses_scores(diversity));
 }
 
 // What the parts of the workspace are for n tokens that compete for at most `kept` places, and how many floats they take.
