@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fastv/ggml.hpp>
 #include <map>
+#include <optional>
 
 #include "half.hpp"
 
@@ -46,20 +47,21 @@ class Head : public Half {
   // [n]: the attention that the last token pays to `visual` in a layer, mean over heads; 0 for text.
   std::vector<float> scores(std::int32_t layer, fastv::Span<const fastv::TokenSpan> visual, const Keys& keys) const {
     const Evidence& e = evidence(layer);
-    std::vector<float> all(keys.prompt_tokens()), of_visual;
-    if (e.by_cell.empty()) of_visual = rank(e, KeysOnHost(e.keys), 0, e.heads, visual, keys);
-    fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) {
-      all[token] = e.by_cell.empty() ? of_visual[number] : e.by_cell[size(keys.cells[keys.past + token])];
-    });
+    const std::vector<float> of_visual = e.by_cell.empty() ? rank(e, KeysOnHost(e.keys), 0, e.heads, visual, keys)
+                                                           : e.ranked_there(0, e.rows(), visual, keys);
+    std::vector<float> all(keys.prompt_tokens());
+    fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) { all[token] = of_visual[number]; });
     return all;
   }
   // [H, visual tokens]: the same in layer K-1, head by head.
   std::vector<float> scores_by_head(fastv::Span<const fastv::TokenSpan> visual, const Keys& keys) const {
     const Evidence& e = evidence(layer_);
-    const KeysOnHost on_host(e.keys);
+    std::optional<KeysOnHost> on_host;
+    if (e.by_cell.empty()) on_host.emplace(e.keys);
     std::vector<float> all;
     for (std::size_t head = 0; head < e.heads; ++head) {
-      const std::vector<float> one = rank(e, on_host, head, 1, visual, keys);
+      const std::vector<float> one =
+          on_host ? rank(e, *on_host, head, 1, visual, keys) : e.ranked_there(head, 1, visual, keys);
       all.insert(all.end(), one.begin(), one.end());
     }
     return all;
@@ -103,11 +105,24 @@ class Head : public Half {
   }
 
   struct Evidence {
-    std::vector<float> by_cell;              // scores, where they were computed on a device: [cells]; else empty, and
+    std::vector<float> by_cell;  // where a device ranked: [cells], or head by head, [H, cells]; else empty, and
     std::vector<float> query, sinks, alibi;  // [H, c]; [H] or empty
     ggml_tensor keys;                        // [c, cells, G], in the cache
     std::size_t heads;
     float scale, soft_cap;
+
+    std::size_t rows() const { return by_cell.size() / size(keys.ne[1]); }
+    // [visual tokens]: mean over `count` rows of by_cell from one on.
+    std::vector<float> ranked_there(std::size_t first, std::size_t count, fastv::Span<const fastv::TokenSpan> visual,
+                                    const Keys& of) const {
+      std::vector<float> scores(fastv::visual_tokens(visual));
+      fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) {
+        const std::size_t cell = size(of.cells[of.past + token]);
+        for (std::size_t row = first; row < first + count; ++row)
+          scores[number] += by_cell[row * size(keys.ne[1]) + cell] / static_cast<float>(count);
+      });
+      return scores;
+    }
   };
   const Evidence& evidence(std::int32_t layer) const {
     const auto found = evidence_.find(layer);
@@ -180,36 +195,63 @@ class Head : public Half {
     std::memcpy(&e.scale, attention->op_params, sizeof(float));
     std::memcpy(&max_bias, attention->op_params + 1, sizeof(float));
     std::memcpy(&e.soft_cap, attention->op_params + 2, sizeof(float));
-    if (!by_head_ && !is_on_host(&e.keys) && max_bias == 0 && rank_on_device(e, attention)) return;
+    const std::vector<float> slopes = slopes_of(e.heads, max_bias);
+    if (!is_on_host(&e.keys) && rank_on_device(e, attention, slopes)) return;
     e.query.resize(e.heads * head_dim);
     for (std::size_t h = 0; h < e.heads; ++h)
       ggml_backend_tensor_get(q, e.query.data() + h * head_dim, h * q->nb[2] + size(q->ne[1] - 1) * q->nb[1],
                               head_dim * sizeof(float));
     e.sinks = attention->src[4] == nullptr ? std::vector<float>{} : read_all<float>(attention->src[4]);
-    e.alibi.clear();
-    if (max_bias <= 0) return;
-    // As ggml spreads slopes over heads (Press et al. 2022, and their rule where the heads are no power of 2).
-    const auto whole = static_cast<std::size_t>(std::exp2(std::floor(std::log2(static_cast<double>(e.heads)))));
-    for (std::size_t h = 0; h < e.heads; ++h) {
-      const double step = h < whole ? static_cast<double>(h + 1) : static_cast<double>(2 * (h - whole) + 1) / 2;
-      e.alibi.push_back(
-          static_cast<float>(std::exp2(-static_cast<double>(max_bias) / static_cast<double>(whole) * step)));
-    }
+    e.alibi = slopes;
   }
 
-  // So that nothing but a score a cell comes to the host. Cells of other sequences, and empty ones, are hidden by the
-  // layer's own mask.
-  bool rank_on_device(Evidence& e, const ggml_tensor* attention) {
-    DeviceGraph graph(devices_.of(&e.keys));
-    const auto borrow = [&](const ggml_tensor* t) { return t == nullptr ? nullptr : graph.borrow(t); };
-    const auto by_token = [&](ggml_tensor* t) { return ggml_permute(graph.context(), t, 0, 2, 1, 3); };
-    ggml_tensor* keys = graph.borrow(&e.keys);
-    if (keys->type != GGML_TYPE_F32) keys = ggml_cast(graph.context(), keys, GGML_TYPE_F32);  // or queries are rounded
-    const auto scores = fastv::graph::scores(graph.context(), by_token(graph.borrow(attention->src[0])), by_token(keys),
-                                             e.scale, e.soft_cap, borrow(attention->src[4]), borrow(attention->src[3]));
-    require(scores.status);
-    if (!graph.compute(*scores)) return false;
-    e.by_cell = read_all<float>(*scores);
+  // ALiBi's, [H]: as ggml spreads them (Press et al. 2022, and their rule where the heads are no power of 2); empty without.
+  static std::vector<float> slopes_of(std::size_t heads, float max_bias) {
+    std::vector<float> slopes;
+    if (max_bias <= 0) return slopes;
+    const auto whole = static_cast<std::size_t>(std::exp2(std::floor(std::log2(static_cast<double>(heads)))));
+    for (std::size_t h = 0; h < heads; ++h) {
+      const double step = h < whole ? static_cast<double>(h + 1) : static_cast<double>(2 * (h - whole) + 1) / 2;
+      slopes.push_back(
+          static_cast<float>(std::exp2(-static_cast<double>(max_bias) / static_cast<double>(whole) * step)));
+    }
+    return slopes;
+  }
+
+  // So that nothing but a score a cell comes to the host; of every head where they are asked for, or where each has its
+  // slope. Cells of other sequences, and empty ones, are hidden by the layer's own mask.
+  bool rank_on_device(Evidence& e, const ggml_tensor* attention, const std::vector<float>& slopes) {
+    DeviceGraph graph(devices_.of(&e.keys), 64 + 32 * e.heads);
+    ggml_context* ctx = graph.context();
+    const auto in_f32 = [&](ggml_tensor* t) { return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32); };
+    const auto there = [&](const ggml_tensor* t) { return t == nullptr ? nullptr : graph.borrow(t); };
+    const auto by_token = [&](ggml_tensor* t) { return ggml_permute(ctx, t, 0, 2, 1, 3); };
+    ggml_tensor* q = by_token(there(attention->src[0]));  // [c, H, rows]
+    ggml_tensor* k = by_token(in_f32(there(&e.keys)));    // [c, G, cells]; in F16, queries are rounded
+    ggml_tensor* mask = there(attention->src[3]);
+    ggml_tensor* sinks = there(attention->src[4]);
+    const auto ranked = [&](ggml_tensor* of_q, ggml_tensor* of_k, ggml_tensor* of_sinks, ggml_tensor* by) {
+      const auto scores = fastv::graph::scores(ctx, of_q, of_k, e.scale, e.soft_cap, of_sinks, by);
+      require(scores.status);
+      return *scores;
+    };
+    ggml_tensor* result = nullptr;
+    if (!by_head_ && slopes.empty()) {
+      result = ranked(q, k, sinks, mask);
+    } else {
+      const auto head_of = [&](ggml_tensor* t, std::size_t head) {
+        return ggml_view_3d(ctx, t, t->ne[0], 1, t->ne[2], t->nb[1], t->nb[2], head * t->nb[1]);
+      };
+      ggml_tensor* distances = slopes.empty() || mask == nullptr ? nullptr : in_f32(mask);
+      for (std::size_t h = 0; h < e.heads; ++h) {
+        ggml_tensor* one = ranked(head_of(q, h), head_of(k, h / (e.heads / size(k->ne[1]))),
+                                  sinks == nullptr ? nullptr : ggml_view_1d(ctx, sinks, 1, h * sinks->nb[0]),
+                                  distances == nullptr ? mask : ggml_scale(ctx, distances, slopes[h]));
+        result = result == nullptr ? one : ggml_concat(ctx, result, one, 1);
+      }
+    }
+    if (!graph.compute(result)) return false;
+    e.by_cell = read_all<float>(result);
     return true;
   }
 

@@ -13,11 +13,7 @@ ggml_backend_t Devices::of(const ggml_tensor* tensor) {
   return queue.get();
 }
 
-namespace {
-constexpr std::size_t tensors = 64;  // a DeviceGraph has at most
-}
-
-DeviceGraph::DeviceGraph(ggml_backend_t queue) : queue_(queue) {
+DeviceGraph::DeviceGraph(ggml_backend_t queue, std::size_t tensors) : queue_(queue), tensors_(tensors) {
   context_.reset(
       ggml_init({tensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(tensors, false), nullptr, true}));
   memory_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(queue)));
@@ -33,7 +29,7 @@ ggml_tensor* DeviceGraph::borrow(const ggml_tensor* tensor) {
 }
 
 bool DeviceGraph::compute(ggml_tensor* result, const std::function<void()>& fill) {
-  ggml_cgraph* graph = ggml_new_graph_custom(context(), tensors, false);
+  ggml_cgraph* graph = ggml_new_graph_custom(context(), tensors_, false);
   ggml_build_forward_expand(graph, result);
   for (int i = 0; i < ggml_graph_n_nodes(graph); ++i)
     if (!ggml_backend_supports_op(queue_, ggml_graph_node(graph, i))) return false;
@@ -104,7 +100,7 @@ Rows Rows::pick(const std::vector<fastv::Index>& which, Devices& devices) const 
   Rows picked;
   const ggml_tensor all = part(0, count_);
   if (!on_host()) {
-    DeviceGraph graph(devices.of(&all));
+    DeviceGraph graph(devices.of(&all), 8);
     ggml_tensor* numbers = ggml_new_tensor_1d(graph.context(), GGML_TYPE_I32, static_cast<std::int64_t>(which.size()));
     ggml_set_input(numbers);
     ggml_tensor* rows = ggml_get_rows(graph.context(), graph.borrow(&all), numbers);

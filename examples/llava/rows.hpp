@@ -32,7 +32,7 @@ class Devices {
 // A few nodes on a device, over tensors that are there.
 class DeviceGraph {
  public:
-  explicit DeviceGraph(ggml_backend_t queue);
+  DeviceGraph(ggml_backend_t queue, std::size_t tensors);  // it has so many at most
 
   ggml_context* context() const { return context_.get(); }
   // The tensor as it lies there, without what has computed it.
@@ -43,6 +43,7 @@ class DeviceGraph {
 
  private:
   ggml_backend_t queue_;
+  std::size_t tensors_;
   ggml_context_ptr context_;
   ggml_gallocr_ptr memory_;  // of the nodes, until the next compute()
 };

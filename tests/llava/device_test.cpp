@@ -95,7 +95,7 @@ TEST_P(Devices, AreAsTheHost) {
   }
 }
 
-// Ranks of every kind: plain, with a soft cap, sinks, latent keys, M-RoPE, and ALiBi, whose keys come to the host.
+// Ranks of every kind: plain, with a soft cap, sinks, latent keys, M-RoPE, and ALiBi.
 INSTANTIATE_TEST_SUITE_P(All, Devices,
                          testing::Values(Case{"llama", GGML_TYPE_F16}, Case{"llama", GGML_TYPE_F32},
                                          Case{"llama", GGML_TYPE_Q8_0}, Case{"gemma2", GGML_TYPE_F16},
@@ -110,10 +110,14 @@ INSTANTIATE_TEST_SUITE_P(All, Devices,
                            return name;
                          });
 
-// What comes to the host for it alone: keys, and each head's attention. And K = 0, where all layers lie on the device.
+// Each head's attention, where heads share keys, have sinks or slopes of their own; and keys, which come to the host for it.
+// At K = 0 all layers lie on the device.
 TEST(Rules, AreAsOnTheHost) {
-  const std::string& file = prompts::model_file(tiny_gguf::tiny_model("llama"), "llama");
-  for (const std::uint32_t k : {2u, 0u}) {
+  const std::pair<const char*, std::uint32_t> cases[] = {{"llama", 2},   {"qwen2", 3}, {"gemma2", 2},
+                                                         {"gpt-oss", 2}, {"bloom", 1}, {"llama", 0}};
+  for (const auto& [architecture, k] : cases) {
+    SCOPED_TRACE(std::string(architecture) + ", K = " + std::to_string(k));
+    const std::string file = prompts::model_file(tiny_gguf::tiny_model(architecture), std::string(architecture));
     llava::LoadOptions on_host, on_device = on_server();
     on_host.gpu_layers = 0;
     on_host.filtering_layer = on_device.filtering_layer = k;
@@ -123,23 +127,29 @@ TEST(Rules, AreAsOnTheHost) {
     options.threads = 1;
     options.features = options.by_head = true;
     Engine host(here, options), device(there, options);
-    const llava::Prompt prompt = Builder(here, 4).text(20).picture(8).text(10).picture(7).text(9).prompt;
-    const llava::Reading reading = host.read(0, prompt), copy = device.read(0, prompt);
-    ASSERT_EQ(reading.features.size(), copy.features.size());
-    ASSERT_EQ(reading.by_head.size(), copy.by_head.size());
-    EXPECT_EQ(reading.by_head.size(), k == 0 ? 0u : 4u * 113);
-    for (std::size_t i = 0; i < reading.features.size(); ++i) ASSERT_NEAR(copy.features[i], reading.features[i], 1e-5);
-    for (std::size_t i = 0; i < reading.by_head.size(); ++i) ASSERT_NEAR(copy.by_head[i], reading.by_head[i], 1e-6);
-    Config config;
-    config.filtering_layer = k;
-    config.selection = fastv::Selection::random;
-    const auto kept = host.select(reading, &config);
-    host.finish(0, reading, kept);
-    device.finish(0, copy, kept);
-    host.decode({{0, 5}});
-    device.decode({{0, 5}});
-    const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(here.vocabulary()));
-    EXPECT_LE(prompts::largest_difference(device.logits(0), {host.logits(0), host.logits(0) + vocabulary}), 1e-4);
+    llama_pos first = 0;
+    for (int turn = 0; turn < 2; ++turn) {
+      const llava::Prompt prompt = Builder(here, 4, first).text(20).picture(8).text(10).picture(7).text(9).prompt;
+      const llava::Reading reading = host.read(0, prompt), copy = device.read(0, prompt);
+      ASSERT_EQ(reading.features.size(), copy.features.size());
+      ASSERT_EQ(reading.by_head.size(), copy.by_head.size());
+      EXPECT_EQ(reading.by_head.size(), k == 0 ? 0u : here.cost_shape().heads * 113);
+      for (std::size_t i = 0; i < reading.features.size(); ++i)
+        ASSERT_NEAR(copy.features[i], reading.features[i], 1e-5);
+      for (std::size_t i = 0; i < reading.by_head.size(); ++i) ASSERT_NEAR(copy.by_head[i], reading.by_head[i], 1e-6);
+      for (std::size_t i = 0; i < reading.scores.size(); ++i) ASSERT_NEAR(copy.scores[i], reading.scores[i], 1e-6);
+      Config config;
+      config.filtering_layer = k;
+      config.selection = fastv::Selection::random;
+      const auto kept = host.select(reading, &config);
+      host.finish(0, reading, kept);
+      device.finish(0, copy, kept);
+      host.decode({{0, 5}});
+      device.decode({{0, 5}});
+      const auto vocabulary = static_cast<std::size_t>(llama_vocab_n_tokens(here.vocabulary()));
+      EXPECT_LE(prompts::largest_difference(device.logits(0), {host.logits(0), host.logits(0) + vocabulary}), 1e-4);
+      first = host.next_position(0);
+    }
   }
 }
 
