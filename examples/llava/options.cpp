@@ -36,6 +36,67 @@ std::vector<std::string> parts(const std::string& text) {
   return all;
 }
 
+// What the model, its pictures and numbers must be, whatever is asked for.
+void expect_inputs(const Options& options) {
+  if (options.model.empty()) refuse("name the language model's GGUF file with -m");
+  if (options.embeddings.empty()) {
+    const bool needs_vision = !options.pictures.empty() || !options.sweep.questions.empty() || options.chat();
+    if (options.vision.empty() && needs_vision)
+      refuse("name the vision encoder's GGUF file with --mmproj, or hand over --visual-embeddings");
+  } else if (!options.vision.empty() || !options.pictures.empty()) {
+    refuse("--visual-embeddings takes the place of --mmproj and --image: use one or the other");
+  }
+  if (options.generate == 0) refuse("-n is 0: ask for at least one token");
+  if (options.engine.batch == 0) refuse("-b is 0: use at least 1");
+  if (options.engine.micro_batch == 0) refuse("-ub is 0: use at least 1");
+  if (!(options.temperature >= 0)) refuse("--temp must not be negative");
+}
+
+void expect_sweep(Options& options) {
+  if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
+  if (options.compare || !options.overlay.empty() || !options.json.empty() || !options.pictures.empty() ||
+      !options.prompt.empty() || !options.prune)
+    refuse(
+        "--sweep has pictures and prompts of its own: leave -p, --image, --compare, --overlay, --json, --no-fastv "
+        "out");
+  const bool weighs = std::any_of(options.sweep.rules.begin(), options.sweep.rules.end(),
+                                  [](const std::string& rule) { return rule_of(rule).weighs_heads; });
+  if (weighs && options.sweep.calibrate == 0)
+    refuse("a rule of --sweep-score weighs heads: say by how many questions, with --calibrate");
+  if (!weighs && options.sweep.calibrate != 0) options.sweep.rules.emplace_back("heads");
+  for (const double ratio : options.sweep.filtering_ratios)
+    if (!(ratio >= 0 && ratio <= 1)) refuse("--sweep-r must lie between 0 and 1");
+}
+
+// One answer, or a conversation.
+void expect_run(Options& options, const Rule& rule) {
+  const bool draws_or_writes = !options.overlay.empty() || !options.json.empty();
+  if (options.chat() && (options.compare || draws_or_writes))
+    refuse("--compare, --overlay and --json need a prompt: use -p and --image");
+  if (!options.chat() && options.pictures.empty() && options.embeddings.empty())
+    refuse("name a picture with --image, or hand over --visual-embeddings");
+  if (options.sweep.calibrate != 0) refuse("--calibrate needs questions: name a file of them with --sweep");
+  if (options.compare && !options.prune) refuse("--compare needs something to compare with: leave --no-fastv out");
+  if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
+  if (options.prompt.empty() && !options.chat()) options.prompt = "Describe the picture.";
+  if (!options.prune) return;
+  const fastv::Config& fastv = options.fastv;
+  if (const fastv::Status status = validate(fastv); !status) refuse(status.message().c_str());
+  options.engine.features = fastv.selection == fastv::Selection::diverse;
+  if (options.load.filtering_layer == 0u && fastv::uses_scores(fastv))
+    refuse("--fastv-k is 0, where no layer has run whose attention could rank tokens: use --fastv-score " +
+           rules_ahead());
+  if (!rule.weighs_heads) return;
+  if (options.head_weights.empty())
+    refuse("--fastv-score " + options.rule +
+           " needs weights of heads: --sweep with --calibrate and --write-config writes them, --fastv-config reads "
+           "them");
+  if (options.load.filtering_layer != options.calibrated_at)
+    refuse("the weights of heads are of K = " + std::to_string(options.calibrated_at) + ", but --fastv-k is " +
+           std::to_string(*options.load.filtering_layer) + ": calibrate them there too");
+  options.engine.head_weights = options.head_weights;
+}
+
 using Set = std::function<void(const std::string& option, const std::string& value)>;
 
 }  // namespace
@@ -226,63 +287,13 @@ Options read_options(int count, char** arguments) {
   }
   if (options.help) return options;
 
-  if (options.model.empty()) refuse("name the language model's GGUF file with -m");
-  if (options.embeddings.empty()) {
-    if (options.vision.empty() && !options.pictures.empty())
-      refuse("name the vision encoder's GGUF file with --mmproj, or hand over --visual-embeddings");
-  } else if (!options.vision.empty() || !options.pictures.empty()) {
-    refuse("--visual-embeddings takes the place of --mmproj and --image: use one or the other");
-  }
-  if (!options.sweep.questions.empty()) {
-    if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
-    if (options.compare || !options.overlay.empty() || !options.json.empty() || !options.pictures.empty() ||
-        !options.prompt.empty() || !options.prune)
-      refuse(
-          "--sweep has pictures and prompts of its own: leave -p, --image, --compare, --overlay, --json, --no-fastv "
-          "out");
-    const bool weighs = std::any_of(options.sweep.rules.begin(), options.sweep.rules.end(),
-                                    [](const std::string& rule) { return rule_of(rule).weighs_heads; });
-    if (weighs && options.sweep.calibrate == 0)
-      refuse("a rule of --sweep-score weighs heads: say by how many questions, with --calibrate");
-    if (!weighs && options.sweep.calibrate != 0) options.sweep.rules.emplace_back("heads");
-    for (const double ratio : options.sweep.filtering_ratios)
-      if (!(ratio >= 0 && ratio <= 1)) refuse("--sweep-r must lie between 0 and 1");
-  } else if (options.chat()) {
-    if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
-    if (options.compare || !options.overlay.empty() || !options.json.empty())
-      refuse("--compare, --overlay and --json need a prompt: use -p and --image");
-  } else if (options.pictures.empty() && options.embeddings.empty()) {
-    refuse("name a picture with --image, or hand over --visual-embeddings");
-  }
-  if (options.sweep.questions.empty() && options.sweep.calibrate != 0)
-    refuse("--calibrate needs questions: name a file of them with --sweep");
+  expect_inputs(options);
   const Rule& rule = rule_of(options.rule);
   set_rule(fastv, rule);
-  if (options.sweep.questions.empty() && options.prune) {
-    options.engine.features = fastv.selection == fastv::Selection::diverse;
-    if (options.load.filtering_layer == 0u && fastv::uses_scores(fastv))
-      refuse("--fastv-k is 0, where no layer has run whose attention could rank tokens: use --fastv-score " +
-             rules_ahead());
-    if (rule.weighs_heads) {
-      if (options.head_weights.empty())
-        refuse("--fastv-score " + options.rule +
-               " needs weights of heads: --sweep with --calibrate and --write-config writes them, --fastv-config reads "
-               "them");
-      if (options.load.filtering_layer != options.calibrated_at)
-        refuse("the weights of heads are of K = " + std::to_string(options.calibrated_at) + ", but --fastv-k is " +
-               std::to_string(*options.load.filtering_layer) + ": calibrate them there too");
-      options.engine.head_weights = options.head_weights;
-    }
-  }
-  if (options.prompt.empty() && !options.chat() && options.sweep.questions.empty())
-    options.prompt = "Describe the picture.";
-  if (options.generate == 0) refuse("-n is 0: ask for at least one token");
-  if (options.engine.batch == 0) refuse("-b is 0: use at least 1");
-  if (options.engine.micro_batch == 0) refuse("-ub is 0: use at least 1");
-  if (!(options.temperature >= 0)) refuse("--temp must not be negative");
-  if (options.compare && !options.prune) refuse("--compare needs something to compare with: leave --no-fastv out");
-  if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");
-  if (const fastv::Status status = validate(fastv); options.prune && !status) refuse(status.message().c_str());
+  if (!options.sweep.questions.empty())
+    expect_sweep(options);
+  else
+    expect_run(options, rule);
   return options;
 }
 

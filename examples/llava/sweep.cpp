@@ -40,12 +40,30 @@ struct Whole {
   double seconds = 0;
 };
 
+// A pruned run of it, held to the unpruned one.
+struct Held {
+  std::vector<double> kl;       // of the first token, and of those of the unpruned answer
+  std::size_t same_tokens = 0;  // of them
+  bool same_answer = false;
+  std::string text;  // its own answer, where that was asked for
+  double seconds = 0;
+};
+
+// One K.
 class Runner {
  public:
   Runner(const Halves& halves, const Options& options)
       : halves_(halves), options_(options), engine_(halves, engine_options(halves, options)) {}
 
   Engine& engine() { return engine_; }
+  const Halves& halves() const { return halves_; }
+
+  // Begins a question.
+  Reading read(const Prompt& prompt) {
+    fed_ = 0;
+    engine_.forget(0);
+    return engine_.read(0, prompt);
+  }
 
   Whole whole(const Reading& reading) {
     Whole whole;
@@ -60,11 +78,45 @@ class Runner {
       const Steps& step = engine_.advance({{0, token}});
       if (whole.tokens.size() < told) whole.steps.append(step);
       engine_.conclude(0, step, 0, 1, engine_.next_position(0) - 1);
+      ++fed_;
     }
     return whole;
   }
 
-  // The tail alone, on what is kept: all of it where config is null.
+  // Behind whole(). with_text: its own answer is wanted too; the prompt is that of the reading.
+  Held held(const Prompt& prompt, const Reading& reading, const Whole& whole, const fastv::Config& config,
+            bool with_text) {
+    Held held;
+    engine_.forget_tail(0);
+    held.seconds = reading.seconds + finish(reading, &config);
+    const llama_token first = likeliest(engine_.logits(0), vocabulary());
+    const auto compare = [&](const float* logits) {
+      const std::size_t at = held.kl.size();
+      held.kl.push_back(divergence(whole.logs[at], logits));
+      if (likeliest(logits, vocabulary()) == whole.tokens[at]) ++held.same_tokens;
+    };
+    // The first token's logits, then those of the answer's tokens as the unpruned run gave them.
+    compare(engine_.logits(0));
+    for (std::size_t t = 1; t < whole.logs.size();) {
+      const std::size_t some = std::min(engine_.batch(), whole.logs.size() - t);
+      engine_.conclude(0, whole.steps, t - 1, some, reading.next_position + static_cast<llama_pos>(t) - 1);
+      for (std::size_t row = 0; row < some; ++row) compare(engine_.logits(row));
+      t += some;
+    }
+    // What it answers on its own: the same, as far as both were told the same; else it is to be decoded.
+    const bool same = held.same_tokens == held.kl.size(), longer = whole.tokens.size() > told;
+    held.text = whole.text;
+    if ((!same && with_text) || (same && longer)) {
+      engine_.forget_tail(0);
+      if (!engine_.take_back(0, fed_)) static_cast<void>(read(prompt));  // a state cannot go back
+      finish(reading, &config);
+      held.text = answer(first);
+    }
+    held.same_answer = same && held.text == whole.text;
+    return held;
+  }
+
+  // The tail alone, on what is kept: all of it where config is null. Returns the seconds.
   double finish(const Reading& reading, const fastv::Config* config) {
     const auto start = std::chrono::steady_clock::now();
     engine_.finish(0, reading, engine_.select(reading, config));
@@ -72,12 +124,15 @@ class Runner {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  // Decodes on from the logits at hand.
+ private:
+  // Decodes on from a first token.
   std::string answer(llama_token token) {
     std::string text;
+    fed_ = 0;
     for (std::size_t i = 0; !ends(token) && i < options_.generate; ++i) {
       text += text_of(halves_.vocabulary(), token);
       engine_.decode({{0, token}});
+      ++fed_;
       token = likeliest(engine_.logits(0), vocabulary());
     }
     return text;
@@ -86,7 +141,6 @@ class Runner {
   std::size_t vocabulary() const { return static_cast<std::size_t>(llama_vocab_n_tokens(halves_.vocabulary())); }
   bool ends(llama_token token) const { return llama_vocab_is_eog(halves_.vocabulary(), token); }
 
- private:
   // What the rules look at.
   static EngineOptions engine_options(const Halves& halves, const Options& options) {
     EngineOptions engine = options.engine;
@@ -99,37 +153,55 @@ class Runner {
   const Halves& halves_;
   const Options& options_;
   Engine engine_;
+  std::size_t fed_ = 0;  // tokens that the head has seen behind the prompt
 };
 
-// Of one setting, before it is averaged.
-struct Sums {
-  std::vector<double> kl;
-  double kl_first = 0, same_tokens = 0, tokens = 0, same_answers = 0, right = 0, known = 0;
+// One setting, and its sums over questions.
+struct Setting {
+  fastv::Config config;
+  std::string name;
+  bool weighs_heads = false;
+  std::vector<double> kl = {};
+  double kl_first = 0, same_tokens = 0, same_answers = 0, right = 0, known = 0;
   double flops = 0, seconds = 0, whole_seconds = 0, kv_bytes = 0, questions = 0;
-};
 
-Measured mean_of(const Sums& s, const fastv::Config& config, const std::string& rule) {
-  Measured m;
-  m.config = config;
-  m.rule = rule;
-  const double n = std::max(s.questions, 1.0);
-  std::vector<double> kl = s.kl;
-  std::sort(kl.begin(), kl.end());
-  m.kl_first = s.kl_first / n;
-  if (!kl.empty()) {
-    m.kl_mean = std::accumulate(kl.begin(), kl.end(), 0.0) / static_cast<double>(kl.size());
-    m.kl_99 =
-        kl[std::min(kl.size() - 1, static_cast<std::size_t>(std::ceil(0.99 * static_cast<double>(kl.size()))) - 1)];
+  void add(const Held& held, const Whole& whole, const std::string& answer) {
+    ++questions;
+    if (!held.kl.empty()) kl_first += held.kl[0];
+    kl.insert(kl.end(), held.kl.begin(), held.kl.end());
+    same_tokens += static_cast<double>(held.same_tokens);
+    same_answers += held.same_answer ? 1 : 0;
+    seconds += held.seconds;
+    whole_seconds += whole.seconds;
+    if (answer.empty()) return;
+    ++known;
+    right += words(held.text) == words(answer) ? 1 : 0;
   }
-  m.same_tokens = s.tokens > 0 ? s.same_tokens / s.tokens : 1;
-  m.same_answers = s.same_answers / n;
-  if (s.known > 0) m.accuracy = s.right / s.known;
-  m.flops = s.flops / n;
-  m.time = s.whole_seconds > 0 ? s.seconds / s.whole_seconds : 1;
-  m.prefill_ms = 1e3 * s.seconds / n;
-  m.kv_mib = s.kv_bytes / n / (1 << 20);
-  return m;
-}
+
+  Measured mean() const {
+    Measured m;
+    m.config = config;
+    m.rule = name;
+    const double n = std::max(questions, 1.0);
+    std::vector<double> sorted = kl;
+    std::sort(sorted.begin(), sorted.end());
+    m.kl_first = kl_first / n;
+    if (const double tokens = static_cast<double>(sorted.size()); tokens > 0) {
+      m.kl_mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / tokens;
+      m.kl_99 = sorted[static_cast<std::size_t>(std::ceil(0.99 * tokens)) - 1];
+      m.same_tokens = same_tokens / tokens;
+    } else {
+      m.same_tokens = 1;
+    }
+    m.same_answers = same_answers / n;
+    if (known > 0) m.accuracy = right / known;
+    m.flops = flops / n;
+    m.time = whole_seconds > 0 ? seconds / whole_seconds : 1;
+    m.prefill_ms = 1e3 * seconds / n;
+    m.kv_mib = kv_bytes / n / (1 << 20);
+    return m;
+  }
+};
 
 }  // namespace
 
@@ -234,145 +306,127 @@ std::vector<std::uint32_t> filtering_layers_of(const Options& options) {
   return ks;
 }
 
+class Sweeper {
+ public:
+  Sweeper(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress)
+      : options_(options),
+        questions_(questions),
+        progress_(progress),
+        ks_(filtering_layers_of(options)),
+        weighing_(options.sweep.calibrate) {
+    unpruned_.name = "all tokens";
+    unpruned_.config.filtering_ratio = 0;
+  }
+
+  Sweep run() {
+    for (const std::uint32_t k : ks_) run(k);
+    result_.attention = attention_by_layer(options_, prompts_, album_);
+    result_.measured.push_back(unpruned_.mean());
+    for (const Setting& setting : settings_) result_.measured.push_back(setting.mean());
+    return std::move(result_);
+  }
+
+ private:
+  Progress tell(const std::string& task) const {
+    return [this, task](double share) {
+      if (progress_) progress_(task, share);
+    };
+  }
+  Prompt prompt(std::size_t question) const { return album_.complete(prompts_[question]); }
+
+  fastv::Config config_of(const Halves& halves, double ratio, const Rule& rule) const {
+    fastv::Config config = options_.fastv;
+    config.filtering_layer = halves.filtering_layer();
+    config.filtering_ratio = ratio;
+    config.keep_count = fastv::by_ratio;
+    set_rule(config, rule);
+    return config;
+  }
+
+  void run(std::uint32_t k) {
+    LoadOptions load = options_.load;
+    load.filtering_layer = k;
+    const Halves halves(options_.model, load);
+    if (prompts_.empty()) prompts_ = look(halves, options_, questions_, album_, tell("Looking at the pictures (%)"));
+    Runner runner(halves, options_);
+    const std::size_t first = settings_.size();
+    for (const double ratio : options_.sweep.filtering_ratios)
+      for (const std::string& name : options_.sweep.rules) {
+        const Rule& rule = rule_of(name);
+        if (halves.has_head() || !fastv::uses_scores(rule.config))
+          settings_.push_back({config_of(halves, ratio, rule), name, rule.weighs_heads});
+      }
+    // So that the first question's unpruned run is not the one that meets cold caches.
+    runner.finish(runner.read(prompt(0)), nullptr);
+    const std::vector<float> weights = weights_of(runner);
+    for (std::size_t q = weighing_; q < questions_.size(); ++q) {
+      ask(runner, q, first, weights);
+      tell("Sweeping (%)")(static_cast<double>(++done_) /
+                           static_cast<double>(ks_.size() * (questions_.size() - weighing_)));
+    }
+  }
+
+  // Of the heads of layer K-1; empty where they are not weighed.
+  std::vector<float> weights_of(Runner& runner) {
+    const Halves& halves = runner.halves();
+    if (weighing_ == 0 || !halves.has_head()) return {};
+    const std::vector<double>& ratios = options_.sweep.filtering_ratios;
+    Calibration& found = result_.calibrations[halves.filtering_layer()];
+    found = calibrate(
+        runner.engine(), config_of(halves, *std::max_element(ratios.begin(), ratios.end()), rule_of("last")), weighing_,
+        [&](std::size_t q) { return prompt(q); },
+        tell("Weighing the heads of layer " + std::to_string(halves.filtering_layer() - 1) + " (%)"));
+    return found.weights;
+  }
+
+  // One question, by the settings from `first` on.
+  void ask(Runner& runner, std::size_t q, std::size_t first, const std::vector<float>& weights) {
+    const Engine& engine = runner.engine();
+    const Prompt asked = prompt(q);
+    const std::string& answer = questions_[q].answer;
+    Reading reading = runner.read(asked);
+    const std::vector<float> alike = reading.scores;
+    const Whole whole = runner.whole(reading);
+    const fastv::ModelShape shape = runner.halves().cost_shape();
+    const double whole_flops = fastv::prefill_flops(shape, engine.plan(asked, nullptr));
+    const auto cost = [&](Setting& setting, const fastv::Config* config) {
+      const fastv::Plan plan = engine.plan(asked, config);
+      setting.flops += fastv::prefill_flops(shape, plan) / whole_flops;
+      setting.kv_bytes += static_cast<double>(engine.cache_bytes(plan));
+    };
+    if (unpruned_.questions < static_cast<double>(questions_.size() - weighing_)) {
+      unpruned_.add({{}, 0, true, whole.text, whole.seconds}, whole, answer);
+      cost(unpruned_, nullptr);
+    }
+    for (std::size_t i = first; i < settings_.size(); ++i) {
+      Setting& setting = settings_[i];
+      reading.scores = setting.weighs_heads ? weighted_scores(reading, weights) : alike;
+      setting.add(runner.held(asked, reading, whole, setting.config, !answer.empty()), whole, answer);
+      cost(setting, &setting.config);
+    }
+  }
+
+  const Options& options_;
+  const std::vector<Question>& questions_;
+  const TaskProgress& progress_;
+  const std::vector<std::uint32_t> ks_;
+  const std::size_t weighing_;  // questions, the first
+  Album album_;
+  std::vector<Prompt> prompts_;  // of the questions
+  Setting unpruned_;
+  std::vector<Setting> settings_;  // K by K
+  std::size_t done_ = 0;           // questions, of all Ks
+  Sweep result_;
+};
+
 }  // namespace
 
 Sweep sweep(const Options& options, const std::vector<Question>& questions, const TaskProgress& progress) {
-  const std::size_t weighing = options.sweep.calibrate;  // questions
-  if (weighing >= questions.size())
-    throw std::invalid_argument("--calibrate is " + std::to_string(weighing) + " but " + options.sweep.questions +
-                                " has " + std::to_string(questions.size()) +
+  if (options.sweep.calibrate >= questions.size())
+    throw std::invalid_argument("--calibrate is " + std::to_string(options.sweep.calibrate) + " but " +
+                                options.sweep.questions + " has " + std::to_string(questions.size()) +
                                 " questions, of which some must be left to judge by: use fewer");
-  const auto tell = [&](const std::string& task) {
-    return [&progress, task](double share) {
-      if (progress) progress(task, share);
-    };
-  };
-  const std::vector<std::uint32_t> ks = filtering_layers_of(options);
-  struct Setting {
-    fastv::Config config;
-    const Rule* rule;
-    Sums sums;
-  };
-  Sweep result;
-  Sums unpruned;
-  std::vector<Setting> all;
-  Album album;
-  std::vector<Prompt> prompts;  // of the questions
-  std::size_t done = 0;
-  const std::size_t total = ks.size() * (questions.size() - weighing);
-  for (const std::uint32_t k : ks) {
-    LoadOptions load = options.load;
-    load.filtering_layer = k;
-    const Halves halves(options.model, load);
-    if (prompts.empty()) prompts = look(halves, options, questions, album, tell("Looking at the pictures (%)"));
-    Runner runner(halves, options);
-    Engine& engine = runner.engine();
-    const std::size_t first = all.size();
-    for (const double ratio : options.sweep.filtering_ratios)
-      for (const std::string& name : options.sweep.rules) {
-        const Rule& rule = rule_of(name);
-        if (!halves.has_head() && fastv::uses_scores(rule.config)) continue;
-        fastv::Config config = options.fastv;
-        config.filtering_layer = halves.filtering_layer();
-        config.filtering_ratio = ratio;
-        config.keep_count = fastv::by_ratio;
-        set_rule(config, rule);
-        all.push_back({config, &rule, {}});
-      }
-    const bool last = k == ks.back();
-    // So that the first question's unpruned run is not the one that meets cold caches.
-    runner.finish(engine.read(0, album.complete(prompts.front())), nullptr);
-    std::vector<float> weights;
-    if (weighing != 0 && halves.has_head()) {
-      fastv::Config config = options.fastv;
-      config.filtering_layer = halves.filtering_layer();
-      const std::vector<double>& ratios = options.sweep.filtering_ratios;
-      config.filtering_ratio = *std::max_element(ratios.begin(), ratios.end());
-      config.keep_count = fastv::by_ratio;
-      set_rule(config, rule_of("last"));
-      const Calibration calibration = calibrate(
-          engine, config, weighing, [&](std::size_t q) { return album.complete(prompts[q]); },
-          tell("Weighing the heads of layer " + std::to_string(halves.filtering_layer() - 1) + " (%)"));
-      weights = calibration.weights;
-      result.calibrations[halves.filtering_layer()] = calibration;
-    }
-    for (std::size_t q = weighing; q < questions.size(); ++q) {
-      const Question& question = questions[q];
-      const Prompt prompt = album.complete(prompts[q]);
-      engine.forget(0);
-      Reading reading = engine.read(0, prompt);
-      const std::vector<float> alike = reading.scores;
-      const Whole whole = runner.whole(reading);
-      const fastv::ModelShape shape = halves.cost_shape();
-      const double whole_flops = fastv::prefill_flops(shape, engine.plan(prompt, nullptr));
-      const auto count = [&](Sums& s, const fastv::Plan& plan, double seconds) {
-        ++s.questions;
-        s.flops += fastv::prefill_flops(shape, plan) / whole_flops;
-        s.whole_seconds += whole.seconds;
-        s.seconds += seconds;
-        s.kv_bytes += static_cast<double>(engine.cache_bytes(plan));
-        s.known += question.answer.empty() ? 0 : 1;
-      };
-      if (last) {
-        count(unpruned, engine.plan(prompt, nullptr), whole.seconds);
-        unpruned.same_answers += 1;
-        unpruned.right += !question.answer.empty() && words(whole.text) == words(question.answer) ? 1 : 0;
-      }
-      std::size_t fed = whole.tokens.size() - 1;  // tokens that the head has seen behind the prompt
-      for (std::size_t i = first; i < all.size(); ++i) {
-        Setting& setting = all[i];
-        reading.scores = setting.rule->weighs_heads ? weighted_scores(reading, weights) : alike;
-        engine.forget_tail(0);
-        const double seconds = reading.seconds + runner.finish(reading, &setting.config);
-        count(setting.sums, engine.plan(prompt, &setting.config), seconds);
-        // The first token's logits, then those of the answer's tokens as the unpruned run gave them.
-        bool same = true;
-        const auto compare = [&](std::size_t at, const float* logits) {
-          const double kl = divergence(whole.logs[at], logits);
-          setting.sums.kl.push_back(kl);
-          if (at == 0) setting.sums.kl_first += kl;
-          const bool equal = likeliest(logits, runner.vocabulary()) == whole.tokens[at];
-          setting.sums.same_tokens += equal ? 1 : 0;
-          setting.sums.tokens += 1;
-          same = same && equal;
-        };
-        compare(0, engine.logits(0));
-        const llama_token first_token = likeliest(engine.logits(0), runner.vocabulary());
-        for (std::size_t t = 1; t < whole.logs.size();) {
-          const std::size_t some = std::min(engine.batch(), whole.logs.size() - t);
-          engine.conclude(0, whole.steps, t - 1, some, reading.next_position + static_cast<llama_pos>(t) - 1);
-          for (std::size_t row = 0; row < some; ++row) compare(t + row, engine.logits(row));
-          t += some;
-        }
-        // What it answers on its own: the same, as far as both were told the same; else it is to be decoded.
-        std::string text = whole.text;
-        const bool longer = whole.tokens.size() > told;
-        if ((!same && !question.answer.empty()) || (same && longer)) {
-          engine.forget_tail(0);
-          if (!engine.take_back(0, fed)) {  // a state cannot go back: the prompt is read again
-            engine.forget(0);
-            static_cast<void>(engine.read(0, prompt));
-          }
-          runner.finish(reading, &setting.config);
-          const llama_pos before = engine.next_position(0);
-          text = runner.answer(first_token);
-          fed = static_cast<std::size_t>(engine.next_position(0) - before);
-        }
-        setting.sums.same_answers += same && text == whole.text ? 1 : 0;
-        if (question.answer.empty()) continue;
-        setting.sums.right += words(text) == words(question.answer) ? 1 : 0;
-      }
-      ++done;
-      tell("Sweeping (%)")(static_cast<double>(done) / static_cast<double>(total));
-    }
-  }
-  result.attention = attention_by_layer(options, prompts, album);
-  Measured whole = mean_of(unpruned, fastv::Config{}, "all tokens");
-  whole.config.filtering_ratio = 0;
-  result.measured.push_back(whole);
-  for (const Setting& setting : all)
-    result.measured.push_back(mean_of(setting.sums, setting.config, setting.rule->name));
-  return result;
+  return Sweeper(options, questions, progress).run();
 }
 
 }  // namespace llava
