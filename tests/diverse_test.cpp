@@ -249,8 +249,12 @@ TEST(Diverse, EveryCompositionEqualsTheSlowRule) {
   std::size_t compared = 0, damaged = 0;
   for (int draw = 0; draw < 250; ++draw) {
     const bool grids = rng.chance(0.5);
-    const Problem problem(rng, grids, rng.chance(0.3) ? 0.15 : 0);
+    const Problem problem(rng, grids, rng.chance(0.3) ? (rng.chance(0.5) ? 0.15 : 0.5) : 0);
     const Config config = random_config(rng, problem, grids);
+    const auto is_nan = [](double score) { return oracle::is_nan(score); };
+    if (std::all_of(problem.scores.begin(), problem.scores.end(), is_nan) ||
+        std::all_of(problem.broken.begin(), problem.broken.end(), [](bool broken) { return broken; }))
+      continue;  // refused, see below
     SlowRule rule(config.diversity, problem.x, problem.scores, problem.broken);
     const std::vector<Index> expected = slowly(config, problem.layout, rule);
     if (rule.margin < 1e-5) continue;
@@ -267,6 +271,44 @@ TEST(Diverse, EveryCompositionEqualsTheSlowRule) {
   }
   EXPECT_GT(compared, 150u);
   EXPECT_GT(damaged, 30u);
+}
+
+// A token without a score that stays for its image's minimum: what resembles it adds nothing.
+TEST(Diverse, WhatFillsAMinimumCountsAsKept) {
+  Config config = diverse({Novelty::nearest, Blend::sum, 0.1}, 2);
+  config.quota = Quota::pooled;
+  config.min_per_image = 1;
+  const std::vector<TokenSpan> visual = {{0, 1}, {1, 2}};
+  const std::vector<float> scores = {oracle::nan_float(), 0.6f, 0.5f}, features = {1, 0, 1, 0, 0, 1, 1, 1};
+  Pruner<> pruner(config);
+  const Kept kept =
+      pruner.prune(with_features(Scores<float>{scores, 4}, heads(features.data(), TokenMajor{4, 1, 2})), visual);
+  ASSERT_TRUE(kept) << kept.message().c_str();
+  EXPECT_EQ(std::vector<Index>(kept.begin(), kept.end()), (std::vector<Index>{0, 2, 3}));
+}
+
+// Where scores alone decide and all are 0, nothing ranks the tokens; where novelty has a say, it does.
+TEST(Diverse, ZerosAloneRankNothing) {
+  const std::vector<TokenSpan> visual = {{1, 4}};
+  const std::vector<float> scores(4, 0.0f), features = {1, 1, 1, 0, 0, 1, 1, 2, 3, 1, 9, 9};
+  const auto evidence = with_features(Scores<float>{scores, 6}, heads(features.data(), TokenMajor{6, 1, 2}));
+  const auto prunes = [&](const Diversity& diversity, std::size_t keep, double uniform_share = 0) {
+    Config config = diverse(diversity, keep);
+    config.uniform_share = uniform_share;
+    Pruner<> pruner(config);
+    const Kept kept = pruner.prune(evidence, visual);
+    if (!kept) {
+      EXPECT_NE(std::string(kept.message().c_str()).find("all 4 visual scores are 0"), std::string::npos);
+    }
+    return static_cast<bool>(kept);
+  };
+  EXPECT_FALSE(prunes({Novelty::nearest, Blend::sum, 1}, 2));
+  EXPECT_FALSE(prunes({Novelty::volume, Blend::product, 1, 1}, 2));
+  EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 1}, 4));
+  EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 1}, 0));
+  EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 1}, 2, 1));
+  EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 0.9}, 2));
+  EXPECT_TRUE(prunes({Novelty::nearest, Blend::product, 1}, 2));
 }
 
 TEST(Diverse, ABatchKeepsWhatEachSequenceKeepsAlone) {

@@ -586,6 +586,24 @@ TEST(Memory, NothingIsAllocatedAfterReserve) {
   }
 }
 
+// Evidence without queries.
+TEST(Memory, NothingIsAllocatedAfterReserveForKeysAndRowsAlone) {
+  const std::size_t n = 2500;
+  const std::vector<float> keys(n * 2 * 16, 0.5f);
+  std::vector<float> rows(n * 8);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i % 7);
+  const std::vector<TokenSpan> visual = {{35, 2400}};
+  Pruner<> of_keys, of_rows;
+  ASSERT_TRUE(of_keys.reserve(n, 1, 0, 16));
+  ASSERT_TRUE(of_rows.reserve(n, 1));
+  EXPECT_EQ(allocations_in([&] {
+              EXPECT_TRUE(of_keys.prune(KeysOnly{heads(keys.data(), TokenMajor{n, 2, 16})}, visual));
+              EXPECT_TRUE(of_rows.prune(outputs(rows.data(), n, 8), visual));
+              EXPECT_TRUE(of_rows.prune(changes(rows.data(), rows.data() + 1, n - 1, 8), visual));
+            }),
+            0u);
+}
+
 // Behind earlier turns, by all rows, by rows corrected for a prior, and with rows at hand that are not asked for.
 TEST(Memory, NothingIsAllocatedAfterReserveForEarlierTurnsAndManyRows) {
   const std::size_t past = 131, n = 500;

@@ -723,6 +723,10 @@ Cases of_remedies() {
                                                                                   r.axis = axis;
                                                                                   r.positions = {positions, 3};
                                                                                 }))},
+      {Errc::bad_setting, {"positions has 5 ", "over 4,"}, unrotated(4, rope_with([](Rope& r) {
+                                                                       r.axis = axis;
+                                                                       r.positions = {positions, 5};
+                                                                     }))},
       {Errc::null_data, {"Rope::frequencies"}, unrotated(4, {nowhere<const float>(2), positions})},
       {Errc::null_data, {"Rope::positions"}, unrotated(4, {{numbers, 2}, nowhere<const Index>(2)})},
       {Errc::null_data, {"Rope::axis"}, unrotated(4, rope_with([](Rope& r) {

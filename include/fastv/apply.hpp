@@ -218,8 +218,7 @@ inline Status compact_mask(const KeptRows& kept, const Rows& mask) noexcept {
   const std::size_t n = mask.count, bytes = n == 0 ? 0 : mask.row_bytes / n;
   if (mask.planes != 1 || (n > 0 && bytes * n != mask.row_bytes))
     return fail(Errc::bad_shape,
-                "the mask has {} rows of {} bytes in {} planes: hand over a square one, as in "
-                "fastv::rows(mask, n, n)",
+                "the mask has {} rows of {} bytes in {} planes: hand over a square one, as in fastv::rows(mask, n, n)",
                 n, mask.row_bytes, mask.planes);
   if (Status status = compact(kept, mask); !status) return status;
   const Rows columns{mask.data, n, bytes, static_cast<std::ptrdiff_t>(bytes), kept.indices.size(), mask.row_stride};

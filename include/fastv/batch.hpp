@@ -52,7 +52,7 @@ template <class Score = float>
 class BatchPruner {
  public:
   // requests: sorted by first, disjoint. evidence_of(i): the evidence of sequence i alone (a view into the packed tensors),
-  // asked only for sequences with visual tokens, once to prune and, if scores or features rank them, once before to check
+  // asked only for sequences with visual spans, once to prune and, if scores or features rank them, once before to check
   // it and to size the scratch memory. parallel_for spreads the sequences; results do not depend on it. A sequence's
   // failure does not touch the others. Complexity: the sum of the sequences'.
   template <class EvidenceOf, class ParallelFor = Serial>

@@ -68,8 +68,8 @@ inline Status check_step(const SequenceStep& step, std::size_t i, std::size_t la
   if (step.plan == nullptr) return {};
   const Plan& plan = *step.plan;
   if (plan.layers != layers)
-    return fail(Errc::bad_shape, "the plan of sequence {} is of {} layers but the model has {}", i, plan.layers,
-                layers);
+    return fail(Errc::bad_shape, "the plan of sequence {} is of {} layers but the model has {}: make it with these", i,
+                plan.layers, layers);
   if (plan.stages > max_stages)
     return fail(Errc::bad_setting, "the plan of sequence {} has {} stages but at most {} are supported", i, plan.stages,
                 max_stages);
@@ -84,11 +84,10 @@ inline Status check_step(const SequenceStep& step, std::size_t i, std::size_t la
             (s == 0 || stage.filtering_layer > plan.stage[s - 1].filtering_layer);
     left = stage.kept_visual;
   }
-  return sound ? Status{}
-               : fail(Errc::bad_setting,
-                      "the plan of sequence {} is not one that make_plan() makes: its lengths do not "
-                      "fit each other",
-                      i);
+  return sound
+             ? Status{}
+             : fail(Errc::bad_setting,
+                    "the plan of sequence {} is not one that make_plan() makes: its lengths do not fit each other", i);
 }
 
 // Makes a group begin at `layer`, among the first `count`, which are sorted. Returns how many there are then; more than

@@ -54,8 +54,9 @@ struct Diversity {
   Blend blend = Blend::sum;            // how score and novelty make a value
   double weight = 0.5;  // sum: share of the score, in [0, 1]; product: its exponent. 0: no score is looked at, and
                         // nearest starts with the token farthest from its nearest neighbour
-  double protected_share = 0;  // this share of the count (of what an even grid and the images' minima leave of it) goes
-                               // to the highest scores, whatever they resemble, in [0, 1]
+  // This share of the count (of what an even grid leaves of it; where images are pooled and have minima, of each minimum
+  // and of the rest) goes to the highest scores, whatever they resemble, in [0, 1].
+  double protected_share = 0;
 };
 
 // Who competes with whom.
@@ -97,7 +98,8 @@ struct Config {
 
   Selection selection = Selection::top_k;  // by what rule the count is filled
   std::uint64_t seed = 0;                  // for Selection::random
-  double uniform_share = 0;                // top_k, diverse: this share of the count goes to an even grid, in [0, 1]
+  double uniform_share = 0;                // top_k, diverse: this share of the count goes to an even grid, in [0, 1];
+                                           // of pooled images, at most what their minima leave
   std::size_t window_rows = 0;     // top_k, diverse: windows of so many rows and columns of the grid keep a fixed share
   std::size_t window_columns = 0;  // of the count each; 0: the whole image is one window
   Diversity diversity = {};        // for Selection::diverse
@@ -148,8 +150,7 @@ inline Status validate(const Config& config) noexcept {
     return fail(Errc::bad_setting, "filtering_ratio is not a number: use a share from 0 to 1");
   if (!detail::is_share(config.filtering_ratio))
     return fail(Errc::bad_setting,
-                "filtering_ratio is {} but must lie between 0 (drop none) and 1 (drop every visual "
-                "token)",
+                "filtering_ratio is {} but must lie between 0 (drop none) and 1 (drop every visual token)",
                 config.filtering_ratio);
   if (detail::is_nan(config.uniform_share) || !detail::is_share(config.uniform_share))
     return fail(Errc::bad_setting, "uniform_share is {} but must lie between 0 and 1", config.uniform_share);
@@ -189,9 +190,8 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
       const std::size_t end =
           span.count > max_tokens || span.first > max_tokens ? static_cast<std::size_t>(-1) : span.first + span.count;
       return fail(Errc::bad_prompt,
-                  "visual span {} ends before position {} but the prompt has {} tokens: shorten the "
-                  "span",
-                  i, end, tokens);
+                  "visual span {} ends before position {} but the prompt has {} tokens: shorten the span", i, end,
+                  tokens);
     }
     if (i > 0) {
       const TokenSpan& previous = visual[i - 1];
@@ -202,8 +202,7 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
                     i, span.first, previous.first);
       if (span.first < previous.first + previous.count)
         return fail(Errc::bad_prompt,
-                    "visual span {} starts at position {} but the previous span reaches up to {}: make "
-                    "them disjoint",
+                    "visual span {} starts at position {} but the previous span reaches up to {}: make them disjoint",
                     i, span.first, previous.first + previous.count);
     }
     if (span.continues && i == 0)
@@ -213,9 +212,8 @@ inline Status validate(Span<const TokenSpan> visual, std::size_t tokens) noexcep
                   span.original, max_tokens);
     if (span.original != 0 && span.original < span.count)
       return fail(Errc::bad_prompt,
-                  "visual span {} has {} original tokens, fewer than the {} it has now: use "
-                  "next_spans() or 0",
-                  i, span.original, span.count);
+                  "visual span {} has {} original tokens, fewer than the {} it has now: use next_spans() or 0", i,
+                  span.original, span.count);
     const double ratio = span.filtering_ratio;
     if (detail::is_nan(ratio) || !(ratio == by_config || detail::is_share(ratio)))
       return fail(Errc::bad_prompt, "visual span {} has filtering_ratio {}: use a share from 0 to 1, or by_config", i,
@@ -256,9 +254,8 @@ inline Status validate(const Config& config, Span<const TokenSpan> visual, std::
     if (visual[i].filtering_ratio == by_config) continue;
     if (config.keep_count != by_ratio)
       return fail(Errc::bad_prompt,
-                  "visual span {} has filtering_ratio {} but keep_count is {}, which decides: use one "
-                  "of them",
-                  i, visual[i].filtering_ratio, config.keep_count);
+                  "visual span {} has filtering_ratio {} but keep_count is {}, which decides: use one of them", i,
+                  visual[i].filtering_ratio, config.keep_count);
     if (config.quota == Quota::pooled)
       return fail(Errc::bad_prompt,
                   "visual span {} has a filtering_ratio of its own, {}, but the images are pooled: use "

@@ -237,9 +237,8 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
   if (shape.layers != prompt.layers)
     return {{},
             fail(Errc::bad_setting,
-                 "the model's shape has {} layers but the prompt's model has {}: describe the same "
-                 "model",
-                 shape.layers, prompt.layers)};
+                 "the model's shape has {} layers but the prompt's model has {}: describe the same model", shape.layers,
+                 prompt.layers)};
   if (budget.of == Budget::Of::seconds) {
     if (Status status = detail::check_times(budget.times); !status) return {{}, status};
   }
@@ -265,8 +264,7 @@ inline Result<Config> settings_under(const Budget& budget, const ModelShape& sha
   if (const double least = cost(first_layer, 0); detail::is_nan(budget.limit) || !(least <= budget.limit))
     return {{},
             fail(Errc::over_budget,
-                 "the budget is {} but even a prefill without visual tokens from layer {} on costs {}: "
-                 "raise it",
+                 "the budget is {} but even a prefill without visual tokens from layer {} on costs {}: raise it",
                  budget.limit, first_layer, least)};
   std::size_t low = 0, high = plan->visual;  // low fits
   while (low < high) {

@@ -260,7 +260,8 @@ inline Status visible_tokens(Span<const TokenSpan> visual, std::size_t tokens, S
   if (visible.size() > tokens)
     return fail(Errc::bad_shape, "visible has {} rows but the prompt has {} tokens: give the last rows of the prompt",
                 visible.size(), tokens);
-  if (prefix > tokens) return fail(Errc::bad_prompt, "the prefix has {} tokens but the prompt has {}", prefix, tokens);
+  if (prefix > tokens)
+    return fail(Errc::bad_prompt, "the prefix has {} tokens but the prompt has {}: use at most that", prefix, tokens);
   if (past > max_tokens - tokens)
     return fail(Errc::bad_prompt, "{} keys of earlier turns and {} tokens are more than the {} supported", past, tokens,
                 max_tokens);

@@ -99,8 +99,7 @@ Status check_features_of(const Features<Vectors>& features, std::size_t tokens) 
         vectors.tokens, features.past, tokens);
   if (vectors.heads > widest_features || vectors.dim > widest_features / vectors.heads)
     return fail(Errc::bad_shape,
-                "features have {} heads of {} elements but at most {} elements are supported: project "
-                "them first",
+                "features have {} heads of {} elements but at most {} elements are supported: project them first",
                 vectors.heads, vectors.dim, widest_features);
   return {};
 }

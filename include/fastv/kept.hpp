@@ -63,9 +63,8 @@ inline Status check_indices(Span<const Index> kept, std::size_t count) noexcept 
                   kept[i], kept[i - 1]);
     if (kept[i] >= count)
       return fail(Errc::bad_index,
-                  "kept index {} is {} but there are {} rows: use the tensor that the indices were made "
-                  "for",
-                  i, kept[i], count);
+                  "kept index {} is {} but there are {} rows: use the tensor that the indices were made for", i,
+                  kept[i], count);
   }
   return {};
 }
@@ -74,7 +73,7 @@ inline Status check_kept(const KeptRows& kept, std::size_t count) noexcept {
   if (kept.prompt_tokens != KeptRows::unknown && kept.prompt_tokens != count)
     return fail(Errc::bad_shape,
                 "the tensor has {} rows but the prompt has {} tokens: hand over one row per prompt token, "
-                "as in fastv::rows(data, {}, width), and ids of several axes by fastv::position_axes()",
+                "by fastv::rows(data, {}, width), pages() of as many, and ids of several axes by position_axes()",
                 count, kept.prompt_tokens, kept.prompt_tokens);
   return check_indices(kept.indices, count);
 }

@@ -170,9 +170,8 @@ inline Result<RepackedPages> repack_pages(const KeptRows& kept, Span<const KvPag
         cache.count != shared.count)
       return {{},
               fail(Errc::bad_pages,
-                   "cache {} has {} tokens in blocks of {}, unlike cache 0, with which it shares the "
-                   "block table",
-                   c, cache.count, cache.block_tokens)};
+                   "cache {} has {} tokens in blocks of {}, unlike cache 0, with which it shares the block table", c,
+                   cache.count, cache.block_tokens)};
   }
   if (Status status = detail::check_kept(kept, shared.count); !status) return {{}, status};
 
@@ -206,8 +205,7 @@ inline Status gather_pages(const KeptRows& kept, const KvPages& from, const KvPa
   if (Status status = detail::check_kept(kept, from.count); !status) return status;
   if (from.row_bytes != to.row_bytes || from.planes != to.planes)
     return fail(Errc::bad_shape,
-                "a token has {} planes of {} bytes at the source but {} of {} at the destination: make them "
-                "equal",
+                "a token has {} planes of {} bytes at the source but {} of {} at the destination: make them equal",
                 from.planes, from.row_bytes, to.planes, to.row_bytes);
   if (to.count < kept.indices.size())
     return fail(Errc::too_small, "the destination has room for {} tokens but needs {}", to.count, kept.indices.size());

@@ -277,9 +277,9 @@ inline Result<std::size_t> kept_visual(const Config& config, Span<const TokenSpa
 
 // How many visual tokens each image keeps under Quota::per_image; their sum is kept_visual().
 //
-// By ratio: kept_count() of its tokens. By keep_count: in proportion to the images' tokens, rounded by Hamilton's
-// method. min_per_image raises the small ones: by ratio beyond R, by count at the cost of the others, as far as the
-// count reaches; a count too small for every minimum is shared out without any.
+// By ratio: kept_count() of its tokens, or min_per_image where that is more. By keep_count: every image its min_per_image,
+// and the rest in proportion to the tokens that images have beyond it, rounded by Hamilton's method; a count too small for
+// every minimum is shared out without any.
 //
 // quotas: twice as many entries as images; the first half receives them, the second is scratch. Returns the number of
 // images. O(spans).
@@ -365,8 +365,7 @@ inline Status read_past(const Prompt& prompt, Plan& plan) noexcept {
     const std::size_t keys = prompt.past[layer];
     if (keys > max_tokens - prompt.tokens)
       return fail(Errc::bad_prompt,
-                  "the prompt has {} tokens and {} keys of earlier turns but at most {} together "
-                  "are supported",
+                  "the prompt has {} tokens and {} keys of earlier turns but at most {} together are supported",
                   prompt.tokens, keys, max_tokens);
     if (plan.pasts > 0 && plan.past[plan.pasts - 1].keys == keys) continue;
     if (plan.pasts == sizeof(plan.past) / sizeof(plan.past[0]))

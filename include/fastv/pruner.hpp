@@ -87,8 +87,9 @@ class Pruner {
   Result<Plan> plan(const Prompt& prompt) const noexcept { return make_plan(config_, prompt); }
 
   // Room for prompts of up to `tokens` tokens in `spans` spans, scored from queries and keys of up to `heads` heads of
-  // dimension `dim` over `past` more keys (heads 0 where the evidence is something else), and compared by features of up
-  // to `feature_width` floats from vectors of up to `feature_dim` elements where those are averaged or projected.
+  // dimension `dim` over `past` more keys (heads 0 where there are no queries, dim 0 where there are no keys either), and
+  // compared by features of up to `feature_width` floats from vectors of up to `feature_dim` elements where those are
+  // averaged or projected.
   Status reserve(std::size_t tokens, std::size_t spans, std::size_t heads = 0, std::size_t dim = 0,
                  std::size_t past = 0, std::size_t feature_width = 0, std::size_t feature_dim = 0) noexcept {
     constexpr std::size_t largest = std::size_t{1} << 24;  // so that no sum below wraps around
@@ -96,14 +97,15 @@ class Pruner {
       return fail(Errc::bad_shape,
                   "room for {} tokens in {} spans and {} heads of dimension {} is more than any model needs", tokens,
                   spans, heads, dim);
-    std::size_t scratch = 0;
+    std::size_t scratch = detail::pieces(tokens + past) * (dim > 0 ? dim : 1);
     if (heads > 0) {
       QueryKey<half> shape{};  // of all element types, the one whose query takes most room
       shape.query.heads = heads;
       shape.query.tokens = tokens;  // an engine may hand over all rows where one is scored by
       shape.key.tokens = tokens + past;
       shape.key.dim = dim;
-      scratch = score_scratch(shape);
+      const std::size_t of_queries = score_scratch(shape);
+      scratch = of_queries > scratch ? of_queries : scratch;
     }
     std::size_t words = 0;
     if (config_.selection == Selection::diverse && feature_width > 0) {

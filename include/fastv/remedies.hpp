@@ -28,7 +28,8 @@ enum class RopeLayout {
 // How keys were rotated: pair i of token t by the angle positions[axis[i]][t] * frequencies[i].
 struct Rope {
   Span<const float> frequencies;         // [pairs], theta^(-2 i / rotated dimensions) in most models. Fewer pairs than
-                                         // dim / 2: partial rotary, whose elements past 2 * pairs stay as they are
+                                         // dim / 2: partial rotary, whose elements past 2 * pairs stay as they are.
+                                         // One that is no number makes its pair NaN
   Span<const Index> positions;           // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
   Span<const unsigned char> axis = {};   // [pairs], M-RoPE's section of each pair; empty: axis 0
   RopeLayout layout = RopeLayout::half;  // which elements are a pair
@@ -41,8 +42,7 @@ inline Status check_rope(const Rope& rope, std::size_t tokens, std::size_t dim) 
   const std::size_t pairs = rope.frequencies.size();
   if (pairs == 0 || pairs > dim / 2)
     return fail(Errc::bad_setting,
-                "Rope::frequencies has {} entries but the head dimension is {}: give one per rotated "
-                "pair, at most {}",
+                "Rope::frequencies has {} entries but the head dimension is {}: give one per rotated pair, at most {}",
                 pairs, dim, dim / 2);
   if (rope.frequencies.data() == nullptr) return fail_null("Rope::frequencies");
   if (!rope.axis.empty() && rope.axis.size() != pairs)
@@ -51,9 +51,10 @@ inline Status check_rope(const Rope& rope, std::size_t tokens, std::size_t dim) 
   if (!rope.axis.empty() && rope.axis.data() == nullptr) return fail_null("Rope::axis");
   std::size_t axes = 1;
   for (const unsigned char axis : rope.axis) axes = axis + 1u > axes ? axis + 1u : axes;
-  if (rope.positions.size() < axes * tokens)
-    return fail(Errc::bad_setting, "Rope::positions has {} entries for {} axes of {} tokens", rope.positions.size(),
-                axes, tokens);
+  if (rope.positions.size() < axes * tokens || (axes > 1 && rope.positions.size() > axes * tokens))
+    return fail(Errc::bad_setting,
+                "Rope::positions has {} entries for {} axes of {} tokens: hand over {}, axis by axis",
+                rope.positions.size(), axes, tokens, axes * tokens);
   return tokens > 0 && rope.positions.data() == nullptr ? fail_null("Rope::positions") : Status{};
 }
 
@@ -112,9 +113,8 @@ Status value_norms(const Values& values, Span<const TokenSpan> visual, Span<floa
   if (Status status = detail::check_heads(values, "value"); !status) return status;
   if (past >= values.tokens)
     return fail(Errc::bad_shape,
-                "past is {} but there are {} values: it counts those of earlier turns, without the "
-                "prompt's",
-                past, values.tokens);
+                "past is {} but there are {} values: it counts those of earlier turns, without the prompt's", past,
+                values.tokens);
   if (Status status = validate(visual, values.tokens - past); !status) return status;
   const std::size_t count = visual_tokens(visual);
   if (Status status = detail::expect_room(norms, values.heads * count, "value_norms"); !status) return status;
@@ -151,15 +151,16 @@ Result<std::size_t> text_raters(const T* hidden, std::size_t tokens, std::size_t
     return {0, fail(Errc::bad_prompt, "the prompt has no visual tokens, so no text can be relevant to them")};
   if (text.count == 0) return {0, fail(Errc::bad_prompt, "the text has 0 tokens: name those behind the images")};
   if (text.first >= tokens || text.count > tokens - text.first)
-    return {0, fail(Errc::bad_prompt, "the text reaches from position {} over {} tokens but the prompt has {}",
+    return {0, fail(Errc::bad_prompt,
+                    "the text reaches from position {} over {} tokens but the prompt has {}: use those in it",
                     text.first, text.count, tokens)};
   if (stride < width)
-    return {0, fail(Errc::bad_stride, "the row stride of the hidden states is {} but a row has {} elements", stride,
+    return {0, fail(Errc::bad_stride,
+                    "the row stride of the hidden states is {} but a row has {} elements: use at least that", stride,
                     width)};
   if (stride > detail::most_entries / tokens)
     return {0, fail(Errc::bad_stride,
-                    "the row stride of the hidden states is {}, which over {} tokens is more than any "
-                    "memory holds",
+                    "the row stride of the hidden states is {}, which over {} tokens is more than any memory holds",
                     stride, tokens)};
   if (Status status = detail::expect_room(raters, text.count, "raters"); !status) return {0, status};
   if (Status status = detail::expect_room(scratch, 2 * text.count, "scratch"); !status) return {0, status};
@@ -238,8 +239,7 @@ Status correct_by_prior(Span<Score> scores, Span<const Score> prior) noexcept {
   }
   if (question.nothing() || before.nothing())
     return fail(Errc::bad_value,
-                "all {} visual scores {} are 0, so that there is nothing to correct: does that row see "
-                "the images?",
+                "all {} visual scores {} are 0, so that there is nothing to correct: does that row see the images?",
                 scores.size(), question.nothing() ? "of the question" : "of the prior rows");
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const Score p = scores[i] / question.sum, q = prior[i] / before.sum;

@@ -106,8 +106,7 @@ Status check_keys_only(const KeysOnly<Keys>& evidence) noexcept {
   if (Status status = check_heads(evidence.keys, "key"); !status) return status;
   if (evidence.past >= evidence.keys.tokens)
     return fail(Errc::bad_shape,
-                "past is {} but there are {} keys: it counts those of earlier turns, without the "
-                "prompt's",
+                "past is {} but there are {} keys: it counts those of earlier turns, without the prompt's",
                 evidence.past, evidence.keys.tokens);
   return {};
 }

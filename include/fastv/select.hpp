@@ -283,9 +283,7 @@ inline Status check_counts(const Config& config, const Images& images, std::size
                            std::size_t unranked_groups) noexcept {
   const std::size_t total = images.tokens, layer = scored_layer(config.filtering_layer);
   if (total > 0 && nan_scores == total)
-    return fail(Errc::bad_value,
-                "all {} visual scores are NaN: check what layer {} and the tensors handed over "
-                "hold",
+    return fail(Errc::bad_value, "all {} visual scores are NaN: check what layer {} and the tensors handed over hold",
                 total, layer);
   if (unranked_groups == 0) return {};
   if (zero_scores == total)
@@ -423,6 +421,10 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
   if (config.selection == Selection::diverse) {
     if constexpr (has_features<Evidence>) {
       if (total > 0) {
+        const Diversity& d = config.diversity;
+        const bool by_scores_alone = d.protected_share >= 1 || (d.blend == Blend::sum && d.weight >= 1);
+        if (by_scores_alone && selected.zero_scores == total && images.keep % total != 0 && !(config.uniform_share > 0))
+          return {{}, check_counts(config, images, 0, total, 1)};
         const std::size_t broken =
             mark_diverse<Score>(config, evidence, visual, scores, images, marks, rest,
                                 scratch + common_scratch(config, visual, total), floats, parallel_for);
@@ -430,9 +432,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
         if (broken == total)
           return {{},
                   fail(Errc::bad_value,
-                       "the features of all {} visual tokens are NaN or infinite: check what was "
-                       "handed over",
-                       total)};
+                       "the features of all {} visual tokens are NaN or infinite: check what was handed over", total)};
       }
     }
   } else if (config.quota == Quota::pooled) {

@@ -211,7 +211,8 @@ class Slots {
   // length(layer) on are then free. O(groups * log runs).
   Status rollback(std::size_t tokens) noexcept {
     if (tokens > tokens_)
-      return fail(Errc::bad_prompt, "the sequence has {} tokens and cannot be rolled back to {}", tokens_, tokens);
+      return fail(Errc::bad_prompt, "the sequence has {} tokens and cannot be rolled back to {}: use at most that",
+                  tokens_, tokens);
     for (std::size_t g = 0; g < groups_; ++g) truncate(group_[g].runs, tokens);
     tokens_ = tokens;
     prompt_ = tokens < prompt_ ? tokens : prompt_;
@@ -273,8 +274,8 @@ class Slots {
     const Span<const SlotRun> held = runs(layer);
     const std::size_t length = detail::length_of(held), count = positions.size();
     if (first_slot > length || count > length - first_slot)
-      return fail(Errc::bad_index, "{} slots from {} on were asked for but layer {} holds {}", count, first_slot, layer,
-                  length);
+      return fail(Errc::bad_index, "{} slots from {} on were asked for but layer {} holds {}: see length()", count,
+                  first_slot, layer, length);
     if (Status status = detail::expect_room(positions, count, "the positions"); !status) return status;
     std::size_t r = detail::runs_up_to<&SlotRun::slot>(held, first_slot);
     for (std::size_t i = 0; i < count; ++r) {

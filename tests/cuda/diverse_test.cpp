@@ -105,7 +105,10 @@ TEST(CudaDiverse, EveryCompositionEqualsTheSlowRule) {
     const std::size_t count = rng.between(1, 4), width = rng.between(20, 40);
     const bool grids = rng.chance(0.5);
     std::vector<Problem> problems;
-    for (std::size_t i = 0; i < count; ++i) problems.emplace_back(rng, grids, rng.chance(0.3) ? 0.15 : 0, width);
+    for (std::size_t i = 0; i < count; ++i) {
+      const double damaged_share = rng.chance(0.3) ? (rng.chance(0.5) ? 0.15 : 0.5) : 0;
+      problems.emplace_back(rng, grids, damaged_share, width);
+    }
     DeviceBatch batch;
     for (const Problem& problem : problems) {
       Config config = slow_greedy::random_config(rng, problem, grids);
@@ -171,14 +174,15 @@ TEST(CudaDiverse, WhereNothingRoundsTheCoresTokensStay) {
   }
 }
 
-// One image of n visual tokens behind two of text, as the device and the core prune it.
+// n visual tokens behind two of text, as the device and the core prune them: one image, or those of `images`.
 struct Alone {
   std::vector<Index> device, core;
 };
-Alone prune_alone(Rng& rng, const Config& config, const slow_greedy::Matrix& x, const std::vector<double>& scores) {
+Alone prune_alone(Rng& rng, const Config& config, const slow_greedy::Matrix& x, const std::vector<double>& scores,
+                  const std::vector<TokenSpan>& images = {}) {
   const std::size_t n = x.size(), width = x[0].size();
   const std::vector<float> features = slow_greedy::flat(x), s(scores.begin(), scores.end());
-  const std::vector<TokenSpan> visual{{2, n}};
+  const std::vector<TokenSpan> visual = images.empty() ? std::vector<TokenSpan>{{2, n}} : images;
   cuda::Limits limits;
   limits.tokens = n + 3;
   limits.features = width;
@@ -221,6 +225,19 @@ TEST(CudaDiverse, EqualTokensAreTakenByScoreThenInOrder) {
       const Alone last = prune_alone(rng, config, x, rising);
       EXPECT_EQ(last.device, last.core) << n;
     }
+}
+
+// A token without a score that stays for its image's minimum.
+TEST(CudaDiverse, WhatFillsAMinimumCountsAsKept) {
+  Rng rng(81);
+  Config config = slow_greedy::diverse({Novelty::nearest, Blend::sum, 0.1}, 2);
+  config.quota = Quota::pooled;
+  config.min_per_image = 1;
+  const slow_greedy::Matrix x = {{1, 0}, {1, 0}, {0, 1}};
+  const std::vector<double> scores = {static_cast<double>(oracle::nan_float()), 0.6, 0.5};
+  const Alone out = prune_alone(rng, config, x, scores, {{2, 1}, {3, 2}});
+  EXPECT_EQ(out.core, (std::vector<Index>{0, 2}));
+  EXPECT_EQ(out.device, out.core);
 }
 
 // Enough for several tiles of products and several candidates of a thread; of the last ones, more than shared memory has.

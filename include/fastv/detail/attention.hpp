@@ -92,9 +92,8 @@ Status check_query_key(const QueryKey<Q, Keys>& evidence) noexcept {
                 evidence.query.dim, evidence.key.dim);
   if (heads % kv_heads != 0)
     return fail(Errc::bad_shape,
-                "query has {} heads, which key's {} KV heads do not divide: check the extents and their "
-                "order",
-                heads, kv_heads);
+                "query has {} heads, which key's {} KV heads do not divide: check the extents and their order", heads,
+                kv_heads);
   if (Status status = check_tokens(evidence, heads, evidence.query.tokens, keys); !status) return status;
   if (is_nan(evidence.scale) || is_infinite(evidence.scale) || !(evidence.scale > 0))
     return fail(Errc::bad_setting, "scale is {} but must be positive and finite, such as 1 / sqrt(head dimension)",

@@ -206,12 +206,9 @@ class Chooser {
                                                                               : best_value(take.first, take.end);
         left = next != none;
       }
-      if (left) {
-        keep(next);
-        learn(next);
-      } else {
-        keep(first_left(take.first, take.end));
-      }
+      if (!left) next = first_left(take.first, take.end);
+      keep(next);
+      learn(next);
     }
   }
   FASTV_KERNEL void keep(std::uint32_t kept) {

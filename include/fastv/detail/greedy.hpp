@@ -200,7 +200,7 @@ class Greedy {
     }
     for (std::size_t m = first; have < count; ++m)  // only those without numbers are left
       if (mark(m) != chosen<Mark>) {
-        mark(m) = chosen<Mark>;
+        keep(m);
         ++have;
       }
   }

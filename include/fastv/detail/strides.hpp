@@ -66,8 +66,7 @@ Status check_data(const T* data, const char* what) noexcept {
   if (data == nullptr) return fail_null(what);
   if (reinterpret_cast<std::uintptr_t>(data) % alignof(T) != 0)
     return fail(Errc::bad_stride,
-                "the address of {} is not a multiple of {}, the alignment of its elements: copy it to "
-                "aligned memory",
+                "the address of {} is not a multiple of {}, the alignment of its elements: copy it to aligned memory",
                 what, alignof(T));
   return {};
 }
@@ -80,8 +79,7 @@ Status check_block_table(Span<const Index> table, Span<T* const> blocks, std::si
   const std::size_t needed = blocks_for(tokens, block_tokens), given = blocks.empty() ? table.size() : blocks.size();
   if (given < needed)
     return fail(Errc::bad_pages,
-                "the block table of {} has {} blocks but {} are needed: hand over the whole table of the "
-                "sequence",
+                "the block table of {} has {} blocks but {} are needed: hand over the whole table of the sequence",
                 what, given, needed);
   if (needed == 0) return {};
   if (blocks.empty()) {
