@@ -3,16 +3,17 @@
 # prints registers, spills and shared memory of each. Fails on any spill, and on a stack frame. Then, where they are
 # installed, LibTorch's adaptor by nvcc and the kernels by hipcc. Nothing runs.
 # Ends with 77 where there is no nvcc: skipped, which is not passed.
-#   compile.sh [ARCH...]     such as sm_90; WORK: a folder for what is built
+#   compile.sh [ARCH...]     such as sm_90, or newest; WORK: a folder for what is built
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 : "${WORK:=$root/build/cuda}" "${NVCC:=nvcc}"
 command -v "$NVCC" >/dev/null || { echo "fastv/cuda.cuh is NOT TESTED HERE: install nvcc (CUDA 11.8 or newer)"; exit 77; }
 mkdir -p "$WORK"
 newest=$("$NVCC" --list-gpu-code | grep '^sm_[0-9]*$' | sort -t _ -k 2 -n | tail -n 1)
-[ $# -gt 0 ] || set -- sm_80 sm_90 "$newest"
+[ $# -gt 0 ] || set -- sm_80 sm_90 newest
 status=0
 for arch in "$@"; do
+  [ "$arch" != newest ] || arch=$newest
   log=$WORK/$arch.txt
   "$NVCC" -std=c++17 -O3 -I"$root/include" -gencode "arch=compute_${arch#sm_},code=$arch" -Werror all-warnings \
     -Xcompiler -Wall,-Wextra -Xptxas -v -c "$root/tests/cuda/everything.cu" -o "$WORK/everything_$arch.o" >"$log" 2>&1 ||
