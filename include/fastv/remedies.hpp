@@ -30,7 +30,7 @@ struct Rope {
   Span<const float> frequencies;         // [pairs], theta^(-2 i / rotated dimensions) in most models. Fewer pairs than
                                          // dim / 2: partial rotary, whose elements past 2 * pairs stay as they are.
                                          // One that is no number makes its pair NaN
-  Span<const Index> positions;           // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three
+  Span<const Index> positions;           // [axes, tokens]; 1-D RoPE has one axis, M-RoPE three or four
   Span<const unsigned char> axis = {};   // [pairs], M-RoPE's section of each pair; empty: axis 0
   RopeLayout layout = RopeLayout::half;  // which elements are a pair
 };
@@ -51,10 +51,11 @@ inline Status check_rope(const Rope& rope, std::size_t tokens, std::size_t dim) 
   if (!rope.axis.empty() && rope.axis.data() == nullptr) return fail_null("Rope::axis");
   std::size_t axes = 1;
   for (const unsigned char axis : rope.axis) axes = axis + 1u > axes ? axis + 1u : axes;
-  if (rope.positions.size() < axes * tokens || (axes > 1 && rope.positions.size() > axes * tokens))
+  const std::size_t given = rope.positions.size();
+  if (given < axes * tokens || (axes > 1 && tokens > 0 && given % tokens != 0))
     return fail(Errc::bad_setting,
-                "Rope::positions has {} entries for {} axes of {} tokens: hand over {}, axis by axis",
-                rope.positions.size(), axes, tokens, axes * tokens);
+                "Rope::positions has {} entries for {} axes of {} tokens: hand over {}, axis by axis", given, axes,
+                tokens, axes * tokens);
   return tokens > 0 && rope.positions.data() == nullptr ? fail_null("Rope::positions") : Status{};
 }
 
