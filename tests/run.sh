@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing, builds, runs the tests, and ends with a summary. Run it again at will.
 #   sh tests/run.sh        the library, the authors' tensors and the reference decoder: 5 minutes of one core
-#   sh tests/run.sh all    all but what other compilers, sanitizers and engines add (.ci/run): 15 minutes of one core
+#   sh tests/run.sh all    all but what other compilers, sanitizers and engines add (.ci/run): 40 minutes of one core
 set -eu
 cd "$(dirname "$0")/.."
 . cmake/packages.sh
