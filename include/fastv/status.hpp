@@ -132,7 +132,8 @@ template <class T>
 Status expect_room(Span<T> room, std::size_t needed, const char* what) noexcept {
   if (room.size() < needed)
     return fail(Errc::too_small, "{} has room for {} entries but needs {}", what, room.size(), needed);
-  if (needed > 0 && room.data() == nullptr) return fail(Errc::null_data, "the pointer to {} is null", what);
+  if (needed > 0 && room.data() == nullptr)
+    return fail(Errc::null_data, "the pointer to {} is null: hand over {} entries", what, needed);
   return {};
 }
 
