@@ -450,8 +450,8 @@ TEST(EveryVerb, RefusesTensorsOfAnotherLengthThanThePrompt) {
     EXPECT_TRUE(is_refused(compact(pruned_10(), rows(values.data(), length))));
     EXPECT_TRUE(is_refused(compact(pruned_10(), Span<std::int64_t>(values.data(), length))));
     EXPECT_TRUE(is_refused(compact(pruned_10(), position_axes(values.data(), 3, length))));
-    EXPECT_TRUE(refused(compact(pruned_10(), rows(values.data(), 30)), Errc::bad_shape,
-                        "of several axes by position_a"));
+    EXPECT_TRUE(
+        refused(compact(pruned_10(), rows(values.data(), 30)), Errc::bad_shape, "of several axes by position_a"));
     EXPECT_TRUE(is_refused(gather(pruned_10(), rows(values.data(), length), rows(room.data(), 10))));
     EXPECT_TRUE(is_refused(compact_mask(pruned_10(), rows(values.data(), length, length))));
     EXPECT_TRUE(is_refused(compact_pages(pruned_10(), cache).status));
