@@ -309,6 +309,35 @@ TEST(Diverse, ZerosAloneRankNothing) {
   EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 1}, 2, 1));
   EXPECT_TRUE(prunes({Novelty::nearest, Blend::sum, 0.9}, 2));
   EXPECT_TRUE(prunes({Novelty::nearest, Blend::product, 1}, 2));
+  EXPECT_FALSE(prunes({Novelty::nearest, Blend::sum, 1}, 2, 0.5)) << "the grid has taken one";
+}
+
+// The same in one image of two, in the words that the other rules have for it, and in a pool or its minima.
+TEST(Diverse, ZerosAloneRankNothingInAnImage) {
+  const std::vector<TokenSpan> visual = {{0, 3}, {3, 3}};
+  const std::vector<float> scores = {0.3f, 0.1f, 0.2f, 0, 0, 0}, features(7 * 2, 1.0f);
+  const auto said = [&](Quota quota, std::size_t keep, std::size_t least, double weight) {
+    std::string of_diverse;
+    for (const Selection selection : {Selection::diverse, Selection::top_k}) {
+      Config config = diverse({Novelty::nearest, Blend::sum, weight}, keep);
+      config.selection = selection;
+      config.quota = quota;
+      config.min_per_image = least;
+      Pruner<> pruner(config);
+      const auto rows = heads(features.data(), TokenMajor{7, 1, 2});
+      const Kept kept = pruner.prune(with_features(Scores<float>{scores, 7}, rows), visual);
+      const std::string words = kept ? "ok" : kept.message().c_str();
+      if (selection == Selection::diverse) of_diverse = words;
+      if (weight >= 1) {
+        EXPECT_EQ(words, of_diverse);
+      }
+    }
+    return of_diverse;
+  };
+  EXPECT_NE(said(Quota::per_image, 4, 0, 1).find("2 of 3 tokens in image 1"), std::string::npos);
+  EXPECT_NE(said(Quota::pooled, 4, 1, 1).find("1 of 3 tokens in image 1"), std::string::npos);
+  EXPECT_EQ(said(Quota::per_image, 4, 0, 0.5), "ok");
+  EXPECT_EQ(said(Quota::pooled, 4, 0, 1), "ok");
 }
 
 TEST(Diverse, ABatchKeepsWhatEachSequenceKeepsAlone) {

@@ -176,6 +176,13 @@ struct Windows {
   }
 };
 
+// A list of n tokens, in order, as those of a group are handed on: each_of(n)(take) calls take(i) for each.
+inline auto each_of(std::size_t n) noexcept {
+  return [n](auto take) {
+    for (std::size_t i = 0; i < n; ++i) take(i);
+  };
+}
+
 // Shares the count of one image out: uniform_share of it goes to an even grid (FEATHER, arXiv 2412.13180, adds a strided
 // grid; here it comes out of the count), whose marks are set, and the rest to groups of tokens, which keep their highest
 // scores: one group, or one per window (Window FastV, arXiv 2502.11501, with Hamilton's rounding so that the count is
@@ -189,9 +196,7 @@ void for_each_group(const Config& config, Mark* marks, std::size_t n, std::size_
   const std::size_t even = even_share(config, count);
   if (even > 0) mark_uniform(marks, n, columns, even);
   if (config.window_rows == 0) {
-    each(count, [&](auto take) {
-      for (std::size_t i = 0; i < n; ++i) take(i);
-    });
+    each(count, each_of(n));
     return;
   }
   const Windows windows(config, n, columns);
@@ -230,17 +235,39 @@ Unranked find_unranked(const Mark* marks, std::size_t quota, Tokens tokens) noex
   const std::size_t stay = quota > taken ? quota - taken : 0;
   return others == 0 && stay > 0 && stay < competing ? Unranked{stay, competing} : Unranked{};
 }
+// Looks for the first group that is such, where scores alone decide, and for the image that it is in.
+struct Watch {
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  bool on;
+  Unranked found = {};
+  std::size_t images = 0, image = none;  // seen; of what was found, none where it is of several
 
-// The highest scores of one image: marks are their order keys. unranked: null, or receives the first group that is.
+  template <class Mark, class Tokens>
+  void group(const Mark* marks, std::size_t quota, Tokens tokens) noexcept {
+    if (on && found.tokens == 0) found = find_unranked(marks, quota, tokens);
+  }
+  // All images as one group, ahead of what each has for itself.
+  template <class Mark>
+  void pool(const Mark* marks, std::size_t quota, std::size_t n) noexcept {
+    group(marks, quota, each_of(n));
+    on = on && found.tokens == 0;
+  }
+  void end_of_image() noexcept {
+    if (on && found.tokens > 0 && image == none) image = images;
+    ++images;
+  }
+};
+
+// The highest scores of one image: marks are their order keys.
 template <class Mark>
 void mark_by_score(const Config& config, Mark* marks, std::size_t n, std::size_t columns, std::size_t count,
-                   Mark* scratch, Unranked* unranked) noexcept {
+                   Mark* scratch, Watch& watch) noexcept {
   const std::size_t rows = config.window_rows;  // their product with the columns may not fit
   const bool small_groups = rows != 0 && rows <= few_tokens && config.window_columns <= few_tokens / rows;
   for_each_group(config, marks, n, columns, count, scratch, [&](std::size_t quota, auto tokens) {
     Mark few[few_tokens];
     std::size_t size = 0;
-    if (unranked != nullptr && unranked->tokens == 0) *unranked = find_unranked(marks, quota, tokens);
+    watch.group(marks, quota, tokens);
     if (small_groups) {
       tokens([&](std::size_t i) { few[size++] = marks[i]; });
       mark_top_of_few(static_cast<Mark*>(few), size, quota);
@@ -312,12 +339,13 @@ struct NoFeatures {};
 template <class Score, class Evidence, class ParallelFor>
 std::size_t mark_diverse(const Config& config, const Evidence& evidence, Span<const TokenSpan> visual,
                          Span<const Score> scores, const Images& images, Mark<Score>* marks, Mark<Score>* rest,
-                         Mark<Score>* words, float* floats, const ParallelFor& parallel_for) noexcept {
+                         Mark<Score>* words, float* floats, Watch& watch, const ParallelFor& parallel_for) noexcept {
   using Mark = Mark<Score>;
   Greedy<Score, Evidence, ParallelFor> greedy(config, evidence, visual, scores, marks, floats, words, parallel_for);
   std::size_t broken = 0, numbered = 0;
   const auto image_alone = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count) {
     for_each_group(config, marks + first, n, columns, count, rest, [&](std::size_t quota, auto tokens) {
+      watch.group(marks + first, quota, tokens);
       broken += greedy.start(quota, [&](auto take) { tokens([&](std::size_t i) { take(first + i); }); });
       greedy.take(quota, 0, static_cast<std::size_t>(-1));
       greedy.finish();
@@ -330,6 +358,7 @@ std::size_t mark_diverse(const Config& config, const Evidence& evidence, Span<co
     for_each_image(visual, [&](const Image& image) {
       if (image.tokens > 0) image_alone(numbered, image.tokens, image.columns, static_cast<std::size_t>(*quotas));
       ++quotas;
+      watch.end_of_image();
       numbered += image.tokens;
     });
     return broken;
@@ -340,10 +369,11 @@ std::size_t mark_diverse(const Config& config, const Evidence& evidence, Span<co
   }
   // Every image's own first, each seeing what the ones before it kept; then the pool.
   if (const std::size_t share = pool_grid(config, images); share > 0) mark_uniform(marks, images.tokens, 0, share);
-  broken = greedy.start(images.keep, [&](auto take) {
-    for (std::size_t i = 0; i < images.tokens; ++i) take(i);
-  });
+  watch.pool(marks, images.keep, images.tokens);
+  broken = greedy.start(images.keep, each_of(images.tokens));
   for_each_image(visual, [&](const Image& image) {
+    watch.group(marks + numbered, minimum_of(config, image), each_of(image.tokens));
+    watch.end_of_image();
     greedy.take(minimum_of(config, image), numbered, numbered + image.tokens);
     numbered += image.tokens;
   });
@@ -401,13 +431,10 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     for (std::size_t i = 0; i < total; ++i) marks[i] = none;
   }
 
-  Unranked unranked;
-  Unranked* const watch = selected.zero_scores > 0 ? &unranked : nullptr;  // no zero, nothing to look for
-  std::size_t image_number = 0, unranked_image = images.count;
-  const auto end_of_image = [&] {
-    if (unranked.tokens > 0 && unranked_image == images.count) unranked_image = image_number;
-    ++image_number;
-  };
+  const Diversity& d = config.diversity;
+  const bool novelty_decides =
+      config.selection == Selection::diverse && d.protected_share < 1 && !(d.blend == Blend::sum && d.weight >= 1);
+  Watch watch{selected.zero_scores > 0 && !novelty_decides};  // no zero, nothing to look for
   Random random(config.seed);
   const auto choose = [&](std::size_t first, std::size_t n, std::size_t columns, std::size_t count) {
     Mark* m = marks + first;
@@ -421,13 +448,9 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
   if (config.selection == Selection::diverse) {
     if constexpr (has_features<Evidence>) {
       if (total > 0) {
-        const Diversity& d = config.diversity;
-        const bool by_scores_alone = d.protected_share >= 1 || (d.blend == Blend::sum && d.weight >= 1);
-        if (by_scores_alone && selected.zero_scores == total && images.keep % total != 0 && !(config.uniform_share > 0))
-          return {{}, check_counts(config, images, 0, total, 1)};
         const std::size_t broken =
             mark_diverse<Score>(config, evidence, visual, scores, images, marks, rest,
-                                scratch + common_scratch(config, visual, total), floats, parallel_for);
+                                scratch + common_scratch(config, visual, total), floats, watch, parallel_for);
         selected.nan_scores += broken;
         if (broken == total)
           return {{},
@@ -443,18 +466,11 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
       if (config.selection == Selection::top_k) {
         if (const std::size_t share = pool_grid(config, images); share > 0) mark_uniform(marks, total, 0, share);
       }
-      const auto find = [&](const Mark* m, std::size_t n, std::size_t count) {
-        if (watch == nullptr || unranked.tokens > 0) return;
-        unranked = find_unranked(m, count, [&](auto take) {
-          for (std::size_t i = 0; i < n; ++i) take(i);
-        });
-      };
-      find(marks, total, images.keep);
-      const bool pool_unranked = unranked.tokens > 0;
+      watch.pool(marks, images.keep, total);
       for_each_image(visual, [&](const Image& image) {
         const std::size_t least = minimum_of(config, image);
         Mark* m = marks + numbered;
-        find(m, image.tokens, least);
+        watch.group(m, least, each_of(image.tokens));
         if (config.selection == Selection::top_k)
           mark_top<Mark, true>(least, [&](auto take) {
             for (std::size_t i = 0; i < image.tokens; ++i) take(m[i]);
@@ -462,7 +478,7 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
         else
           choose(numbered, image.tokens, image.columns, least);
         numbered += image.tokens;
-        if (!pool_unranked) end_of_image();
+        watch.end_of_image();
       });
       fill_pool(config, marks, total, images.keep, random);
     } else if (total > 0) {
@@ -473,18 +489,19 @@ Result<Selected> select_validated(const Config& config, Span<const Score> scores
     Mark* after = rest + images.count;
     quotas_of(config, visual, images, quotas, Span<Mark>(after, images.count));
     rest = after;
+    const Mark* quota = quotas.data();
     std::size_t numbered = 0;
     for_each_image(visual, [&](const Image& image) {
-      if (image.tokens > 0)
-        choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(quotas[image_number]));
-      end_of_image();
+      if (image.tokens > 0) choose(numbered, image.tokens, image.columns, static_cast<std::size_t>(*quota));
+      ++quota;
+      watch.end_of_image();
       numbered += image.tokens;
     });
   }
-  if (unranked.tokens > 0) {
-    if (selected.zero_scores == total || unranked_image == images.count)
+  if (watch.found.tokens > 0) {
+    if (selected.zero_scores == total || watch.image == Watch::none)
       return {{}, check_counts(config, images, 0, selected.zero_scores, 1)};
-    return {{}, fail_unranked(config, unranked, unranked_image)};
+    return {{}, fail_unranked(config, watch.found, watch.image)};
   }
 
   std::size_t position = 0, numbered = 0;
