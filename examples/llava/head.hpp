@@ -47,8 +47,7 @@ class Head : public Half {
   // [n]: the attention that the last token pays to `visual` in a layer, mean over heads; 0 for text.
   std::vector<float> scores(std::int32_t layer, fastv::Span<const fastv::TokenSpan> visual, const Keys& keys) const {
     const Evidence& e = evidence(layer);
-    const std::vector<float> of_visual = e.by_cell.empty() ? rank(e, KeysOnHost(e.keys), 0, e.heads, visual, keys)
-                                                           : e.ranked_there(0, e.rows(), visual, keys);
+    const std::vector<float> of_visual = attention_of(e, keys_to_rank(e), 0, e.heads, visual, keys);
     std::vector<float> all(keys.prompt_tokens());
     fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) { all[token] = of_visual[number]; });
     return all;
@@ -56,12 +55,10 @@ class Head : public Half {
   // [H, visual tokens]: the same in layer K-1, head by head.
   std::vector<float> scores_by_head(fastv::Span<const fastv::TokenSpan> visual, const Keys& keys) const {
     const Evidence& e = evidence(layer_);
-    std::optional<KeysOnHost> on_host;
-    if (e.by_cell.empty()) on_host.emplace(e.keys);
+    const std::optional<KeysOnHost> on_host = keys_to_rank(e);
     std::vector<float> all;
     for (std::size_t head = 0; head < e.heads; ++head) {
-      const std::vector<float> one =
-          on_host ? rank(e, *on_host, head, 1, visual, keys) : e.ranked_there(head, 1, visual, keys);
+      const std::vector<float> one = attention_of(e, on_host, head, 1, visual, keys);
       all.insert(all.end(), one.begin(), one.end());
     }
     return all;
@@ -110,19 +107,6 @@ class Head : public Half {
     ggml_tensor keys;                        // [c, cells, G], in the cache
     std::size_t heads;
     float scale, soft_cap;
-
-    std::size_t rows() const { return by_cell.size() / size(keys.ne[1]); }
-    // [visual tokens]: mean over `count` rows of by_cell from one on.
-    std::vector<float> ranked_there(std::size_t first, std::size_t count, fastv::Span<const fastv::TokenSpan> visual,
-                                    const Keys& of) const {
-      std::vector<float> scores(fastv::visual_tokens(visual));
-      fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) {
-        const std::size_t cell = size(of.cells[of.past + token]);
-        for (std::size_t row = first; row < first + count; ++row)
-          scores[number] += by_cell[row * size(keys.ne[1]) + cell] / static_cast<float>(count);
-      });
-      return scores;
-    }
   };
   const Evidence& evidence(std::int32_t layer) const {
     const auto found = evidence_.find(layer);
@@ -160,7 +144,25 @@ class Head : public Half {
     ggml_to_float_t to_float_;
   };
 
-  // [visual tokens]: mean over `heads` heads from one on, which read whole KV heads, or a part of one.
+  // What heads are ranked by here, where no device has done it.
+  static std::optional<KeysOnHost> keys_to_rank(const Evidence& e) {
+    return e.by_cell.empty() ? std::optional<KeysOnHost>(e.keys) : std::nullopt;
+  }
+  // [visual tokens]: the mean over `heads` heads from one on; of all of them alone, where a device ranked them together.
+  static std::vector<float> attention_of(const Evidence& e, const std::optional<KeysOnHost>& on_host, std::size_t first,
+                                         std::size_t heads, fastv::Span<const fastv::TokenSpan> visual,
+                                         const Keys& keys) {
+    if (on_host) return rank(e, *on_host, first, heads, visual, keys);
+    const std::size_t cells = size(e.keys.ne[1]), rows = std::min(heads, e.by_cell.size() / cells);
+    std::vector<float> scores(fastv::visual_tokens(visual));
+    fastv::for_each_visual(visual, [&](std::size_t number, std::size_t token) {
+      const std::size_t cell = size(keys.cells[keys.past + token]);
+      for (std::size_t row = first; row < first + rows; ++row)
+        scores[number] += e.by_cell[row * cells + cell] / static_cast<float>(rows);
+    });
+    return scores;
+  }
+  // The same on the host. Heads: whole KV heads' of them, or a part of one's.
   static std::vector<float> rank(const Evidence& e, const KeysOnHost& on_host, std::size_t first, std::size_t heads,
                                  fastv::Span<const fastv::TokenSpan> visual, const Keys& keys) {
     const std::size_t head_dim = on_host.head_dim(), group = e.heads / on_host.kv_heads();
@@ -221,7 +223,8 @@ class Head : public Half {
   // So that nothing but a score a cell comes to the host; of every head where they are asked for, or where each has its
   // slope. Cells of other sequences, and empty ones, are hidden by the layer's own mask.
   bool rank_on_device(Evidence& e, const ggml_tensor* attention, const std::vector<float>& slopes) {
-    DeviceGraph graph(devices_.of(&e.keys), 64 + 32 * e.heads);
+    const bool apart = by_head_ || !slopes.empty();
+    DeviceGraph graph(devices_.of(&e.keys), 64 + (apart ? 32 * e.heads : 0));
     ggml_context* ctx = graph.context();
     const auto in_f32 = [&](ggml_tensor* t) { return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32); };
     const auto there = [&](const ggml_tensor* t) { return t == nullptr ? nullptr : graph.borrow(t); };
@@ -236,7 +239,7 @@ class Head : public Half {
       return *scores;
     };
     ggml_tensor* result = nullptr;
-    if (!by_head_ && slopes.empty()) {
+    if (!apart) {
       result = ranked(q, k, sinks, mask);
     } else {
       const auto head_of = [&](ggml_tensor* t, std::size_t head) {

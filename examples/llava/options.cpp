@@ -40,8 +40,7 @@ std::vector<std::string> parts(const std::string& text) {
 void expect_inputs(const Options& options) {
   if (options.model.empty()) refuse("name the language model's GGUF file with -m");
   if (options.embeddings.empty()) {
-    const bool needs_vision = !options.pictures.empty() || !options.sweep.questions.empty() || options.chat();
-    if (options.vision.empty() && needs_vision)
+    if (options.vision.empty() && !options.pictures.empty())
       refuse("name the vision encoder's GGUF file with --mmproj, or hand over --visual-embeddings");
   } else if (!options.vision.empty() || !options.pictures.empty()) {
     refuse("--visual-embeddings takes the place of --mmproj and --image: use one or the other");
@@ -70,11 +69,13 @@ void expect_sweep(Options& options) {
 
 // One answer, or a conversation.
 void expect_run(Options& options, const Rule& rule) {
-  const bool draws_or_writes = !options.overlay.empty() || !options.json.empty();
-  if (options.chat() && (options.compare || draws_or_writes))
-    refuse("--compare, --overlay and --json need a prompt: use -p and --image");
-  if (!options.chat() && options.pictures.empty() && options.embeddings.empty())
+  if (options.chat()) {
+    if (options.vision.empty()) refuse("name the vision encoder's GGUF file with --mmproj");
+    if (options.compare || !options.overlay.empty() || !options.json.empty())
+      refuse("--compare, --overlay and --json need a prompt: use -p and --image");
+  } else if (options.pictures.empty() && options.embeddings.empty()) {
     refuse("name a picture with --image, or hand over --visual-embeddings");
+  }
   if (options.sweep.calibrate != 0) refuse("--calibrate needs questions: name a file of them with --sweep");
   if (options.compare && !options.prune) refuse("--compare needs something to compare with: leave --no-fastv out");
   if (!options.overlay.empty() && options.pictures.empty()) refuse("--overlay needs a picture to draw on: use --image");

@@ -394,7 +394,7 @@ class Sweeper {
       setting.flops += fastv::prefill_flops(shape, plan) / whole_flops;
       setting.kv_bytes += static_cast<double>(engine.cache_bytes(plan));
     };
-    if (unpruned_.questions < static_cast<double>(questions_.size() - weighing_)) {
+    if (done_ < questions_.size() - weighing_) {  // the first K
       unpruned_.add({{}, 0, true, whole.text, whole.seconds}, whole, answer);
       cost(unpruned_, nullptr);
     }
