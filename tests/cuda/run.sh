@@ -35,7 +35,7 @@ rm -f "$WORK"/*.o "$WORK"/*.log
 # shellcheck disable=SC2016
 printf '%s\n' tests/cuda/score_test.cpp bench/cuda_bench.cu tests/cuda/diverse_test.cpp \
   tests/cuda/batch_test.cpp tests/cuda/select_test.cpp tests/cuda/replay_test.cpp examples/cuda/decoder.cu \
-  bench/cuda_prefill_bench.cu tests/cuda/golden_check.cpp tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
+  bench/cuda_prefill_bench.cu tests/cuda/keys_test.cpp tests/cuda/golden_check.cpp tests/cuda/device_test.cu tests/cuda/card/memory.cpp |
   xargs -P "$(nproc)" -n 1 sh -c '
     name=$(basename "$0") language=cu
     [ "$name" != memory.cpp ] || language=c++
@@ -46,7 +46,7 @@ link() {  # PROGRAM OBJECT... -- by nvcc, which knows where cuBLAS is
   for object in "$@"; do set -- "$@" "$WORK/$object.o"; shift; done
   "$NVCC" -arch="$arch" "$@" -lcublas -o "$WORK/$program"
 }
-link device_test device_test memory score_test diverse_test batch_test select_test replay_test
+link device_test device_test memory score_test diverse_test keys_test batch_test select_test replay_test
 link golden_check golden_check
 link decoder decoder
 link cuda_bench cuda_bench
